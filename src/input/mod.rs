@@ -1,0 +1,64 @@
+//! Ways in: listeners whose connections run Frame Streams readers.
+
+use std::time::Duration;
+
+use crate::protocol::ContentType;
+use crate::transport::Address;
+
+/// One input: where it listens and what it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputConfig {
+    /// Name in the ledger and in the log, unique among inputs.
+    pub name: String,
+    /// Addresses, at least one, `tcp` or `unix`.
+    pub listen: Vec<Address>,
+    /// Content types taken.
+    pub content_types: ContentTypes,
+    /// Whether writers that begin with START are taken too.
+    pub unidirectional: bool,
+    /// Longest data frame taken, payload bytes.
+    pub frame_len_max: u32,
+    /// What happens on a longer one.
+    pub oversize: Oversize,
+    /// For the whole handshake, from accept to START.
+    pub handshake_timeout: Duration,
+    /// Connections at the same time; more are closed at once.
+    pub connections_max: usize,
+    /// Permission bits of unix sockets; `None` leaves them to the umask.
+    pub socket_mode: Option<u32>,
+}
+
+/// Content types that an input takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContentTypes {
+    /// Any type, configured as `["*"]`.
+    Any,
+    /// These, in order of preference; at least one.
+    Only(Vec<ContentType>),
+}
+
+/// What a reader does with a data frame longer than its limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Oversize {
+    /// Closes the connection: such a length is more often a broken stream than a long frame.
+    #[default]
+    Close,
+    /// Skips the frame and counts it.
+    Skip,
+}
+
+impl Default for InputConfig {
+    fn default() -> Self {
+        Self {
+            name: "input".to_owned(),
+            listen: vec![Address::Tcp { host: "127.0.0.1".to_owned(), port: 6000 }],
+            content_types: ContentTypes::Only(vec![ContentType::DNSTAP]),
+            unidirectional: true,
+            frame_len_max: 1 << 20,
+            oversize: Oversize::Close,
+            handshake_timeout: Duration::from_secs(10),
+            connections_max: 10_000,
+            socket_mode: None,
+        }
+    }
+}

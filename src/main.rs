@@ -1,0 +1,3 @@
+//! The `tapster` command.
+
+fn main() {}

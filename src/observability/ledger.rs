@@ -1,0 +1,78 @@
+//! The ledger: where every frame went, exactly.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// Where every frame went, per input and per output, in frames.
+///
+/// Per output, at every moment and exactly at exit:
+/// `frames_received == frames_sent + frames_filtered + Σ frames_dropped + frames_queued + frames_spooled`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ledger {
+    /// In the order of the configuration.
+    pub inputs: Vec<InputLedger>,
+    /// In the order of the configuration.
+    pub outputs: Vec<OutputLedger>,
+}
+
+/// What one input took in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct InputLedger {
+    /// Name from the configuration.
+    pub name: String,
+    /// Connections accepted since the start.
+    pub connections: u64,
+    /// Connections open now.
+    pub connections_open: u64,
+    /// Whole data frames taken.
+    pub frames: u64,
+    /// Their bytes, length words included.
+    pub bytes: u64,
+    /// Frames of a content type that no output takes (part of `frames`).
+    pub frames_unrouted: u64,
+    /// Frames over `frame_len_max` that were skipped or closed on (not part of `frames`).
+    pub frames_oversize: u64,
+    /// Control frames of unknown type that were ignored.
+    pub control_frames_ignored: u64,
+    /// Bytes that came after STOP and were not taken.
+    pub bytes_after_stop: u64,
+    /// How connections ended: `finished`, `unclean`, `truncated`, `protocol_error`, `handshake_timeout`, …
+    pub sessions_ended: BTreeMap<String, u64>,
+}
+
+/// What became of the frames for one output.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OutputLedger {
+    /// Name from the configuration.
+    pub name: String,
+    /// Frames that inputs had for this output.
+    pub frames_received: u64,
+    /// Frames wholly written to a connection or file.
+    pub frames_sent: u64,
+    /// Frames that a filter kept back.
+    pub frames_filtered: u64,
+    /// Frames waiting in memory.
+    pub frames_queued: u64,
+    /// Frames waiting on disk.
+    pub frames_spooled: u64,
+    /// Frames lost, by reason: `queue_full`, `frame_too_long`, `shutdown`.
+    pub frames_dropped: BTreeMap<String, u64>,
+    /// Bytes of data frames written.
+    pub bytes_sent: u64,
+    /// Bytes that were written to connections which died before their end.
+    pub bytes_unconfirmed: u64,
+    /// Sessions begun: connections that reached START, or files opened.
+    pub connections: u64,
+    /// Sessions ended with FINISH after our STOP, or files closed with STOP.
+    pub sessions_finished: u64,
+}
+
+impl OutputLedger {
+    /// Whether every frame received is accounted for.
+    pub fn balances(&self) -> bool {
+        let dropped: u64 = self.frames_dropped.values().sum();
+        self.frames_received
+            == self.frames_sent + self.frames_filtered + dropped + self.frames_queued + self.frames_spooled
+    }
+}

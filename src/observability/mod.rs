@@ -1,0 +1,7 @@
+//! Counters and what is made of them.
+
+pub mod ledger;
+
+pub use ledger::InputLedger;
+pub use ledger::Ledger;
+pub use ledger::OutputLedger;

@@ -1,0 +1,93 @@
+//! Ways out: connections that run Frame Streams writers, and files.
+
+use std::time::Duration;
+
+use crate::protocol::ContentType;
+use crate::queue::WhenFull;
+use crate::transport::Address;
+
+/// One output: where it writes and what happens when it cannot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputConfig {
+    /// Name in the ledger and in the log, unique among outputs.
+    pub name: String,
+    /// Where to write: `tcp`, `unix` or `file`.
+    pub to: Address,
+    /// What happens to data that finds the queue full.
+    pub when_full: WhenFull,
+    /// Room of the queue in bytes, for each lane.
+    pub queue: usize,
+    /// How many connections.
+    pub connections: Connections,
+    /// With or without READY, ACCEPT and FINISH; sockets only.
+    pub mode: Mode,
+    /// The content type that this output writes; streams of other types do not go there.
+    pub content_type: ContentType,
+    /// Longer data frames (payload bytes) are dropped, reason `frame_too_long`.
+    pub frame_len_max: u32,
+    /// From connect to ACCEPT.
+    pub handshake_timeout: Duration,
+    /// From STOP to FINISH.
+    pub finish_timeout: Duration,
+    /// Pause between attempts to connect.
+    pub reconnect: Reconnect,
+    /// When a file output begins a new file.
+    pub rotate: Rotate,
+}
+
+/// How many connections an output keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Connections {
+    /// One, fed by every worker.
+    #[default]
+    One,
+    /// One on every worker: batches never change core.
+    PerWorker,
+}
+
+/// With or without the answers of a reader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// READY, ACCEPT, START, data, STOP, FINISH.
+    #[default]
+    Bidirectional,
+    /// START, data, STOP.
+    Unidirectional,
+}
+
+/// Doubling, jittered pause between attempts to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reconnect {
+    /// First pause.
+    pub min: Duration,
+    /// Longest pause.
+    pub max: Duration,
+}
+
+/// When a file output begins a new file; both `None`: never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rotate {
+    /// Once the file has this many bytes.
+    pub size: Option<u64>,
+    /// Once the file is this old.
+    pub every: Option<Duration>,
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        Self {
+            name: "output".to_owned(),
+            to: Address::File("tapster-%Y%m%dT%H%M%S.fstrm".to_owned()),
+            when_full: WhenFull::DropOldest,
+            queue: 64 << 20,
+            connections: Connections::One,
+            mode: Mode::Bidirectional,
+            content_type: ContentType::DNSTAP,
+            frame_len_max: 1 << 20,
+            handshake_timeout: Duration::from_secs(5),
+            finish_timeout: Duration::from_secs(5),
+            reconnect: Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+            rotate: Rotate::default(),
+        }
+    }
+}

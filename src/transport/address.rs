@@ -1,0 +1,142 @@
+//! Addresses as users write them: `tcp://HOST:PORT`, `unix:PATH`, `file:PATH`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where an input listens or an output writes.
+///
+/// A host name is kept as text: it is resolved anew at every connect.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// `tcp://HOST:PORT`; an IPv6 address stands in brackets.
+    Tcp {
+        /// Name or address, without brackets.
+        host: String,
+        /// Port; 0 lets the kernel choose when listening.
+        port: u16,
+    },
+    /// `tls://HOST:PORT`.
+    Tls {
+        /// Name or address, without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// `unix:PATH`, a stream socket.
+    Unix(PathBuf),
+    /// `file:PATH`, a strftime pattern.
+    File(String),
+}
+
+/// Why a text is not an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// None of the known schemes.
+    #[error("`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH or file:PATH")]
+    Scheme(String),
+    /// No port, or not a number up to 65535.
+    #[error("`{0}` needs a port after its host, as in tcp://127.0.0.1:6000 or tcp://[::1]:6000")]
+    Port(String),
+    /// No host before the port.
+    #[error("`{0}` needs a host before its port, as in tcp://127.0.0.1:6000 or tcp://[::1]:6000")]
+    Host(String),
+    /// No path.
+    #[error("`{0}` needs a path, as in unix:/run/tapster/dnstap.sock or file:tapster-%Y%m%d.fstrm")]
+    Path(String),
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(rest) = text.strip_prefix("tcp://") {
+            let (host, port) = split_host_port(text, rest)?;
+            return Ok(Self::Tcp { host, port });
+        }
+        if let Some(rest) = text.strip_prefix("tls://") {
+            let (host, port) = split_host_port(text, rest)?;
+            return Ok(Self::Tls { host, port });
+        }
+        let path = |rest: &str| {
+            if rest.is_empty() { Err(AddressError::Path(text.to_owned())) } else { Ok(rest.to_owned()) }
+        };
+        if let Some(rest) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(path(rest)?.into()));
+        }
+        if let Some(rest) = text.strip_prefix("file:") {
+            return Ok(Self::File(path(rest)?));
+        }
+        Err(AddressError::Scheme(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, host, port) = match self {
+            Self::Tcp { host, port } => ("tcp", host, port),
+            Self::Tls { host, port } => ("tls", host, port),
+            Self::Unix(path) => return write!(f, "unix:{}", path.display()),
+            Self::File(pattern) => return write!(f, "file:{pattern}"),
+        };
+        if host.contains(':') {
+            write!(f, "{scheme}://[{host}]:{port}")
+        } else {
+            write!(f, "{scheme}://{host}:{port}")
+        }
+    }
+}
+
+fn split_host_port(text: &str, rest: &str) -> Result<(String, u16), AddressError> {
+    let no_port = || AddressError::Port(text.to_owned());
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(bracketed) => bracketed.split_once("]:").ok_or_else(no_port)?,
+        None => rest.rsplit_once(':').ok_or_else(no_port)?,
+    };
+    // A second colon outside brackets: an IPv6 address whose end cannot be told from a port.
+    let bare_ipv6 = !rest.starts_with('[') && host.contains(':');
+    if host.is_empty() || bare_ipv6 {
+        return Err(AddressError::Host(text.to_owned()));
+    }
+    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = if digits { port.parse().ok() } else { None };
+    Ok((host.to_owned(), port.ok_or_else(no_port)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_the_contract_is_parsed_and_printed_as_it_was_written() {
+        for text in [
+            "tcp://127.0.0.1:6000",
+            "tcp://[::1]:0",
+            "tcp://siem.example:65535",
+            "tls://[2001:db8::1]:6443",
+            "unix:/run/tapster/dnstap.sock",
+            "unix:relative.sock",
+            "file:tapster-%Y%m%dT%H%M%S.fstrm",
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_fault_is_named() {
+        let error = |text: &str| text.parse::<Address>().unwrap_err();
+        for text in ["127.0.0.1:6000", "http://a:1", "", "tcp:/a:1", "/run/x.sock"] {
+            assert!(matches!(error(text), AddressError::Scheme(_)), "{text}");
+        }
+        for text in ["tcp://a", "tcp://a:", "tcp://a:65536", "tcp://a:+1", "tcp://[::1]", "tcp://[::1:5"] {
+            assert!(matches!(error(text), AddressError::Port(_)), "{text}");
+        }
+        for text in ["tcp://:1", "tcp://[]:1", "tcp://::1:6000"] {
+            assert!(matches!(error(text), AddressError::Host(_)), "{text}");
+        }
+        for text in ["unix:", "file:"] {
+            assert!(matches!(error(text), AddressError::Path(_)), "{text}");
+        }
+    }
+}
