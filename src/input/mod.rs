@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::protocol::ContentType;
 use crate::transport::Address;
 
+pub use crate::protocol::ContentTypes;
+pub use crate::protocol::Oversize;
+
 /// One input: where it listens and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputConfig {
@@ -26,25 +29,6 @@ pub struct InputConfig {
     pub connections_max: usize,
     /// Permission bits of unix sockets; `None` leaves them to the umask.
     pub socket_mode: Option<u32>,
-}
-
-/// Content types that an input takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ContentTypes {
-    /// Any type, configured as `["*"]`.
-    Any,
-    /// These, in order of preference; at least one.
-    Only(Vec<ContentType>),
-}
-
-/// What a reader does with a data frame longer than its limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Oversize {
-    /// Closes the connection: such a length is more often a broken stream than a long frame.
-    #[default]
-    Close,
-    /// Skips the frame and counts it.
-    Skip,
 }
 
 impl Default for InputConfig {

@@ -2,16 +2,162 @@
 
 use std::time::Instant;
 
+use bytes::Buf;
 use bytes::Bytes;
+use bytes::BytesMut;
+
+use crate::protocol::Encoder;
+use crate::protocol::ProtocolError;
+use crate::protocol::decoder::Scan;
+use crate::protocol::decoder::ScanStop;
+use crate::protocol::decoder::scan;
 
 /// Whole, encoded data frames of one content type, as they were read.
 ///
 /// `bytes` is a sequence of `u32 length, payload` elements with neither a partial frame nor a control frame
 /// in it. A clone shares the bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameBatch {
     bytes: Bytes,
     frames: u32,
     payload_len_max: u32,
     read_at: Instant,
+}
+
+impl FrameBatch {
+    /// Checks that `bytes` are whole data frames of at most `frame_len_max` payload bytes.
+    ///
+    /// # Errors
+    /// [`ProtocolError::EmptyBatch`], [`ProtocolError::PartialFrame`], [`ProtocolError::ControlInBatch`] and
+    /// [`ProtocolError::FrameTooLong`].
+    pub fn parse(bytes: Bytes, frame_len_max: u32, read_at: Instant) -> Result<Self, ProtocolError> {
+        let scan = scan(&bytes, frame_len_max);
+        match scan.stop {
+            ScanStop::TooLong { len } => Err(ProtocolError::FrameTooLong { len, len_max: frame_len_max }),
+            ScanStop::Escape => Err(ProtocolError::ControlInBatch { offset: scan.bytes }),
+            ScanStop::Incomplete { missing } if scan.bytes < bytes.len() => {
+                Err(ProtocolError::PartialFrame { missing })
+            }
+            ScanStop::Incomplete { .. } if scan.frames == 0 => Err(ProtocolError::EmptyBatch),
+            ScanStop::Incomplete { .. } => Ok(Self::scanned(bytes, &scan, read_at)),
+        }
+    }
+
+    /// Encodes payloads as a batch.
+    ///
+    /// # Errors
+    /// [`ProtocolError::EmptyBatch`], [`ProtocolError::EmptyPayload`], and [`ProtocolError::FrameTooLong`] for a
+    /// payload whose length does not fit the length word.
+    pub fn from_payloads<P>(payloads: P, read_at: Instant) -> Result<Self, ProtocolError>
+    where
+        P: IntoIterator,
+        P::Item: AsRef<[u8]>,
+    {
+        let encoder = Encoder::new(u32::MAX - 1);
+        let mut bytes = BytesMut::new();
+        for payload in payloads {
+            encoder.data(payload.as_ref(), &mut bytes)?;
+        }
+        Self::parse(bytes.freeze(), u32::MAX - 1, read_at)
+    }
+
+    /// The frames that `scan` found at the front: `bytes` must be those, and at least one.
+    pub(super) fn scanned(bytes: Bytes, scan: &Scan, read_at: Instant) -> Self {
+        debug_assert!(scan.frames > 0 && scan.bytes == bytes.len());
+        Self { bytes, frames: scan.frames, payload_len_max: scan.payload_len_max, read_at }
+    }
+
+    /// The encoded frames, ready to be written.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The encoded frames, ready to be written.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    /// Length of the encoded frames, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// How many frames there are: 0 only after [`FrameBatch::advance`] has dropped the last.
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    /// Payload bytes of the longest frame.
+    pub fn payload_len_max(&self) -> u32 {
+        self.payload_len_max
+    }
+
+    /// When the frames were read.
+    pub fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// The payloads in order; they share the bytes of the batch.
+    pub fn payloads(&self) -> Payloads {
+        Payloads { rest: self.bytes.clone() }
+    }
+
+    /// Drops every frame that lies wholly within the first `written` bytes, and returns how many these were.
+    ///
+    /// A frame that `written` cuts stays whole, to be written again on another connection. The batch may become
+    /// empty.
+    pub fn advance(&mut self, written: usize) -> u32 {
+        let written = scan(self.bytes.get(..written).unwrap_or(&self.bytes), u32::MAX);
+        self.bytes.advance(written.bytes);
+        self.frames -= written.frames;
+        if written.payload_len_max == self.payload_len_max {
+            self.payload_len_max = scan(&self.bytes, u32::MAX).payload_len_max;
+        }
+        written.frames
+    }
+
+    /// Leaves out frames of more than `payload_len_max` payload bytes.
+    ///
+    /// Returns the runs of frames between them, which share the bytes of the batch, and how many were left out.
+    pub fn without_longer_than(&self, payload_len_max: u32) -> (Vec<Self>, u32) {
+        if self.payload_len_max <= payload_len_max {
+            return (vec![self.clone()], 0);
+        }
+        let mut runs = Vec::new();
+        let mut left_out = 0;
+        let mut rest = self.bytes.clone();
+        loop {
+            let scan = scan(&rest, payload_len_max);
+            let run = rest.split_to(scan.bytes);
+            if scan.frames > 0 {
+                runs.push(Self::scanned(run, &scan, self.read_at));
+            }
+            let ScanStop::TooLong { len } = scan.stop else {
+                return (runs, left_out);
+            };
+            rest.advance(4 + len as usize); // whole frames only: 4 + len <= rest.len()
+            left_out += 1;
+        }
+    }
+
+    /// A copy of its own memory: a small batch no longer keeps the block alive in which it was read.
+    pub fn compact(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..*self }
+    }
+}
+
+/// The payloads of a [`FrameBatch`]: see [`FrameBatch::payloads`].
+#[derive(Clone, Debug)]
+pub struct Payloads {
+    rest: Bytes,
+}
+
+impl Iterator for Payloads {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let len = self.rest.try_get_u32().ok()?;
+        // Whole frames only: len <= rest.len()
+        Some(self.rest.split_to(len as usize))
+    }
 }

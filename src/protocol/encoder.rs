@@ -1,0 +1,79 @@
+//! Bytes out of frames, with every limit checked.
+
+use bytes::BufMut;
+use bytes::BytesMut;
+
+use crate::protocol::ControlError;
+use crate::protocol::ControlFrame;
+use crate::protocol::ControlType;
+use crate::protocol::Frame;
+use crate::protocol::ProtocolError;
+
+/// Appends encoded frames to a buffer.
+///
+/// ```
+/// use bytes::BytesMut;
+/// use tapster::protocol::Encoder;
+///
+/// let mut stream = BytesMut::new();
+/// Encoder::new(65_536).data(b"hello", &mut stream)?;
+/// assert_eq!(&stream[..], b"\0\0\0\x05hello");
+/// # Ok::<(), tapster::protocol::ProtocolError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoder {
+    frame_len_max: u32,
+}
+
+impl Encoder {
+    /// An encoder of data frames up to `frame_len_max` payload bytes.
+    pub fn new(frame_len_max: u32) -> Self {
+        Self { frame_len_max }
+    }
+
+    /// Appends a data frame.
+    ///
+    /// # Errors
+    /// [`ProtocolError::EmptyPayload`] and [`ProtocolError::FrameTooLong`]; then nothing is appended.
+    pub fn data(&self, payload: &[u8], stream: &mut BytesMut) -> Result<(), ProtocolError> {
+        // A length that does not fit its word is reported as the longest that would.
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        if len == 0 {
+            return Err(ProtocolError::EmptyPayload);
+        }
+        if len > self.frame_len_max || len == u32::MAX {
+            return Err(ProtocolError::FrameTooLong { len, len_max: self.frame_len_max.min(u32::MAX - 1) });
+        }
+        stream.reserve(4 + payload.len());
+        stream.put_u32(len);
+        stream.put_slice(payload);
+        Ok(())
+    }
+
+    /// Appends any frame.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::data`], and [`ProtocolError::Control`] for a control frame that is too long, names more
+    /// content types than it may, or is called unknown and is not; then nothing is appended.
+    pub fn frame(&self, frame: &Frame, stream: &mut BytesMut) -> Result<(), ProtocolError> {
+        match frame {
+            Frame::Data(payload) => self.data(payload, stream)?,
+            Frame::Control(control) => stream.put(control.encode()?),
+            Frame::UnknownControl { control_type, payload } => {
+                if let Ok(known) = ControlType::try_from(*control_type) {
+                    return Err(ControlError::KnownType(known).into());
+                }
+                let len = 4 + payload.len();
+                if len > ControlFrame::ENCODED_LEN_MAX {
+                    return Err(ControlError::TooLong { len, len_max: ControlFrame::ENCODED_LEN_MAX }.into());
+                }
+                stream.reserve(8 + len);
+                stream.put_u32(0);
+                stream.put_u32(len as u32); // len <= ENCODED_LEN_MAX
+                stream.put_u32(*control_type);
+                stream.put_slice(payload);
+            }
+        }
+        Ok(())
+    }
+}
