@@ -1,6 +1,7 @@
 //! Counters and what is made of them.
 
 pub mod ledger;
+pub(crate) mod metrics;
 
 pub use ledger::InputLedger;
 pub use ledger::Ledger;
