@@ -5,6 +5,8 @@ pub mod protocol;
 #[cfg(feature = "relay")]
 pub mod config;
 #[cfg(feature = "relay")]
+pub mod dnstap;
+#[cfg(feature = "relay")]
 pub mod input;
 #[cfg(feature = "relay")]
 pub mod observability;
