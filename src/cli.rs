@@ -7,6 +7,7 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use tapster::config::Options;
+use tapster::config::units::parse_size;
 use tracing::level_filters::LevelFilter;
 
 /// A Frame Streams (dnstap) relay: many writers in, every frame out to every consumer.
@@ -25,6 +26,15 @@ pub(crate) enum Command {
     /// Resolve the configuration and print it, every key filled in; bind nothing
     #[command(after_help = CHECK_EXAMPLES)]
     Check(RelayArgs),
+    /// Tell what this host allows, and how to allow more
+    #[command(after_help = DOCTOR_NOTES)]
+    Doctor,
+    /// Print Frame Streams files and tell whether they are clean, truncated or damaged
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
+    /// Send files to a reader, then STOP, and wait for FINISH
+    #[command(after_help = REPLAY_EXAMPLES)]
+    Replay(ReplayArgs),
 }
 
 #[derive(Args, Debug)]
@@ -60,6 +70,49 @@ pub(crate) struct RelayArgs {
     pub(crate) summary: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// Frame Streams files; `-` is stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print an object per file instead of text for people
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print the first N frames of each file
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub(crate) limit: u64,
+    /// Print the bytes of these frames too, in hexadecimal
+    #[arg(long)]
+    pub(crate) payload: bool,
+    /// Take a longer frame for damage; as much memory may be needed
+    #[arg(long, default_value = "1MiB", value_parser = frame_len, value_name = "SIZE")]
+    pub(crate) frame_len_max: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReplayArgs {
+    /// Frame Streams files, sent in this order, each in a session of its own; `-` is stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Send there: tcp://HOST:PORT or unix:PATH, keys of an [[output]] behind a `?`
+    #[arg(short, long, value_name = "ADDR")]
+    pub(crate) to: String,
+    /// Frames per second, or `max`
+    #[arg(long, default_value = "max", value_parser = rate, value_name = "R")]
+    pub(crate) rate: Rate,
+    /// Keep the pace of the recording, X times as fast; only dnstap has times
+    #[arg(long, value_parser = positive, conflicts_with = "rate", value_name = "X")]
+    pub(crate) speed: Option<f64>,
+}
+
+/// Frames per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Rate {
+    /// As fast as the reader takes them.
+    Max,
+    PerSecond(f64),
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people
@@ -81,6 +134,20 @@ impl RelayArgs {
             drain_timeout: self.drain_timeout.clone(),
         }
     }
+}
+
+fn frame_len(text: &str) -> Result<u32, String> {
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    u32::try_from(bytes).map_err(|_| "a frame has less than 4GiB".to_owned())
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    if text == "max" { Ok(Rate::Max) } else { positive(text).map(Rate::PerSecond) }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 const EXAMPLES: &str = "\
@@ -130,3 +197,35 @@ Examples:
 
 What is printed is a configuration that can be fed back. Otherwise every
 fault is named, in one go, and the exit status is 64.";
+
+const DOCTOR_NOTES: &str = "\
+Nothing is changed. What is printed after `->` mends what is written before it.
+The exit status is 0: what is not allowed here costs speed or room, and the
+relay runs all the same.";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  tapster inspect today.fstrm
+  tapster inspect --limit 1 --payload today.fstrm
+  tapster inspect --json *.fstrm | jq 'select(.status != \"clean\")'
+
+clean       ends with STOP
+truncated   ends before STOP, or before START was complete; its frames are good
+damaged     has bytes that are not Frame Streams; the frames before are good
+
+With --json: {\"file\",\"content_type\",\"frames\",\"bytes\",\"status\",\"detail\"} per file,
+`bytes` counts data frames with their length words; --payload adds \"payloads\".
+
+Exit status: 0 every file is clean; 1 any is not, or cannot be read.";
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  tapster replay today.fstrm --to tcp://127.0.0.1:6000
+  tapster replay today.fstrm --to unix:/run/dnstap.sock --rate 1000
+  tapster replay today.fstrm --to tcp://siem.example:6000 --speed 10
+  tapster replay today.fstrm --to 'tcp://siem.example:6000?finish_timeout=1m'
+
+Of a truncated or damaged file the whole frames are sent. Frames longer than
+`frame_len_max` of the output are taken for damage.
+
+Exit status: 0 FINISH came for every file, and every file was clean; 1 not so.";

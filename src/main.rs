@@ -23,6 +23,9 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Check(args) => commands::check::check(args),
+        Command::Doctor => commands::doctor::doctor(),
+        Command::Inspect(args) => commands::inspect::inspect(args),
+        Command::Replay(args) => commands::replay::replay(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("tapster: {error}");

@@ -11,6 +11,11 @@ use tapster::config::resolve;
 use crate::cli::RelayArgs;
 
 pub(crate) mod check;
+pub(crate) mod doctor;
+pub(crate) mod file;
+pub(crate) mod inspect;
+pub(crate) mod pace;
+pub(crate) mod replay;
 pub(crate) mod run;
 
 /// Bad usage or configuration, found before anything is bound (`EX_USAGE` of `sysexits.h`).

@@ -25,3 +25,4 @@ pub use render::to_toml;
 pub use resolve::Options;
 pub use resolve::Resolved;
 pub use resolve::resolve;
+pub use resolve::resolve_output;

@@ -117,6 +117,26 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
     if faults.is_empty() { Ok(Resolved { config, warnings }) } else { Err(Faults(faults)) }
 }
 
+/// The output that an address with its keys stands for: `tcp://10.0.0.5:6000?finish_timeout=30s`.
+///
+/// # Errors
+/// [`Faults`], as if it had been given to `--to`.
+pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
+    let mut findings = Findings::default();
+    let (origin, table) = read_address("--to", "to", text, &mut findings);
+    let mut outputs = [take_output(Section::new(origin, table, &mut findings))];
+    check_names(
+        &mut outputs,
+        "output",
+        |output| &mut output.name,
+        |output| output.to.to_string(),
+        &mut findings,
+    );
+    let (faults, _) = findings.into_sorted();
+    let [output] = outputs;
+    if faults.is_empty() { Ok(output.config) } else { Err(Faults(faults)) }
+}
+
 fn read_file(path: &Path, origin: &Origin, findings: &mut Findings) -> Table {
     match fs::read_to_string(path) {
         Ok(text) => {
