@@ -79,12 +79,9 @@ pub enum ProtocolError {
         /// What could have been named.
         ours: Vec<ContentType>,
     },
-    /// The reader spoke while it had nothing to say: between ACCEPT and STOP. A FINISH before STOP is one case.
-    #[error("the reader sent {len} bytes before STOP was sent to it")]
-    UnexpectedBytes {
-        /// How many bytes.
-        len: usize,
-    },
+    /// The reader spoke while it had nothing to say. A FINISH before STOP is one case: a reader that closes early.
+    #[error("the reader spoke before STOP was sent to it")]
+    UnexpectedBytes,
     /// The handshake was not complete in time.
     #[error("handshake not complete after {} s", after.as_secs_f64())]
     HandshakeTimeout {
@@ -129,7 +126,7 @@ impl ProtocolError {
             | Self::UnexpectedControl { .. }
             | Self::UnexpectedData { .. }
             | Self::RepeatedReady { .. }
-            | Self::UnexpectedBytes { .. } => "protocol_error",
+            | Self::UnexpectedBytes => "protocol_error",
         }
     }
 }

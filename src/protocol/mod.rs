@@ -41,3 +41,6 @@ pub use reader::SessionEnd;
 pub use writer::WriterConfig;
 pub use writer::WriterEvent;
 pub use writer::WriterSession;
+
+#[cfg(test)]
+mod tests;

@@ -198,7 +198,7 @@ impl WriterSession {
                     self.handle_accept(&control?)?;
                 }
                 State::Streaming if bytes.is_empty() => return Ok(()),
-                State::Streaming => return Err(ProtocolError::UnexpectedBytes { len: bytes.len() }),
+                State::Streaming => return Err(ProtocolError::UnexpectedBytes),
                 State::Stopped { .. } => {
                     let Some(control) = take_control(bytes, "FINISH")? else {
                         return Ok(());
