@@ -120,7 +120,7 @@ impl FrameBatch {
     ///
     /// Returns the runs of frames between them, which share the bytes of the batch, and how many were left out.
     pub fn without_longer_than(&self, payload_len_max: u32) -> (Vec<Self>, u32) {
-        if self.payload_len_max <= payload_len_max {
+        if self.frames > 0 && self.payload_len_max <= payload_len_max {
             return (vec![self.clone()], 0);
         }
         let mut runs = Vec::new();
@@ -237,6 +237,10 @@ mod tests {
         }
         assert_eq!(whole.without_longer_than(7), (vec![whole.clone()], 0));
         assert_eq!(whole.without_longer_than(0), (Vec::new(), 7));
+
+        let mut written = whole.clone();
+        written.advance(whole.byte_len());
+        assert_eq!(written.without_longer_than(7), (Vec::new(), 0));
     }
 
     #[test]

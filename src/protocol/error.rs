@@ -130,3 +130,37 @@ impl ProtocolError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_was_wrong_and_what_would_be_right() {
+        let cases: [(ProtocolError, &str); 5] = [
+            (
+                ProtocolError::FrameTooLong { len: 11, len_max: 10 },
+                "data frame of 11 bytes exceeds the limit of 10",
+            ),
+            (
+                ProtocolError::UnexpectedControl { expected: "READY", got: ControlType::Stop },
+                "expected READY, got STOP",
+            ),
+            (
+                ProtocolError::ContentTypeMismatch {
+                    peer: vec!["a\n".parse().unwrap()],
+                    ours: vec![ContentType::DNSTAP],
+                },
+                r#"content type: the peer names ["a\n"], taken here are ["protobuf:dnstap.Dnstap"]"#,
+            ),
+            (
+                ProtocolError::HandshakeTimeout { after: Duration::from_millis(1500) },
+                "handshake not complete after 1.5 s",
+            ),
+            (ControlError::UnknownType(6).into(), "control frame: unknown type 6"),
+        ];
+        for (error, message) in cases {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}
