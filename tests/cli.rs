@@ -147,6 +147,21 @@ fn what_is_odd_is_warned_of_beside_the_configuration() {
     assert!(stdout(&output).contains("handshake_timeout = \"1s\""));
 }
 
+#[test]
+fn the_readme_shows_a_configuration_that_is_right_and_explains_every_key() {
+    let readme = include_str!("../README.md");
+    let example = readme.split("```toml\n").find(|block| block.contains("[[input]]")).unwrap();
+    let example = example.split("```").next().unwrap();
+    let folder = TempDir::new().unwrap();
+    let config = written(&folder, "tapster.toml", example.as_bytes());
+    let output = tapster(&["check", "-c", &config]);
+    assert_exit(&output, 0);
+    assert_eq!(stderr(&output), "");
+    for key in stdout(&output).lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key) {
+        assert!(readme.contains(&format!("| `{key}` | ")), "{key}");
+    }
+}
+
 /// Ten frames `Hello, world #N` of type `test:hello`: the file of the reference's own tests, 242 bytes.
 fn hello_file() -> Vec<u8> {
     let writer = FileWriter::new(Some("test:hello".parse().unwrap()));
