@@ -213,7 +213,7 @@ impl Relay {
             };
             let ready = ready.clone();
             let thread = thread::Builder::new().name(format!("tapster-{index}"));
-            let thread = thread.spawn(move || worker.run(&ready)).map_err(StartError::Worker)?;
+            let thread = thread.spawn(move || worker.run(ready)).map_err(StartError::Worker)?;
             self.threads.push(thread);
         }
         drop(ready);
