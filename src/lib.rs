@@ -5,6 +5,10 @@
 pub mod protocol;
 
 #[cfg(feature = "relay")]
+pub mod config;
+#[cfg(feature = "relay")]
+pub mod dnstap;
+#[cfg(feature = "relay")]
 mod drain;
 #[cfg(feature = "relay")]
 pub mod input;
