@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::sync::atomic::fence;
+use std::time::Duration;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
@@ -41,6 +42,8 @@ pub(crate) struct Queue {
     data: Notify,
     producers_waiting: AtomicUsize,
     room: Notify,
+    // The consumer did not catch up when it was waited for.
+    lagging: AtomicBool,
     closed: AtomicBool,
     metrics: Arc<LaneMetrics>,
     began: Instant,
@@ -63,6 +66,7 @@ impl Queue {
             data: Notify::new(),
             producers_waiting: AtomicUsize::new(0),
             room: Notify::new(),
+            lagging: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             metrics,
             began: Instant::now(),
@@ -103,11 +107,43 @@ impl Queue {
     pub(crate) fn release(&self, batch_charge: usize) {
         let before = self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
         let after = before - batch_charge;
-        // Producers wait for half a queue, so that they are woken seldom and find room when they are.
+        let falls_to = |mark| after <= mark && mark < before;
+        if falls_to(AHEAD_MAX) {
+            self.lagging.store(false, Ordering::Relaxed);
+        }
+        // Woken seldom, and with room when they are: a producer that found none needs no more than a quarter of the
+        // queue, or an empty one.
         fence(Ordering::SeqCst);
-        if after <= self.max / 2 && self.producers_waiting.load(Ordering::Relaxed) > 0 {
+        let woken = falls_to(AHEAD_MAX) || falls_to(self.max / 2) || after == 0;
+        if woken && self.producers_waiting.load(Ordering::Relaxed) > 0 {
             self.room.notify_waiters();
         }
+    }
+
+    /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
+    ///
+    /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
+    /// with what waits. A consumer that does not keep up is not waited for again before it has caught up.
+    pub(crate) async fn pace(&self) {
+        if self.charged.load(Ordering::Relaxed) <= AHEAD_MAX || self.lagging.load(Ordering::Relaxed) {
+            return;
+        }
+        self.producers_waiting.fetch_add(1, Ordering::Relaxed);
+        let caught_up = async {
+            loop {
+                let mut room = std::pin::pin!(self.room.notified());
+                room.as_mut().enable();
+                fence(Ordering::SeqCst);
+                if self.charged.load(Ordering::Relaxed) <= AHEAD_MAX || self.is_closed() {
+                    break;
+                }
+                room.await;
+            }
+        };
+        if tokio::time::timeout(AHEAD_WAIT, caught_up).await.is_err() {
+            self.lagging.store(true, Ordering::Relaxed);
+        }
+        self.producers_waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Waits until there is something to pop, or the queue is closed. Cancel-safe. For the one consumer.
@@ -221,6 +257,11 @@ pub(crate) fn charge(batch: &FrameBatch) -> usize {
 /// Most bytes in one write: large enough that its system call is lost in the copy.
 const WRITE_LEN_MAX: usize = 1 << 20;
 
+/// How far a reader runs ahead of a writer that keeps up, bytes.
+const AHEAD_MAX: usize = 512 << 10;
+/// How long a writer is waited for.
+const AHEAD_WAIT: Duration = Duration::from_millis(1);
+
 /// A loss that goes on is told so often.
 const TELL_EVERY_SECS: u64 = 10;
 
@@ -326,6 +367,34 @@ mod tests {
         producers.into_iter().for_each(|producer| producer.join().unwrap());
         assert_eq!((received, queue.charged()), (1000, 0));
         assert_eq!(ledger(&queue).frames_queued, 0);
+    }
+
+    /// Paused time: a wait that ends does so because of what happened, or after all of its millisecond.
+    #[tokio::test(start_paused = true)]
+    async fn a_consumer_that_keeps_up_is_waited_for_and_one_that_lags_only_once() {
+        let queue = Queue::new("test".to_owned(), 64 << 20, WhenFull::DropOldest, Arc::default());
+        let large = || batch_of_len(0, AHEAD_MAX);
+        queue.push(large()).await;
+        let begin = tokio::time::Instant::now();
+        let consume = async {
+            let batch = queue.pop().unwrap();
+            queue.release(charge(&batch));
+        };
+        tokio::join!(queue.pace(), consume);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+
+        queue.push(large()).await;
+        queue.pace().await;
+        let waited = begin.elapsed();
+        assert!(AHEAD_WAIT <= waited && waited < 3 * AHEAD_WAIT);
+        queue.pace().await;
+        assert_eq!(begin.elapsed(), waited);
+
+        let batch = queue.pop().unwrap();
+        queue.release(charge(&batch));
+        queue.push(large()).await;
+        queue.pace().await;
+        assert!(begin.elapsed() > waited);
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(crate) struct Handover {
 
 impl Worker {
     /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin.
-    pub(crate) fn run(self, ready: &mpsc::Sender<io::Result<()>>) {
+    pub(crate) fn run(self, ready: mpsc::Sender<io::Result<()>>) {
         if let Some(cpu) = self.cpu {
             pin(cpu);
         }
@@ -87,14 +87,15 @@ impl Worker {
             }
         };
         runtime.block_on(async {
-            match self.begin() {
-                Ok(running) => {
-                    let _ = ready.send(Ok(()));
-                    running.end().await;
-                }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                }
+            let (running, result) = match self.begin() {
+                Ok(running) => (Some(running), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            let _ = ready.send(result);
+            // Who waits for the workers to begin waits until the last sender is gone.
+            drop(ready);
+            if let Some(running) = running {
+                running.end().await;
             }
         });
     }
