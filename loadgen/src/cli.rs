@@ -9,6 +9,7 @@ use clap::Subcommand;
 use clap::ValueEnum;
 use tapster::transport::Address;
 
+use crate::bench::BenchArgs;
 use crate::payload::PayloadKind;
 use crate::payload::Sizes;
 use crate::schedule::Rate;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Send(SendArgs),
     Sink(SinkArgs),
     Floor(FloorArgs),
+    Bench(BenchArgs),
+    Compare(CompareArgs),
 }
 
 /// Generate frames and send them to a reader
@@ -95,6 +98,18 @@ pub(crate) struct LoadArgs {
     /// Bytes of one write, in whole frames; a small value gives one frame per write
     #[arg(long, value_name = "BYTES", default_value = "64KiB", value_parser = units::size)]
     pub(crate) write_size: usize,
+}
+
+impl LoadArgs {
+    /// The same, to be passed on.
+    pub(crate) fn to_args(&self) -> [String; 4] {
+        [
+            format!("--connections={}", self.connections),
+            format!("--rate={}", self.rate),
+            format!("--sizes={}", self.sizes),
+            format!("--write-size={}", self.write_size),
+        ]
+    }
 }
 
 /// The shape of a session.
@@ -176,4 +191,18 @@ pub(crate) struct FloorArgs {
     /// Most bytes of one read [default: 256KiB on unix sockets, 1MiB on TCP]
     #[arg(long, value_name = "BYTES", value_parser = units::size)]
     pub(crate) read_size: Option<usize>,
+}
+
+/// Compare two results of `bench --json`, with verdicts
+///
+/// A change counts as better or worse if it is more than 3 % and more than what the rounds of either result scatter.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct CompareArgs {
+    /// Result before
+    #[arg(value_name = "A.json")]
+    pub(crate) before: PathBuf,
+    /// Result after
+    #[arg(value_name = "B.json")]
+    pub(crate) after: PathBuf,
 }

@@ -86,7 +86,6 @@ impl Latency {
     }
 
     /// The histogram that `buckets` came from.
-    #[cfg(test)]
     pub(crate) fn histogram(&self) -> Histogram<u64> {
         let mut histogram = empty();
         for &(nanos, frames) in &self.buckets {

@@ -13,14 +13,17 @@ use crate::cli::SinkArgs;
 use crate::reader::Behaviour;
 use crate::sink::SinkConfig;
 
+mod bench;
 mod cli;
 mod clock;
+mod compare;
 mod connection;
 mod dnstap;
 mod floor;
 mod latency;
 mod mark;
 mod payload;
+mod plot;
 mod poller;
 mod progress;
 mod reader;
@@ -30,6 +33,7 @@ mod send;
 mod signal;
 mod sink;
 mod socket;
+mod table;
 mod tally;
 mod units;
 mod verify;
@@ -60,6 +64,8 @@ fn run(command: Command) -> Result<bool> {
             Ok(report.ok)
         }
         Command::Floor(args) => floor::run(&args.listen, &args.to, args.read_size).map(|()| true),
+        Command::Bench(args) => bench::run(&args),
+        Command::Compare(args) => compare::run(&args.before, &args.after).map(|()| true),
     }
 }
 

@@ -1,15 +1,22 @@
 //! Frames encoded ahead: a wheel of templates of which only the marks change.
 
-use std::fs;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
+use bytes::BytesMut;
 use clap::ValueEnum;
 use fastrand::Rng;
+use tapster::protocol::FRAME_LEN_MAX_DEFAULT;
+use tapster::protocol::FileReader;
+use tapster::protocol::ReaderEvent;
 
 use crate::dnstap;
 use crate::mark::MARK_LEN;
@@ -46,6 +53,16 @@ impl FromStr for Sizes {
             "dnstap" => Ok(Self::Dnstap),
             _ if text.starts_with(|first: char| first.is_ascii_digit()) => units::size(text).map(Self::Fixed),
             _ => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dnstap => f.write_str("dnstap"),
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::File(path) => path.display().fmt(f),
         }
     }
 }
@@ -153,29 +170,18 @@ fn resolver_size(rng: &mut Rng) -> usize {
     ((127.0 * (0.35 * normal).exp()) as usize).clamp(dnstap::SIZE_MIN, 1400)
 }
 
-/// Payload lengths of a Frame Streams file.
+/// Payload lengths of a Frame Streams file, of its first 8 MiB.
 fn sizes_of(path: &Path) -> Result<Vec<usize>> {
-    let bytes = fs::read(path)?;
-    let mut rest = &bytes[..];
+    let now = Instant::now();
+    let mut reader = FileReader::new(FRAME_LEN_MAX_DEFAULT, now);
+    let mut bytes = BytesMut::zeroed(FILE_BYTES_MAX);
+    let len = File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(len);
+    reader.handle_bytes(now, &mut bytes)?;
     let mut sizes = Vec::new();
-    let mut total = 0;
-    while let Some((len, body)) = rest.split_first_chunk() {
-        let mut len = u32::from_be_bytes(*len) as usize;
-        let mut body = body;
-        let is_data = len > 0;
-        if !is_data {
-            let Some((control_len, after)) = body.split_first_chunk() else { break };
-            len = u32::from_be_bytes(*control_len) as usize;
-            body = after;
-        }
-        let Some(after) = body.get(len..) else { break };
-        rest = after;
-        if is_data {
-            sizes.push(len);
-            total += len;
-        }
-        if total > FILE_BYTES_MAX {
-            break;
+    while let Some(event) = reader.poll_event() {
+        if let ReaderEvent::Data(batch) = event {
+            sizes.extend(batch.payloads().map(|payload| payload.len()));
         }
     }
     if sizes.is_empty() {
@@ -255,7 +261,7 @@ mod tests {
         let start = [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2];
         let frames =
             [&start[..], &[0, 0, 0, 70], &[1; 70], &[0, 0, 0, 3], &[1; 3], &[0, 0, 0, 9, 1]].concat();
-        fs::write(file.path(), frames).unwrap();
+        std::fs::write(file.path(), frames).unwrap();
         let wheel = Wheel::new(PayloadKind::Opaque, &Sizes::File(file.path().into()), 1).unwrap();
         let lens: Vec<usize> = payloads(&wheel).iter().map(|payload| payload.len()).collect();
         assert_eq!(lens, [70, MARK_LEN], "a payload shorter than a mark grows to its length");

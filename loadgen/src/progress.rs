@@ -20,12 +20,27 @@ impl Progress {
             None => ProgressBar::no_length()
                 .with_style(style("{spinner} {human_pos} frames in {elapsed}, {per_sec}")),
         };
+        Self::shown(bar, visible)
+    }
+
+    /// A bar over the runs of a benchmark.
+    pub(crate) fn runs(visible: bool, runs: u64) -> Self {
+        let bar = ProgressBar::new(runs).with_style(style("{spinner} run {pos} of {len} {wide_bar} {eta}"));
+        Self::shown(bar, visible)
+    }
+
+    fn shown(bar: ProgressBar, visible: bool) -> Self {
         if visible {
             bar.enable_steady_tick(Duration::from_millis(100));
         } else {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         Self { bar }
+    }
+
+    /// One run more.
+    pub(crate) fn step(&self) {
+        self.bar.inc(1);
     }
 
     /// Draws the line anew, now and then.

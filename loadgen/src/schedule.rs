@@ -1,5 +1,6 @@
 //! When frames are due.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -31,6 +32,15 @@ impl FromStr for Rate {
             _ => Err(format!(
                 "`{text}` is not a rate: write frames per second, as in 1000, 200k or 1.5M, or max"
             )),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Max => f.write_str("max"),
+            Self::PerSecond(rate) => write!(f, "{rate}"),
         }
     }
 }
@@ -132,6 +142,7 @@ mod tests {
         assert_eq!("max".parse(), Ok(Rate::Max));
         assert_eq!("200k".parse(), Ok(Rate::PerSecond(200_000.0)));
         assert_eq!("1.5M".parse(), Ok(Rate::PerSecond(1_500_000.0)));
+        assert_eq!(Rate::PerSecond(1_500_000.0).to_string(), "1500000");
         for text in ["", "0", "-1", "fast", "1kk", "NaN", "inf"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
         }

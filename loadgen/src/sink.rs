@@ -108,8 +108,8 @@ fn wait_for_end(config: &SinkConfig, lives: &[Arc<Live>], interrupted: &AtomicBo
         if expected || config.streams.is_some_and(all_streams) {
             let since = *complete_at.get_or_insert_with(Instant::now);
             let connected = sum(|live| live.connections_open.load(Relaxed)) > 0;
-            // Frames that come after the expected ones are to be seen, but a relay may stay connected for ever.
-            if !connected || config.streams.is_some() || since.elapsed() >= LINGER {
+            // What comes after the expected frames is to be seen, but a relay may stay connected for ever.
+            if !connected || since.elapsed() >= LINGER {
                 return End::Complete;
             }
         }
@@ -131,4 +131,4 @@ fn wait_for_end(config: &SinkConfig, lives: &[Arc<Live>], interrupted: &AtomicBo
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long connections may take to end after the expected frames.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_millis(300);
