@@ -7,6 +7,7 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+use tapster::config::units::parse_duration;
 use tapster::transport::Address;
 
 use crate::bench::BenchArgs;
@@ -57,7 +58,7 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "N", conflicts_with = "duration")]
     pub(crate) frames: Option<u64>,
     /// How long to send
-    #[arg(long, value_name = "T", default_value = "10s", value_parser = units::time)]
+    #[arg(long, value_name = "T", default_value = "10s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     /// What payloads hold
     #[arg(long, value_enum, default_value_t)]
@@ -66,13 +67,13 @@ pub(crate) struct SendArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) mode: Mode,
     /// How long to try to connect, and to wait for ACCEPT
-    #[arg(long, value_name = "T", default_value = "10s", value_parser = units::time)]
+    #[arg(long, value_name = "T", default_value = "10s", value_parser = parse_duration)]
     pub(crate) connect_timeout: Duration,
     /// How long to wait for FINISH
-    #[arg(long, value_name = "T", default_value = "30s", value_parser = units::time)]
+    #[arg(long, value_name = "T", default_value = "30s", value_parser = parse_duration)]
     pub(crate) finish_timeout: Duration,
     /// How long to bear a reader that takes nothing
-    #[arg(long, value_name = "T", default_value = "60s", value_parser = units::time)]
+    #[arg(long, value_name = "T", default_value = "60s", value_parser = parse_duration)]
     pub(crate) give_up: Duration,
     /// Seed of the frames' sizes and contents
     #[arg(long, value_name = "S", default_value_t = 1)]
@@ -143,10 +144,10 @@ pub(crate) struct SinkArgs {
     #[arg(long, value_name = "N")]
     pub(crate) streams: Option<u64>,
     /// End once frames have come and none has for so long
-    #[arg(long, value_name = "T", value_parser = units::time)]
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
     pub(crate) idle_exit: Option<Duration>,
     /// Fail after so long [default: 60s with --expect or --streams]
-    #[arg(long, value_name = "T", value_parser = units::time)]
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
     pub(crate) time_limit: Option<Duration>,
     /// Read slowly: bytes per second on each listener
     #[arg(long, value_name = "BYTES", value_parser = units::size)]
@@ -155,13 +156,13 @@ pub(crate) struct SinkArgs {
     #[arg(long, value_name = "N", requires = "stall_for")]
     pub(crate) stall_after: Option<u64>,
     /// How long to stall
-    #[arg(long, value_name = "T", requires = "stall_after", value_parser = units::time)]
+    #[arg(long, value_name = "T", requires = "stall_after", value_parser = parse_duration)]
     pub(crate) stall_for: Option<Duration>,
     /// Close every connection and the listener after so many frames, once
     #[arg(long, value_name = "N", requires = "revive_after")]
     pub(crate) die_after: Option<u64>,
     /// How long until it listens again
-    #[arg(long, value_name = "T", requires = "die_after", value_parser = units::time)]
+    #[arg(long, value_name = "T", requires = "die_after", value_parser = parse_duration)]
     pub(crate) revive_after: Option<Duration>,
     /// Write the percentile distribution of all latencies, as HdrHistogram's plotter reads it
     #[arg(long, value_name = "FILE")]

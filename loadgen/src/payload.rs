@@ -51,7 +51,9 @@ impl FromStr for Sizes {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "dnstap" => Ok(Self::Dnstap),
-            _ if text.starts_with(|first: char| first.is_ascii_digit()) => units::size(text).map(Self::Fixed),
+            _ if text.starts_with(|first: char| first.is_ascii_digit()) => {
+                units::size(text).map(Self::Fixed).map_err(|error| error.to_string())
+            }
             _ => Ok(Self::File(text.into())),
         }
     }

@@ -15,6 +15,7 @@ use anyhow::Result;
 use clap::Args;
 use clap::ValueEnum;
 use fastrand::Rng;
+use tapster::config::units::parse_duration;
 
 use crate::bench::contender::Contender;
 use crate::bench::contender::relay_path;
@@ -34,7 +35,6 @@ use crate::report::micros;
 use crate::report::thousands;
 use crate::schedule::Rate;
 use crate::table::Table;
-use crate::units;
 
 pub(crate) mod contender;
 pub(crate) mod process;
@@ -64,7 +64,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) transport: Transport,
     /// How long the generator sends in every round
-    #[arg(long, value_name = "T", default_value = "3s", value_parser = units::time)]
+    #[arg(long, value_name = "T", default_value = "3s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     /// Worker threads of the relay
     #[arg(long, value_name = "N", default_value_t = 1)]
