@@ -11,6 +11,7 @@ use tapster::config::units::parse_duration;
 use tapster::transport::Address;
 
 use crate::bench::BenchArgs;
+use crate::demo::DemoArgs;
 use crate::payload::PayloadKind;
 use crate::payload::Sizes;
 use crate::schedule::Rate;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Floor(FloorArgs),
     Bench(BenchArgs),
     Compare(CompareArgs),
+    Demo(DemoArgs),
 }
 
 /// Generate frames and send them to a reader

@@ -18,6 +18,7 @@ mod cli;
 mod clock;
 mod compare;
 mod connection;
+mod demo;
 mod dnstap;
 mod floor;
 mod latency;
@@ -65,6 +66,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Floor(args) => floor::run(&args.listen, &args.to, args.read_size).map(|()| true),
         Command::Bench(args) => bench::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Compare(args) => compare::run(&args.before, &args.after).map(|()| true),
     }
 }
