@@ -49,7 +49,6 @@ pub(crate) enum Command {
 ///
 /// Example: loadgen send --to unix:/tmp/in.sock --connections 4 --rate 200k --duration 10s
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct SendArgs {
     /// Where the reader listens
     #[arg(long, value_name = "ADDR")]
@@ -134,7 +133,6 @@ pub(crate) enum Mode {
 ///
 /// Example: loadgen sink --listen unix:/tmp/a.sock --listen tcp://127.0.0.1:6001 --idle-exit 2s
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct SinkArgs {
     /// Where to listen; may be repeated
     #[arg(long, value_name = "ADDR", required = true)]
@@ -183,7 +181,6 @@ pub(crate) struct SinkArgs {
 /// connections for each input connection. The first output's answers (ACCEPT, FINISH) go back to the writer.
 /// Unix outputs send from a buffer of 1 MiB. Runs until it is killed.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct FloorArgs {
     /// Where to listen
     #[arg(long, value_name = "ADDR")]
@@ -200,7 +197,6 @@ pub(crate) struct FloorArgs {
 ///
 /// A change counts as better or worse if it is more than 3 % and more than what the rounds of either result scatter.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct CompareArgs {
     /// Result before
     #[arg(value_name = "A.json")]

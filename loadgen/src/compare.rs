@@ -123,11 +123,7 @@ const CHANGE_MIN: f64 = 0.03;
 mod tests {
     use super::*;
 
-    use crate::bench::contender::Contender;
-    use crate::bench::result::Machine;
-    use crate::bench::result::Round;
-    use crate::bench::result::summarise;
-    use crate::bench::result::tests::round;
+    use crate::bench::result::tests::result;
 
     fn spread(median: f64, width: f64) -> Spread {
         Spread { median, quartiles: (median - width / 2.0, median + width / 2.0) }
@@ -146,25 +142,6 @@ mod tests {
 
     #[test]
     fn ratios_are_compared_where_there_is_a_floor() {
-        let result = |relay| {
-            let rounds: Vec<Round> = (0..3)
-                .flat_map(|number| {
-                    [round(number, Contender::Floor, 100), round(number, Contender::Relay, relay)]
-                })
-                .collect();
-            BenchResult {
-                machine: Machine::default(),
-                command_line: Vec::new(),
-                seed: 1,
-                outputs: 1,
-                connections: 1,
-                transport: "unix".to_owned(),
-                pin: None,
-                has_rate: false,
-                summary: summarise(&rounds),
-                rounds,
-            }
-        };
         let text = text(&result(150), &result(110));
         let line = text.lines().find(|line| line.starts_with("relay, ratio to floor")).unwrap();
         assert!(line.contains("1.500") && line.contains("1.100") && line.ends_with("better"), "{text}");

@@ -47,7 +47,6 @@ use crate::writer::Plan;
 /// shows live what every consumer gets. Ends by itself after about 15 seconds with the relay's ledger checked against
 /// what the consumers counted, and with 1 if they disagree.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct DemoArgs {
     /// How long to send
     #[arg(long, value_name = "T", default_value = "13s", value_parser = parse_duration)]

@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
 use serde::Serialize;
 
 use crate::cli::Cli;
@@ -41,6 +45,7 @@ mod verify;
 mod writer;
 
 fn main() -> ExitCode {
+    raise_descriptor_limit();
     match run(Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -49,6 +54,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Thousands of connections need as many descriptors: takes what the administrator allows.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// Runs a command; `false` if what it looked at was not right.

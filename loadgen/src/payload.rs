@@ -49,12 +49,11 @@ impl FromStr for Sizes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "dnstap" => Ok(Self::Dnstap),
-            _ if text.starts_with(|first: char| first.is_ascii_digit()) => {
-                units::size(text).map(Self::Fixed).map_err(|error| error.to_string())
-            }
-            _ => Ok(Self::File(text.into())),
+        match units::size(text) {
+            _ if text == "dnstap" => Ok(Self::Dnstap),
+            Ok(size) => Ok(Self::Fixed(size)),
+            Err(_) if Path::new(text).is_file() => Ok(Self::File(text.into())),
+            Err(error) => Err(format!("neither `dnstap` nor a file, and {error}")),
         }
     }
 }

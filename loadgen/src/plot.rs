@@ -6,6 +6,9 @@ use anyhow::Result;
 use anyhow::anyhow;
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::HPos;
+use plotters::style::text_anchor::Pos;
+use plotters::style::text_anchor::VPos;
 
 use crate::bench::contender::Contender;
 use crate::bench::result::BenchResult;
@@ -29,48 +32,62 @@ fn draw_on(root: &Area<'_>, result: &BenchResult) -> DrawResult {
         "{} outputs, {} connections, {} ({})",
         result.outputs, result.connections, result.transport, result.machine.processor
     );
-    let (left, right) = root.titled(&title, ("sans-serif", 20))?.split_horizontally(SIZE.0 / 2);
-    bars(&left, "CPU per frame, ns", &result.summary, |summary| summary.cpu_ns_per_frame.median)?;
+    let (left, right) = root.titled(&title, (FONT, 22))?.split_horizontally(SIZE.0 / 2);
+    let bar = |summary: &Summary| {
+        let value = summary.cpu_ns_per_frame.median;
+        let ratio = summary.ratio_to_floor.map_or(String::new(), |ratio| format!(" ({:.2}x)", ratio.median));
+        Bar { contender: summary.contender, value, label: format!("{value:.0}{ratio}") }
+    };
+    bars(&left, "CPU per frame, ns", &result.summary.iter().map(bar).collect::<Vec<_>>())?;
+    let bar = |summary: &Summary| {
+        let value = summary.frames_per_second.median;
+        Bar { contender: summary.contender, value, label: format!("{:.2} M", value / 1e6) }
+    };
     if result.has_rate {
         latencies(&right, result)?;
     } else {
-        bars(&right, "frames per second", &result.summary, |summary| summary.frames_per_second.median)?;
+        bars(&right, "frames per second", &result.summary.iter().map(bar).collect::<Vec<_>>())?;
     }
     root.present()?;
     Ok(())
 }
 
+struct Bar {
+    contender: Contender,
+    value: f64,
+    label: String,
+}
+
 /// A bar for every contender.
-fn bars(area: &Area<'_>, title: &str, summaries: &[Summary], value: impl Fn(&Summary) -> f64) -> DrawResult {
-    let top = summaries.iter().map(&value).fold(0.0, f64::max).max(1.0) * 1.1;
-    let names: Vec<&str> = summaries.iter().map(|summary| summary.contender.name()).collect();
+fn bars(area: &Area<'_>, title: &str, bars: &[Bar]) -> DrawResult {
+    let top = bars.iter().map(|bar| bar.value).fold(1.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 16))
+        .caption(title, (FONT, 19))
         .margin(12)
         .x_label_area_size(28)
         .y_label_area_size(80)
-        .build_cartesian_2d(-0.5..names.len() as f64 - 0.5, 0.0..top)?;
+        .build_cartesian_2d(-0.5..bars.len() as f64 - 0.5, 0.0..top)?;
     // One label at the middle of every bar.
-    let label = |x: &f64| {
+    let name = |x: &f64| {
         let nearest = x.round();
-        let name = names.get(nearest as usize).filter(|_| (x - nearest).abs() < 0.01 && nearest >= 0.0);
-        name.map(ToString::to_string).unwrap_or_default()
+        let bar = bars.get(nearest as usize).filter(|_| (x - nearest).abs() < 0.01 && nearest >= 0.0);
+        bar.map(|bar| bar.contender.name().to_owned()).unwrap_or_default()
     };
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(2 * names.len() + 1)
-        .x_label_formatter(&label)
+        .label_style((FONT, 16))
+        .x_labels(2 * bars.len() + 1)
+        .x_label_formatter(&name)
         .y_label_formatter(&|y| thousands(*y as u64))
         .draw()?;
-    chart.draw_series(summaries.iter().enumerate().map(|(index, summary)| {
-        let middle = index as f64;
-        let corners = [(middle - 0.35, 0.0), (middle + 0.35, value(summary))];
-        Rectangle::new(corners, colour(summary.contender).filled())
+    chart.draw_series((0..).zip(bars).map(|(index, bar)| {
+        let middle = f64::from(index);
+        Rectangle::new([(middle - 0.35, 0.0), (middle + 0.35, bar.value)], colour(bar.contender).filled())
     }))?;
-    chart.draw_series(summaries.iter().enumerate().map(|(index, summary)| {
-        let text = thousands(value(summary).round() as u64);
-        Text::new(text, (index as f64 - 0.3, value(summary) + top * 0.03), ("sans-serif", 13))
+    let style = TextStyle::from((FONT, 16)).pos(Pos::new(HPos::Center, VPos::Bottom));
+    chart.draw_series((0..).zip(bars).map(|(index, bar)| {
+        Text::new(bar.label.clone(), (f64::from(index), bar.value + top * 0.01), style.clone())
     }))?;
     Ok(())
 }
@@ -87,13 +104,14 @@ fn latencies(area: &Area<'_>, result: &BenchResult) -> DrawResult {
         result.summary.iter().map(|summary| (summary.contender, curve(summary))).collect();
     let top = curves.iter().flat_map(|(_, curve)| curve).map(|(_, us)| *us).fold(10.0, f64::max);
     let mut chart = ChartBuilder::on(area)
-        .caption("latency by percentile, microseconds", ("sans-serif", 16))
+        .caption("latency by percentile, microseconds", (FONT, 19))
         .margin(12)
         .x_label_area_size(28)
         .y_label_area_size(80)
         .build_cartesian_2d(0.0..4.0, (1.0..top * 1.2).log_scale())?;
     chart
         .configure_mesh()
+        .label_style((FONT, 16))
         .x_labels(5)
         .x_label_formatter(&|nines| format!("{}%", 100.0 * (1.0 - 0.1_f64.powf(*nines))))
         .y_label_formatter(&|us| thousands(*us as u64))
@@ -127,4 +145,27 @@ fn colour(contender: Contender) -> RGBColor {
     }
 }
 
+const FONT: &str = "sans-serif";
 const SIZE: (u32, u32) = (1000, 420);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+
+    use crate::bench::result::tests::result;
+
+    #[test]
+    fn every_contender_has_its_bar_and_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plot.svg");
+        for has_rate in [false, true] {
+            draw(&BenchResult { has_rate, ..result(150) }, &path).unwrap();
+            let svg = fs::read_to_string(&path).unwrap();
+            assert!(svg.contains("relay") && svg.contains("floor") && svg.contains("150 (1.50x)"), "{svg}");
+            assert_eq!(svg.contains("99.9%"), has_rate);
+            assert!(svg.trim_end().ends_with("</svg>"));
+        }
+    }
+}

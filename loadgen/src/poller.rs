@@ -6,10 +6,14 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::Result;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::event::epoll::CreateFlags;
 use rustix::event::epoll::EventData;
 use rustix::event::epoll::EventFlags;
+use rustix::event::poll;
 use rustix::io::Errno;
 
 use crate::clock::timespec;
@@ -41,7 +45,15 @@ impl Poller {
     /// Waits until something happens or the time is up; without a time, until something happens.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
         self.events.clear();
-        let timeout = timeout.map(timespec);
+        let mut timeout = timeout.map(timespec);
+        if let Some(exact) = timeout.filter(|timeout| timeout.tv_nsec % 1_000_000 != 0) {
+            // epoll sleeps for whole milliseconds (epoll_pwait2 would not, but asks for Linux 5.11).
+            match poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&exact)) {
+                Ok(0) | Err(Errno::INTR) => return Ok(()),
+                Ok(_) => timeout = Some(Timespec::default()),
+                Err(error) => return Err(error.into()),
+            }
+        }
         let mut events = [const { MaybeUninit::uninit() }; EVENTS_PER_WAIT];
         match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
             Ok((events, _)) => self.events.extend(events.iter().map(|event| (event.data.u64(), event.flags))),

@@ -50,7 +50,6 @@ mod round;
 ///
 /// Example: loadgen bench --outputs 2 --rounds 11 --json result.json
 #[derive(Clone, Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct BenchArgs {
     /// The relay's binary [default: tapster beside loadgen]
     #[arg(long, value_name = "PATH")]

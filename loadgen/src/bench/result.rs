@@ -202,6 +202,24 @@ pub(crate) mod tests {
         }
     }
 
+    /// Three rounds of floor at 100 ns per frame and the relay at `relay`.
+    pub(crate) fn result(relay: u64) -> BenchResult {
+        let pair = |number| [round(number, Contender::Floor, 100), round(number, Contender::Relay, relay)];
+        let rounds: Vec<Round> = (0..3).flat_map(pair).collect();
+        BenchResult {
+            machine: Machine::default(),
+            command_line: Vec::new(),
+            seed: 1,
+            outputs: 1,
+            connections: 1,
+            transport: "unix".to_owned(),
+            pin: None,
+            has_rate: false,
+            summary: summarise(&rounds),
+            rounds,
+        }
+    }
+
     #[test]
     fn the_ratio_is_the_median_of_the_paired_ratios() {
         // A machine that became twice as slow in round 2 does not disturb the ratio.

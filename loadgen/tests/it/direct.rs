@@ -1,70 +1,20 @@
-//! The real binary: `send` against `sink`, directly and through `floor`.
+//! `send` against `sink`, directly and through `floor`.
 
 use std::fs;
-use std::io::BufRead;
-use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
-use std::process::ChildStderr;
-use std::process::Command;
-use std::process::Output;
-use std::process::Stdio;
 use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A child that is killed when its test ends.
-struct Process {
-    child: Option<Child>,
-    stderr: BufReader<ChildStderr>,
-}
-
-impl Process {
-    fn start(args: &[&str]) -> Self {
-        let mut child = loadgen(args).spawn().expect("the binary starts");
-        let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        Self { child: Some(child), stderr }
-    }
-
-    /// The next address that it says it listens on.
-    fn address(&mut self) -> String {
-        let mut line = String::new();
-        self.stderr.read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on ");
-        address.unwrap_or_else(|| panic!("not an address: {line}")).to_owned()
-    }
-
-    fn finish(mut self) -> (bool, Value) {
-        result(&self.child.take().expect("not finished yet").wait_with_output().unwrap())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn loadgen(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn result(output: &Output) -> (bool, Value) {
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let report = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
-    (output.status.success(), report)
-}
+use crate::support::Process;
+use crate::support::loadgen;
+use crate::support::result;
 
 fn sink(args: &[&str]) -> Process {
     Process::start(&[&["sink", "--json"], args].concat())
@@ -284,7 +234,7 @@ fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not_stolen() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("a.sock");
     let listen = unix(&folder, "a.sock");
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    drop(UnixListener::bind(&path).unwrap());
     assert!(fs::exists(&path).unwrap());
     let mut first = sink(&["--listen", &listen, "--time-limit", "10s"]);
     first.address();
