@@ -5,6 +5,8 @@
 //! and takes the most recent free one first: few blocks in rotation stay in the processor's cache (a FIFO of 64 blocks
 //! costs 30 to 50 % more).
 
+use std::collections::VecDeque;
+
 use bytes::BytesMut;
 
 /// Smallest size that is read into a block, bytes.
@@ -15,8 +17,8 @@ pub(crate) const READ_LEN_START: usize = 64 << 10;
 const READS_PER_BLOCK: usize = 2;
 /// Resting blocks that are looked at before a new one is allocated.
 const TRIES: usize = 8;
-/// Resting blocks that are remembered; others are freed with their last batch.
-const RESTING_MAX: usize = 64;
+/// Resting blocks that are remembered, bytes; others are freed with their last batch.
+const RESTING_MAX: usize = 16 << 20;
 
 /// What a connection reads into: the tail of a frame, and room behind it.
 #[derive(Default)]
@@ -36,7 +38,11 @@ impl Block {
 /// The blocks of one worker that no connection reads into.
 #[derive(Default)]
 pub(crate) struct BufferPool {
-    resting: Vec<Block>,
+    // The one that rests longest comes first.
+    resting: VecDeque<Block>,
+    resting_bytes: usize,
+    // Blocks that rested all the time since the last look.
+    unused: usize,
 }
 
 impl BufferPool {
@@ -64,20 +70,34 @@ impl BufferPool {
             return;
         }
         block.bytes.clear();
-        if self.resting.len() == RESTING_MAX {
-            self.resting.remove(0);
+        self.resting_bytes += block.len;
+        self.resting.push_back(block);
+        while self.resting_bytes > RESTING_MAX {
+            self.forget_oldest();
         }
-        self.resting.push(block);
+    }
+
+    /// Called at regular intervals: frees the blocks that nobody needed since the last call.
+    pub(crate) fn free_unused(&mut self) {
+        for _ in 0..self.unused {
+            self.forget_oldest();
+        }
+        self.unused = self.resting.len();
     }
 
     fn take(&mut self, len: usize) -> Block {
         let large = self.resting.iter_mut().enumerate().rev().filter(|(_, block)| block.len >= len);
         let mut free =
             large.take(TRIES).filter_map(|(index, block)| block.bytes.try_reclaim(len).then_some(index));
-        match free.next() {
-            Some(index) => self.resting.remove(index),
-            None => Block { bytes: BytesMut::with_capacity(len), len },
-        }
+        let recent = free.next().and_then(|index| self.resting.remove(index));
+        self.resting_bytes -= recent.as_ref().map_or(0, |block| block.len);
+        self.unused = self.unused.min(self.resting.len());
+        recent.unwrap_or_else(|| Block { bytes: BytesMut::with_capacity(len), len })
+    }
+
+    fn forget_oldest(&mut self) {
+        self.resting_bytes -= self.resting.pop_front().map_or(0, |block| block.len);
+        self.unused = self.unused.min(self.resting.len());
     }
 }
 
@@ -139,11 +159,27 @@ mod tests {
     #[test]
     fn resting_blocks_are_bounded() {
         let mut pool = BufferPool::default();
-        for _ in 0..10 * RESTING_MAX {
-            pool.rest(Block { bytes: BytesMut::with_capacity(10), len: 10 });
+        for _ in 0..100 {
+            pool.rest(Block { bytes: BytesMut::new(), len: 1 << 20 });
             pool.rest(Block::without_room(b"tail"));
         }
-        assert_eq!(pool.resting.len(), RESTING_MAX);
-        assert!(pool.resting.iter().all(|block| block.len == 10));
+        assert_eq!((pool.resting.len(), pool.resting_bytes), (16, RESTING_MAX));
+    }
+
+    #[test]
+    fn blocks_that_nobody_needed_for_a_while_are_freed() {
+        let mut pool = BufferPool::default();
+        for _ in 0..3 {
+            pool.rest(Block { bytes: BytesMut::with_capacity(100), len: 100 });
+        }
+        pool.free_unused();
+        assert_eq!(pool.resting.len(), 3);
+        // One of the three is in use now and then.
+        let block = pool.take(100);
+        pool.rest(block);
+        pool.free_unused();
+        assert_eq!((pool.resting.len(), pool.resting_bytes), (1, 100));
+        pool.free_unused();
+        assert_eq!((pool.resting.len(), pool.resting_bytes), (0, 0));
     }
 }
