@@ -147,6 +147,7 @@ async fn run_session(
             input.metrics.unrouted(u64::from(batch.frames()));
         }
         fanout.deliver(batch).await;
+        fanout.pace().await;
     };
     let handle = readers.register(stream);
     read::read_frames(&handle, session, buffer, started, &readers.pool, read_len_max, deliver).await

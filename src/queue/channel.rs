@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::sync::atomic::fence;
+use std::time::Duration;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
@@ -37,10 +38,14 @@ pub(crate) struct Queue {
     // larger than max, and for the moment between push and drop of `DropOldest`.
     charged: AtomicUsize,
     max: usize,
+    // Charged no more than this, the queue counts as low: the consumer keeps up, producers that wait go on.
+    low: usize,
     consumer_asleep: AtomicBool,
     data: Notify,
     producers_waiting: AtomicUsize,
     room: Notify,
+    // Charged so much, the consumer did not catch up when it was waited for.
+    waited_at: AtomicUsize,
     closed: AtomicBool,
     metrics: Arc<LaneMetrics>,
     began: Instant,
@@ -59,10 +64,12 @@ impl Queue {
             when_full,
             charged: AtomicUsize::new(0),
             max,
+            low: AHEAD_MAX.min(max / 2),
             consumer_asleep: AtomicBool::new(false),
             data: Notify::new(),
             producers_waiting: AtomicUsize::new(0),
             room: Notify::new(),
+            waited_at: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             metrics,
             began: Instant::now(),
@@ -103,10 +110,28 @@ impl Queue {
     pub(crate) fn release(&self, batch_charge: usize) {
         let before = self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
         let after = before - batch_charge;
-        // Producers wait for half a queue, so that they are woken seldom and find room when they are.
+        let falls_to = |mark| after <= mark && mark < before;
+        if falls_to(self.low) {
+            self.waited_at.store(0, Ordering::Relaxed);
+        }
         fence(Ordering::SeqCst);
-        if after <= self.max / 2 && self.producers_waiting.load(Ordering::Relaxed) > 0 {
+        if (falls_to(self.low) || after == 0) && self.producers_waiting.load(Ordering::Relaxed) > 0 {
             self.room.notify_waiters();
+        }
+    }
+
+    /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
+    ///
+    /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
+    /// with what waits. A consumer that does not keep up is waited for again when twice as much waits: a few times
+    /// until the queue is full.
+    pub(crate) async fn pace(&self) {
+        let charged = self.charged.load(Ordering::Relaxed);
+        if charged <= self.low || charged < 2 * self.waited_at.load(Ordering::Relaxed) {
+            return;
+        }
+        if tokio::time::timeout(AHEAD_WAIT, self.room_when(|| self.is_low())).await.is_err() {
+            self.waited_at.store(charged, Ordering::Relaxed);
         }
     }
 
@@ -194,22 +219,48 @@ impl Queue {
         self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
     }
 
+    /// Charges a batch as soon as there is room. Once the queue was full that is when little is left in it: producers
+    /// are woken seldom, and what they bring next is written while it is still in the cache.
     async fn wait_for_room(&self, charge: usize) {
-        if self.reserve(charge) {
-            return;
+        if !self.reserve(charge) {
+            self.room_when(|| self.is_low() && self.reserve(charge)).await;
         }
-        self.producers_waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_low(&self) -> bool {
+        self.charged.load(Ordering::Relaxed) <= self.low
+    }
+
+    /// Waits until `condition` holds, which is asked when the queue has become low or empty, or until the queue is
+    /// closed. Cancel-safe.
+    async fn room_when(&self, condition: impl Fn() -> bool) {
+        let _waiting = Waiting::new(&self.producers_waiting);
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             room.as_mut().enable();
+            // Pairs with the fence in `release`: either we see what it did or it sees that we wait.
             fence(Ordering::SeqCst);
-            // Pairs with the fence in `release`: either we see the room or it sees that we wait.
-            if self.reserve(charge) || self.is_closed() {
-                break;
+            if condition() || self.is_closed() {
+                return;
             }
             room.await;
         }
-        self.producers_waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a producer that waits, for as long as it does.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -220,6 +271,11 @@ pub(crate) fn charge(batch: &FrameBatch) -> usize {
 
 /// Most bytes in one write: large enough that its system call is lost in the copy.
 const WRITE_LEN_MAX: usize = 1 << 20;
+
+/// How far a reader runs ahead of a writer that keeps up, bytes.
+const AHEAD_MAX: usize = 512 << 10;
+/// How long a writer is waited for.
+const AHEAD_WAIT: Duration = Duration::from_millis(5);
 
 /// A loss that goes on is told so often.
 const TELL_EVERY_SECS: u64 = 10;
@@ -326,6 +382,40 @@ mod tests {
         producers.into_iter().for_each(|producer| producer.join().unwrap());
         assert_eq!((received, queue.charged()), (1000, 0));
         assert_eq!(ledger(&queue).frames_queued, 0);
+    }
+
+    /// Paused time: a wait that ends does so because of what happened, or after all of its millisecond.
+    #[tokio::test(start_paused = true)]
+    async fn a_consumer_that_keeps_up_is_waited_for_and_one_that_lags_only_now_and_then() {
+        let queue = Queue::new("test".to_owned(), 64 << 20, WhenFull::DropOldest, Arc::default());
+        let large = || batch_of_len(0, AHEAD_MAX);
+        queue.push(large()).await;
+        let begin = tokio::time::Instant::now();
+        let consume = async {
+            let batch = queue.pop().unwrap();
+            queue.release(charge(&batch));
+        };
+        tokio::join!(queue.pace(), consume);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+
+        queue.push(large()).await;
+        queue.pace().await;
+        let waited = begin.elapsed();
+        assert!(AHEAD_WAIT <= waited && waited < 3 * AHEAD_WAIT);
+        queue.pace().await;
+        assert_eq!(begin.elapsed(), waited);
+        queue.push(large()).await;
+        queue.pace().await;
+        let waited_twice = begin.elapsed();
+        assert!(waited_twice > waited);
+
+        let batch = queue.pop().unwrap();
+        queue.release(charge(&batch));
+        let batch = queue.pop().unwrap();
+        queue.release(charge(&batch));
+        queue.push(large()).await;
+        queue.pace().await;
+        assert!(begin.elapsed() > waited_twice);
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Relay {
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
         relay.start_files(assembly.files, &signal)?;
-        relay.start_workers(assembly.workers, &signal, ended_sender)?;
+        relay.start_workers(assembly.workers, &signal, &ended_sender)?;
         Ok(relay)
     }
 
@@ -190,7 +190,7 @@ impl Relay {
         &mut self,
         parts: Vec<WorkerParts>,
         signal: &DrainSignal,
-        inputs_ended: mpsc::Sender<()>,
+        inputs_ended: &mpsc::Sender<()>,
     ) -> Result<(), StartError> {
         let processors = placement::processors(parts.len());
         let placement = Placement::new(parts.len());

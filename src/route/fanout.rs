@@ -47,6 +47,13 @@ impl Fanout {
         self.inlets.iter().map(|inlet| inlet.queue.write_len_max()).min().unwrap_or(usize::MAX)
     }
 
+    /// Waits a moment for lanes that are behind and keep up. Cancel-safe.
+    pub(crate) async fn pace(&self) {
+        for inlet in &self.inlets {
+            inlet.queue.pace().await;
+        }
+    }
+
     /// Gives a batch to every lane: a reference each. Waits only for lanes whose policy is to block.
     pub(crate) async fn deliver(&self, batch: FrameBatch) {
         for inlet in &self.inlets {
