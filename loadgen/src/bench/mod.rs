@@ -109,7 +109,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// Most bytes of one read of the floor, as [`floor`](crate::floor) chooses it by itself.
+    /// Most bytes of one read of the floor, as [`floor`] chooses it by itself.
     fn floor_read_size(self) -> usize {
         match self {
             Self::Unix => floor::READ_SIZE_UNIX,
