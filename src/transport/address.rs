@@ -34,7 +34,9 @@ pub enum Address {
 #[non_exhaustive]
 pub enum AddressError {
     /// None of the known schemes.
-    #[error("`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH or file:PATH")]
+    #[error(
+        "`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH or file:PATH"
+    )]
     Scheme(String),
     /// No port, or not a number up to 65535.
     #[error("`{0}` needs a port after its host, as in tcp://127.0.0.1:6000 or tcp://[::1]:6000")]

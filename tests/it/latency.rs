@@ -1,0 +1,72 @@
+//! Nothing waits for a buffer to fill.
+
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::collector::CollectingReader;
+use crate::support::numbered;
+use crate::support::numbered::Number;
+use crate::support::relay::listening;
+use crate::support::relay::relay;
+use crate::support::relay::to;
+use crate::support::stream::Transport;
+use crate::support::stream::folder;
+use crate::support::wait::millis;
+use crate::support::wire;
+
+on_both_backends! {
+    /// The second worst of 100 frames, in the best of three runs: the machine has other things to do too.
+    alone fn twenty_frames_a_second_arrive_within_5_ms(backend) {
+        for transport in Transport::BOTH {
+            let p99s: Vec<Duration> = (0..3)
+                .scan(false, |done, _| {
+                    let p99 = (!*done).then(|| p99_of_100_frames(backend, transport))?;
+                    *done = p99 <= millis(5);
+                    Some(p99)
+                })
+                .collect();
+            assert!(p99s.last().is_some_and(|p99| *p99 <= millis(5)), "{transport:?}: {p99s:?}");
+        }
+    }
+}
+
+fn p99_of_100_frames(backend: tapster::transport::Backend, transport: Transport) -> Duration {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let folder = folder();
+    let readers = [0, 1].map(|_| CollectingReader::start(transport, folder.path()));
+    let relay = relay(backend)
+        .input(listening(transport, folder.path()))
+        .output(to(&readers[0]))
+        .output(to(&readers[1]))
+        .start();
+    // Four writers share the twenty frames a second, on whichever worker.
+    let mut writers: Vec<_> = (0..4).map(|_| relay.writer()).collect();
+    readers.iter().for_each(|reader| reader.wait_for_sessions(1));
+    let began = Instant::now();
+    for sequence in 0..100u32 {
+        let intended = began + PAUSE * sequence;
+        thread::sleep(intended.saturating_duration_since(Instant::now()));
+        let writer = sequence as usize % 4;
+        let payload = numbered::payload(writer as u32, u64::from(sequence) / 4, 130, Instant::now());
+        writers[writer].send(&wire::data(&payload));
+    }
+    writers.into_iter().for_each(|writer| {
+        writer.finish();
+    });
+    relay.drain();
+    let mut worst = Duration::ZERO;
+    for reader in readers {
+        let session = reader.close().sessions.remove(0);
+        let payloads = wire::payloads(&session.encoded);
+        assert_eq!(payloads.len(), 100);
+        let mut latencies = Vec::new();
+        for (until, arrived_at) in &session.arrivals {
+            let arrived = payloads[latencies.len()..*until].iter();
+            latencies.extend(arrived.map(|payload| Number::of(payload).latency(*arrived_at)));
+        }
+        latencies.sort();
+        worst = worst.max(latencies[98]);
+    }
+    worst
+}
