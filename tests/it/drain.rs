@@ -140,7 +140,7 @@ on_both_backends! {
     }
 
     fn block_keeps_its_promise_while_draining(backend) {
-        let reader = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let reader = CollectingReader::tcp().stalled();
         let relay = relay(backend).output(to(&reader).when_full(WhenFull::Block).queue(1 << 20)).start();
         reader.wait_for_sessions(1);
         let mut writer = relay.writer();
@@ -159,7 +159,7 @@ on_both_backends! {
     }
 
     fn block_ends_with_the_timeout_too(backend) {
-        let reader = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let reader = CollectingReader::tcp().stalled();
         let relay = relay(backend)
             .drain_timeout(millis(600))
             .output(to(&reader).when_full(WhenFull::Block).queue(1 << 20))
@@ -268,7 +268,7 @@ on_both_backends! {
 
     fn a_second_signal_ends_at_once(backend) {
         let folder = folder();
-        let reader = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let reader = CollectingReader::tcp().stalled();
         let address = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend).listen(&address).to(&reader.address(), "when_full=block&queue=1MiB").start();
         let mut writer = Peer::writer(&address);

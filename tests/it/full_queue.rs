@@ -121,7 +121,7 @@ on_both_backends! {
     }
 
     fn under_block_finish_waits_for_the_data_before_stop(backend) {
-        let reader = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let reader = CollectingReader::tcp().stalled();
         let relay = relay(backend).output(to(&reader).when_full(WhenFull::Block).queue(1 << 20)).start();
         reader.wait_for_sessions(1);
         let writer = relay.writer();
@@ -142,7 +142,7 @@ on_both_backends! {
     }
 
     fn block_stops_only_the_writers_whose_frames_go_there(backend) {
-        let blocked = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let blocked = CollectingReader::tcp().stalled();
         let free = CollectingReader::of_type(O, Transport::Tcp, std::path::Path::new("unused"));
         let relay = relay(backend)
             .input(tcp().content_types(&[D, O]))
@@ -193,7 +193,7 @@ on_both_backends! {
 
     /// Small batches that pin large blocks must not defeat the bound, nor lose what would fit.
     fn a_trickle_fills_a_queue_as_a_torrent_does(backend) {
-        let reader = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let reader = CollectingReader::tcp().stalled();
         let relay = relay(backend).output(to(&reader).queue(QUEUE)).start();
         reader.wait_for_sessions(1);
         let mut writer = relay.writer();

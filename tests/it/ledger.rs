@@ -24,7 +24,7 @@ on_both_backends! {
         let folder = folder();
         let readers = [
             CollectingReader::tcp(),
-            CollectingReader::tcp().with_receive_buffer(4096).stalled(),
+            CollectingReader::tcp().stalled(),
             CollectingReader::start(Transport::Unix, folder.path()),
         ];
         let path = folder.path().join("out.fstrm");

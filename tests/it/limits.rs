@@ -90,7 +90,7 @@ on_both_backends! {
         let reader = CollectingReader::tcp();
         let relay = relay(backend).input(tcp().skip_oversize()).output(to(&reader)).start();
         let mut writer = relay.writer();
-        writer.send(&[wire::data(b"a"), wire::word(u32::MAX).to_vec(), vec![b'x'; 100_000]].concat());
+        writer.send(&[wire::data(b"a"), wire::word(1 << 30).to_vec(), vec![b'x'; 100_000]].concat());
         drop(writer);
         relay.wait_until_idle();
         let (ledger, collected) = relay.drain_into(reader);

@@ -192,7 +192,7 @@ on_both_backends! {
     fn memory_grows_by_no_more_than_the_queues(backend) {
         let folder = folder();
         let healthy = CollectingReader::tcp();
-        let stalled = [0, 1].map(|_| CollectingReader::tcp().with_receive_buffer(4096).stalled());
+        let stalled = [0, 1].map(|_| CollectingReader::tcp().stalled());
         let address = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend)
             .listen(&address)
@@ -228,7 +228,7 @@ on_both_backends! {
     /// W12 with signals: stops and continues interrupt system calls in the middle of partial writes.
     fn w12_a_storm_of_signals_damages_nothing(backend) {
         let folder = folder();
-        let reader = CollectingReader::tcp().with_receive_buffer(4096);
+        let reader = CollectingReader::tcp();
         let address = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend).listen(&address).to(&reader.address(), "when_full=block&queue=1MiB").start();
         let mut writer = Peer::writer(&address);

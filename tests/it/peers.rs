@@ -208,7 +208,7 @@ on_both_backends! {
             return;
         }
         let folder = folder();
-        let stalled = CollectingReader::tcp().with_receive_buffer(4096).stalled();
+        let stalled = CollectingReader::tcp().stalled();
         let socket = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend).listen(&socket).to(&stalled.address(), "queue=64KiB").start();
         let mut named = Named::start(folder.path(), &socket).expect("it is there");

@@ -251,6 +251,9 @@ impl Collected {
     }
 }
 
+/// After so long without a byte nothing more is expected of a connection whose end has not come.
+const A_PAUSE: Duration = Duration::from_millis(500);
+
 /// One connection: handshake, data, FINISH after STOP.
 fn read(mut stream: Stream, content_type: &[u8], shared: &Shared, generation: u64) {
     if let Some(bytes) = shared.state().receive_buffer {
@@ -289,13 +292,14 @@ fn read_data(stream: &mut Stream, shared: &Shared, generation: u64, index: usize
     stream.set_read_timeout(millis(20));
     let mut unparsed = Vec::new();
     let mut buffer = vec![0; 256 << 10];
+    let mut last_arrival = Instant::now();
     loop {
         {
             let mut state = shared.state();
             while state.stalled && state.generation == generation {
                 state = shared.changed.wait(state).expect("no collector thread has panicked");
             }
-            // A reader that closes still takes what is there, one that dies does not.
+            // A reader that closes takes what is there or on its way, one that dies does not.
             if state.generation != generation && !state.closing {
                 return unparsed;
             }
@@ -304,7 +308,7 @@ fn read_data(stream: &mut Stream, shared: &Shared, generation: u64, index: usize
             Ok(0) => return unparsed,
             Ok(len) => len,
             Err(error) if is_timeout(&error) => {
-                if shared.state().generation != generation {
+                if shared.state().generation != generation && last_arrival.elapsed() > A_PAUSE {
                     return unparsed;
                 }
                 continue;
@@ -312,6 +316,7 @@ fn read_data(stream: &mut Stream, shared: &Shared, generation: u64, index: usize
             Err(_) => return unparsed,
         };
         let arrived_at = Instant::now();
+        last_arrival = arrived_at;
         unparsed.extend_from_slice(&buffer[..len]);
         let (whole, frames, stopped) = whole_frames(&unparsed);
         let mut state = shared.state();
