@@ -1,7 +1,15 @@
 //! tapster: a relay for Frame Streams, the transport of dnstap.
 
+#![deny(unsafe_code)]
+
 pub mod protocol;
 
+#[cfg(feature = "relay")]
+pub mod config;
+#[cfg(feature = "relay")]
+pub mod dnstap;
+#[cfg(feature = "relay")]
+mod drain;
 #[cfg(feature = "relay")]
 pub mod input;
 #[cfg(feature = "relay")]
@@ -12,5 +20,9 @@ pub mod output;
 pub mod queue;
 #[cfg(feature = "relay")]
 pub mod relay;
+#[cfg(feature = "relay")]
+mod route;
+#[cfg(feature = "relay")]
+mod session;
 #[cfg(feature = "relay")]
 pub mod transport;

@@ -1,12 +1,13 @@
 //! Ways in: listeners whose connections run Frame Streams readers.
 
+pub(crate) mod listener;
+
 use std::time::Duration;
 
 use crate::protocol::ContentType;
-use crate::transport::Address;
-
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
+use crate::transport::Address;
 
 /// One input: where it listens and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]

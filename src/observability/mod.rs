@@ -1,7 +1,13 @@
 //! Counters and what is made of them.
 
 pub mod ledger;
+pub mod logging;
+pub(crate) mod metrics;
+pub mod status;
 
 pub use ledger::InputLedger;
 pub use ledger::Ledger;
 pub use ledger::OutputLedger;
+pub use logging::Log;
+pub use logging::LogFormat;
+pub use status::StatusLine;

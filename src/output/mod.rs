@@ -1,5 +1,10 @@
 //! Ways out: connections that run Frame Streams writers, and files.
 
+pub(crate) mod backlog;
+pub(crate) mod backoff;
+pub(crate) mod file;
+pub(crate) mod frame_stream;
+
 use std::time::Duration;
 
 use crate::protocol::ContentType;
@@ -21,7 +26,8 @@ pub struct OutputConfig {
     pub connections: Connections,
     /// With or without READY, ACCEPT and FINISH; sockets only.
     pub mode: Mode,
-    /// The content type that this output writes; streams of other types do not go there.
+    /// The content type that this output writes; streams of other types do not go there. Empty: streams without a
+    /// type.
     pub content_type: ContentType,
     /// Longer data frames (payload bytes) are dropped, reason `frame_too_long`.
     pub frame_len_max: u32,
@@ -71,6 +77,13 @@ pub struct Rotate {
     pub size: Option<u64>,
     /// Once the file is this old.
     pub every: Option<Duration>,
+}
+
+impl OutputConfig {
+    /// The content type of START; `None` where it is configured as the empty one.
+    pub(crate) fn stream_type(&self) -> Option<ContentType> {
+        (!self.content_type.as_bytes().is_empty()).then(|| self.content_type.clone())
+    }
 }
 
 impl Default for OutputConfig {

@@ -120,7 +120,7 @@ impl FrameBatch {
     ///
     /// Returns the runs of frames between them, which share the bytes of the batch, and how many were left out.
     pub fn without_longer_than(&self, payload_len_max: u32) -> (Vec<Self>, u32) {
-        if self.payload_len_max <= payload_len_max {
+        if self.frames > 0 && self.payload_len_max <= payload_len_max {
             return (vec![self.clone()], 0);
         }
         let mut runs = Vec::new();
@@ -159,5 +159,97 @@ impl Iterator for Payloads {
         let len = self.rest.try_get_u32().ok()?;
         // Whole frames only: len <= rest.len()
         Some(self.rest.split_to(len as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::tests::data;
+    use crate::protocol::tests::stop;
+
+    fn batch(payloads: &[&str]) -> FrameBatch {
+        FrameBatch::from_payloads(payloads, Instant::now()).expect("payloads within the limits")
+    }
+
+    fn payloads(batch: &FrameBatch) -> Vec<Bytes> {
+        let parsed = FrameBatch::parse(batch.bytes().clone(), u32::MAX, batch.read_at());
+        if batch.frames() > 0 {
+            assert_eq!(parsed.as_ref(), Ok(batch), "count and longest frame are right");
+        }
+        batch.payloads().collect()
+    }
+
+    #[test]
+    fn a_batch_holds_its_payloads_in_order() {
+        let batch = batch(&["abc", "d", "ef"]);
+        assert_eq!(payloads(&batch), ["abc", "d", "ef"]);
+        assert_eq!((batch.frames(), batch.payload_len_max(), batch.byte_len()), (3, 3, 18));
+        assert_eq!(batch.into_bytes(), [data(b"abc"), data(b"d"), data(b"ef")].concat());
+    }
+
+    #[test]
+    fn only_whole_data_frames_make_a_batch() {
+        let parse =
+            |bytes: Vec<u8>| FrameBatch::parse(Bytes::from(bytes), 3, Instant::now()).map(|b| b.frames());
+        assert_eq!(parse([data(b"abc"), data(b"d")].concat()), Ok(2));
+        assert_eq!(parse(Vec::new()), Err(ProtocolError::EmptyBatch));
+        assert_eq!(parse(data(b"abc")[..5].to_vec()), Err(ProtocolError::PartialFrame { missing: 2 }));
+        assert_eq!(parse([data(b"abc"), vec![0]].concat()), Err(ProtocolError::PartialFrame { missing: 3 }));
+        assert_eq!(parse([data(b"abc"), stop()].concat()), Err(ProtocolError::ControlInBatch { offset: 7 }));
+        assert_eq!(parse(data(b"abcd")), Err(ProtocolError::FrameTooLong { len: 4, len_max: 3 }));
+    }
+
+    #[test]
+    fn payloads_without_an_encoding_make_no_batch() {
+        let none: [&str; 0] = [];
+        assert_eq!(FrameBatch::from_payloads(none, Instant::now()), Err(ProtocolError::EmptyBatch));
+        assert_eq!(FrameBatch::from_payloads(["a", ""], Instant::now()), Err(ProtocolError::EmptyPayload));
+    }
+
+    #[test]
+    fn advance_keeps_a_frame_that_was_cut_at_any_byte() {
+        let whole = batch(&["abc", "d", "ef"]);
+        for written in 0..=whole.byte_len() + 1 {
+            let mut rest = whole.clone();
+            let dropped = match written {
+                0..7 => 0,
+                7..12 => 1,
+                12..18 => 2,
+                _ => 3,
+            };
+            assert_eq!(rest.advance(written), dropped, "{written} bytes written");
+            assert_eq!(rest.frames(), 3 - dropped);
+            assert_eq!(payloads(&rest), ["abc", "d", "ef"][dropped as usize..]);
+            assert_eq!(rest.payload_len_max(), [3, 2, 2, 0][dropped as usize]);
+            assert_eq!(rest.read_at(), whole.read_at());
+        }
+    }
+
+    #[test]
+    fn long_frames_are_left_out_and_the_runs_between_them_share_the_bytes() {
+        let whole = batch(&["long", "a", "bc", "longer", "longest", "d", "long"]);
+        let (runs, left_out) = whole.without_longer_than(2);
+        assert_eq!(left_out, 4);
+        assert_eq!(runs.iter().map(payloads).collect::<Vec<_>>(), [vec!["a", "bc"], vec!["d"]]);
+        for run in &runs {
+            assert!(whole.bytes().as_ptr_range().contains(&run.bytes().as_ptr()), "not copied");
+        }
+        assert_eq!(whole.without_longer_than(7), (vec![whole.clone()], 0));
+        assert_eq!(whole.without_longer_than(0), (Vec::new(), 7));
+
+        let mut written = whole.clone();
+        written.advance(whole.byte_len());
+        assert_eq!(written.without_longer_than(7), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn a_compact_batch_is_equal_and_pins_nothing() {
+        let block = Bytes::from([data(b"abc"), vec![0; 1000]].concat());
+        let batch = FrameBatch::parse(block.slice(..7), 3, Instant::now()).unwrap();
+        let compact = batch.compact();
+        assert_eq!(compact, batch);
+        drop(batch);
+        assert!(block.is_unique());
     }
 }

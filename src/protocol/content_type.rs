@@ -122,3 +122,39 @@ impl fmt::Display for Listed<'_> {
         f.debug_list().entries(self.0).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_type_has_at_most_256_bytes() {
+        assert!(ContentType::try_from(&[b'x'; 256][..]).is_ok());
+        assert_eq!(ContentType::try_from(&[b'x'; 257][..]), Err(ContentTypeTooLong { len: 257 }));
+        assert_eq!(ContentType::try_from(Bytes::from(vec![0; 300])), Err(ContentTypeTooLong { len: 300 }));
+        assert_eq!("x".repeat(257).parse::<ContentType>(), Err(ContentTypeTooLong { len: 257 }));
+    }
+
+    #[test]
+    fn content_types_are_compared_as_bytes() {
+        assert_eq!("protobuf:dnstap.Dnstap".parse(), Ok(ContentType::DNSTAP));
+        for other in ["Protobuf:dnstap.Dnstap", "protobuf:dnstap.Dnsta", "protobuf:dnstap.Dnstap\0", ""] {
+            assert_ne!(other.parse(), Ok(ContentType::DNSTAP));
+        }
+    }
+
+    #[test]
+    fn a_content_type_is_shown_without_control_characters() {
+        let content_type = ContentType::try_from(&b"a\x1b[2J\xff\n"[..]).unwrap();
+        assert_eq!(content_type.to_string(), r"a\x1b[2J\xff\n");
+        assert_eq!(Listed(&[ContentType::DNSTAP]).to_string(), r#"["protobuf:dnstap.Dnstap"]"#);
+    }
+
+    #[test]
+    fn a_reader_of_any_type_takes_every_type() {
+        assert!(ContentTypes::Any.contains(&ContentType::DNSTAP));
+        let only = ContentTypes::Only(vec![ContentType::DNSTAP]);
+        assert!(only.contains(&ContentType::DNSTAP));
+        assert!(!only.contains(&"other".parse().unwrap()));
+    }
+}

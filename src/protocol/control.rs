@@ -262,3 +262,157 @@ pub enum ControlError {
         count: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::tests::D;
+    use crate::protocol::tests::content_type;
+    use crate::protocol::tests::control_payload;
+    use crate::protocol::tests::control_raw;
+    use crate::protocol::tests::word;
+
+    const W1: &[u8] = b"wharr\0garbl";
+    const W2: &[u8] = b"wharrgarblv2";
+
+    /// The payload decodes to this frame, and the frame encodes to the same bytes.
+    fn assert_round_trip(control_type: ControlType, content_types: &[&[u8]]) -> ControlFrame {
+        let payload = control_payload(control_type as u32, content_types);
+        let frame = ControlFrame::decode(&payload).expect("a valid payload");
+        let content_types = content_types.iter().map(|bytes| content_type(bytes)).collect();
+        assert_eq!(frame, ControlFrame { control_type, content_types });
+        assert_eq!(frame.encode().expect("a short frame"), control_raw(&payload));
+        frame
+    }
+
+    fn assert_refused(payload: &[u8], error: ControlError) {
+        assert_eq!(ControlFrame::decode(payload), Err(error), "{payload:02x?}");
+    }
+
+    #[test]
+    fn c01_accept_without_a_type_matches_everything() {
+        let frame = assert_round_trip(ControlType::Accept, &[]);
+        assert!(frame.matches(None));
+        assert!(frame.matches(Some(&content_type(W1))));
+    }
+
+    #[test]
+    fn c02_accept_with_a_type_matches_that_type_only() {
+        let frame = assert_round_trip(ControlType::Accept, &[W1]);
+        assert!(frame.matches(Some(&content_type(W1))));
+        assert!(!frame.matches(Some(&content_type(W2))));
+        assert!(!frame.matches(None));
+    }
+
+    #[test]
+    fn c03_accept_and_ready_carry_several_types() {
+        for control_type in [ControlType::Accept, ControlType::Ready] {
+            let frame = assert_round_trip(control_type, &[W1, W2]);
+            assert!(frame.matches(Some(&content_type(W1))));
+            assert!(frame.matches(Some(&content_type(W2))));
+            assert_round_trip(control_type, &[W1, W1]);
+        }
+    }
+
+    #[test]
+    fn c04_start_carries_one_type_or_none() {
+        assert!(assert_round_trip(ControlType::Start, &[]).matches(Some(&content_type(W2))));
+        let frame = assert_round_trip(ControlType::Start, &[W1]);
+        assert!(frame.matches(Some(&content_type(W1))));
+        assert!(!frame.matches(Some(&content_type(W2))));
+    }
+
+    #[test]
+    fn c05_stop_and_finish_match_nothing() {
+        for control_type in [ControlType::Stop, ControlType::Finish] {
+            let frame = assert_round_trip(control_type, &[]);
+            assert!(!frame.matches(None));
+            assert!(!frame.matches(Some(&content_type(W1))));
+        }
+    }
+
+    #[test]
+    fn c06_fewer_than_four_bytes_are_refused() {
+        for len in 0..4 {
+            assert_refused(&[0xff; 4][..len], ControlError::TooShort { len });
+        }
+    }
+
+    #[test]
+    fn c07_unknown_types_are_named() {
+        for control_type in [u32::MAX, 0xabad_1dea, 0, 6] {
+            assert_refused(&word(control_type), ControlError::UnknownType(control_type));
+        }
+        assert_refused(&[0xff; 5], ControlError::UnknownType(u32::MAX));
+    }
+
+    #[test]
+    fn c08_cut_fields_and_trailing_bytes_are_refused() {
+        let whole = control_payload(2, &[W1]);
+        for len in 5..whole.len() {
+            assert_refused(&whole[..len], ControlError::FieldTruncated);
+        }
+        for trailing in [&[0][..], &[0; 3], &word(1)] {
+            assert_refused(&[&whole[..], trailing].concat(), ControlError::FieldTruncated);
+            assert_refused(&[&word(2)[..], trailing].concat(), ControlError::FieldTruncated);
+        }
+    }
+
+    #[test]
+    fn c09_wrong_fields_are_refused() {
+        for (control_type, types) in [
+            (ControlType::Stop, &[W1][..]),
+            (ControlType::Finish, &[W1]),
+            (ControlType::Start, &[W1, W1]),
+            (ControlType::Start, &[W1, W2]),
+        ] {
+            let count = types.len();
+            let error = ControlError::TooManyContentTypes { control_type, count };
+            assert_refused(&control_payload(control_type as u32, types), error);
+            let content_types = types.iter().map(|bytes| content_type(bytes)).collect();
+            assert_eq!(ControlFrame { control_type, content_types }.encode(), Err(error));
+        }
+        assert_refused(&[word(4), word(2), word(0)].concat(), ControlError::UnknownField(2));
+        for field_len in [0xffff_fff8, u32::MAX] {
+            assert_refused(&[word(4), word(1), word(field_len)].concat(), ControlError::FieldTruncated);
+        }
+    }
+
+    #[test]
+    fn c10_limits_are_inclusive() {
+        assert_round_trip(ControlType::Ready, &[&[b'x'; 256]]);
+        assert_round_trip(ControlType::Ready, &[b""]);
+        let too_long = control_payload(4, &[&[b'x'; 257]]);
+        assert_refused(&too_long, ControlError::ContentTypeTooLong { len: 257 });
+
+        assert!(ControlFrame::decode(&control_payload(4, &[D, &[b'x'; 256], &[b'x'; 206]])).is_ok());
+        let too_long = control_payload(4, &[D, &[b'x'; 256], &[b'x'; 207]]);
+        assert_refused(&too_long, ControlError::TooLong { len: 513, len_max: 512 });
+    }
+
+    #[test]
+    fn the_encoder_stops_at_what_fstrm_capture_takes() {
+        let frame = |len| {
+            let types = [D, &[b'x'; 256], &vec![b'x'; len]].map(content_type);
+            ControlFrame::ready(&types)
+        };
+        assert_eq!(frame(197).encode().map(|bytes| bytes.len()), Ok(8 + 503));
+        assert_eq!(frame(198).encode(), Err(ControlError::TooLong { len: 504, len_max: 503 }));
+    }
+
+    #[test]
+    fn a_frame_with_the_longest_type_is_short() {
+        let longest = content_type(&[b'x'; 256]);
+        let frame = ControlFrame::accept(std::slice::from_ref(&longest)).encode();
+        assert_eq!(Ok(encode_short(ControlType::Accept, Some(&longest))), frame);
+    }
+
+    #[test]
+    fn every_type_has_its_number_and_its_name() {
+        for (number, name) in [(1, "ACCEPT"), (2, "START"), (3, "STOP"), (4, "READY"), (5, "FINISH")] {
+            let control_type = ControlType::try_from(number).expect("a known type");
+            assert_eq!(control_type as u32, number);
+            assert_eq!(control_type.to_string(), name);
+        }
+    }
+}

@@ -141,8 +141,7 @@ impl Decoder {
         }
         match self.head() {
             Ok(Head::Incomplete { missing }) => missing,
-            Ok(Head::Data { len }) => (4 + len as usize).saturating_sub(self.buffered),
-            Ok(Head::Control { len }) => (Head::LEN_MAX + len as usize).saturating_sub(self.buffered),
+            Ok(head) => head.frame_len().map_or(0, |len| len.saturating_sub(self.buffered)),
             Err(_) => 0,
         }
     }
@@ -158,18 +157,14 @@ impl Decoder {
     }
 
     fn take_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
-        let frame_len = match self.head()? {
-            Head::Incomplete { missing } => self.buffered + missing,
-            Head::Data { len } => 4 + len as usize,
-            Head::Control { len } => Head::LEN_MAX + len as usize,
-        };
-        if self.buffered < frame_len {
+        let head = self.head()?;
+        let Some(frame_len) = head.frame_len().filter(|len| *len <= self.buffered) else {
             // Copied, so that what a slow peer sends byte by byte does not keep as many read buffers alive.
             self.gather(self.buffered);
             return Ok(None);
-        }
+        };
         let mut frame = self.take(frame_len);
-        if let Head::Data { .. } = Head::parse(&frame)? {
+        if let Head::Data { .. } = head {
             frame.advance(4);
             return Ok(Some(Frame::Data(frame)));
         }
@@ -184,20 +179,17 @@ impl Decoder {
         }
     }
 
-    /// The head of the next frame, with the length of a data frame checked.
+    /// The head of the next frame, which may begin in one piece and go on in the next. The length of a data frame is
+    /// checked.
     fn head(&self) -> Result<Head, ProtocolError> {
-        let mut head = [0; Head::LEN_MAX];
-        let mut head_len = 0;
-        for piece in std::iter::once(&self.partial[..]).chain(self.pieces.iter().map(|piece| &piece[..])) {
-            for (to, from) in head.iter_mut().skip(head_len).zip(piece) {
-                *to = *from;
-                head_len += 1;
-            }
-            if head_len == head.len() {
-                break;
-            }
+        let mut bytes = [0; Head::LEN_MAX];
+        let mut filled = 0;
+        let pieces = self.pieces.iter().flat_map(|piece| piece.iter());
+        for (to, from) in bytes.iter_mut().zip(self.partial.iter().chain(pieces)) {
+            *to = *from;
+            filled += 1;
         }
-        match Head::parse(head.get(..head_len).unwrap_or_default())? {
+        match Head::parse(&bytes[..filled])? {
             Head::Data { len } if len > self.frame_len_max => {
                 Err(ProtocolError::FrameTooLong { len, len_max: self.frame_len_max })
             }
@@ -232,6 +224,149 @@ impl Decoder {
                 break;
             }
             self.pieces.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ContentType;
+    use crate::protocol::tests::D;
+    use crate::protocol::tests::all_splits;
+    use crate::protocol::tests::control_raw;
+    use crate::protocol::tests::data;
+    use crate::protocol::tests::ready;
+    use crate::protocol::tests::stop;
+    use crate::protocol::tests::word;
+
+    fn scan_of(frames: u32, bytes: usize, payload_len_max: u32, stop: ScanStop) -> Scan {
+        Scan { frames, bytes, payload_len_max, stop }
+    }
+
+    #[test]
+    fn scan_counts_whole_frames_and_says_what_is_missing() {
+        let stream = [data(b"abc"), data(b"d"), data(b"efghi")].concat();
+        let expected = [
+            (0..4, scan_of(0, 0, 0, ScanStop::Incomplete { missing: 4 })),
+            (4..7, scan_of(0, 0, 0, ScanStop::Incomplete { missing: 3 })),
+            (7..11, scan_of(1, 7, 3, ScanStop::Incomplete { missing: 4 })),
+            (11..12, scan_of(1, 7, 3, ScanStop::Incomplete { missing: 1 })),
+            (12..16, scan_of(2, 12, 3, ScanStop::Incomplete { missing: 4 })),
+            (16..21, scan_of(2, 12, 3, ScanStop::Incomplete { missing: 5 })),
+            (21..22, scan_of(3, 21, 5, ScanStop::Incomplete { missing: 4 })),
+        ];
+        for (lens, expected) in expected {
+            for (i, len) in lens.enumerate() {
+                let ScanStop::Incomplete { missing } = expected.stop else { unreachable!() };
+                let stop = ScanStop::Incomplete { missing: missing - i };
+                assert_eq!(scan(&stream[..len], 5), Scan { stop, ..expected }, "{len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn scan_stops_at_an_escape_and_at_a_length_above_the_limit() {
+        assert_eq!(scan(&[data(b"abc"), stop()].concat(), 3), scan_of(1, 7, 3, ScanStop::Escape));
+        assert_eq!(
+            scan(&[data(b"abc"), data(b"abcd")].concat(), 3),
+            scan_of(1, 7, 3, ScanStop::TooLong { len: 4 })
+        );
+        assert_eq!(scan(&word(u32::MAX), 1 << 20), scan_of(0, 0, 0, ScanStop::TooLong { len: u32::MAX }));
+        assert_eq!(scan(&data(b"a"), 0), scan_of(0, 0, 0, ScanStop::TooLong { len: 1 }));
+        let missing = u32::MAX as usize;
+        assert_eq!(scan(&word(u32::MAX), u32::MAX), scan_of(0, 0, 0, ScanStop::Incomplete { missing }));
+    }
+
+    #[test]
+    fn decoder_yields_the_same_frames_at_every_split_point() {
+        let unknown = control_raw(b"abcd\0\x01");
+        let stream = [ready(&[D]), data(b"abc"), unknown, data(b"d"), stop()].concat();
+        let expected = [
+            Frame::Control(ControlFrame::ready(&[ContentType::DNSTAP])),
+            Frame::Data(Bytes::from_static(b"abc")),
+            Frame::UnknownControl { control_type: 0x6162_6364, payload: Bytes::from_static(b"\0\x01") },
+            Frame::Data(Bytes::from_static(b"d")),
+            Frame::Control(ControlFrame::stop()),
+        ];
+        for pieces in all_splits(&stream) {
+            // Frames are taken after every piece, or after the last only.
+            for eager in [true, false] {
+                let mut decoder = Decoder::new(3);
+                let mut frames = Vec::new();
+                let last = pieces.len() - 1;
+                for (n, piece) in pieces.iter().enumerate() {
+                    decoder.feed(Bytes::copy_from_slice(piece));
+                    if !eager && n < last {
+                        continue;
+                    }
+                    loop {
+                        let missing = decoder.bytes_missing();
+                        let frame = decoder.next_frame().expect("a valid stream");
+                        assert_eq!(missing == 0, frame.is_some());
+                        let Some(frame) = frame else { break };
+                        frames.push(frame);
+                    }
+                }
+                assert_eq!(frames, expected);
+                assert_eq!(decoder.bytes_buffered(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_within_one_piece_is_not_copied() {
+        let piece = Bytes::from([data(b"abc"), data(b"def")].concat());
+        let mut decoder = Decoder::new(3);
+        decoder.feed(piece.clone());
+        for range in [4..7, 11..14] {
+            let Ok(Some(Frame::Data(payload))) = decoder.next_frame() else { panic!("a data frame") };
+            assert_eq!(payload.as_ptr_range(), piece[range].as_ptr_range());
+        }
+    }
+
+    #[test]
+    fn a_partial_frame_does_not_keep_its_piece_alive() {
+        let piece = Bytes::from([data(b"abc"), word(3).to_vec()].concat());
+        let mut decoder = Decoder::new(3);
+        decoder.feed(piece.clone());
+        decoder.next_frame().expect("a valid stream");
+        assert_eq!(decoder.next_frame(), Ok(None));
+        assert!(piece.is_unique());
+        assert_eq!(decoder.bytes_missing(), 3);
+    }
+
+    #[test]
+    fn nothing_is_allocated_because_a_length_was_announced() {
+        let mut decoder = Decoder::new(1 << 30);
+        decoder.feed(Bytes::copy_from_slice(&word(1 << 30)));
+        assert_eq!(decoder.next_frame(), Ok(None));
+        assert_eq!(decoder.bytes_missing(), 1 << 30);
+        assert!(decoder.partial.capacity() <= 64);
+    }
+
+    #[test]
+    fn an_error_comes_with_the_length_and_stays_until_reset() {
+        let too_long = ProtocolError::FrameTooLong { len: 4, len_max: 3 };
+        let cases = [
+            (word(4).to_vec(), too_long),
+            ([word(0), word(513)].concat(), ProtocolError::ControlLength { len: 513 }),
+            (control_raw(b"\0\0\0\x03\0"), ControlError::FieldTruncated.into()),
+        ];
+        for (bytes, error) in cases {
+            let mut decoder = Decoder::new(3);
+            decoder.feed(Bytes::from([data(b"abc"), bytes].concat()));
+            assert_eq!(decoder.next_frame(), Ok(Some(Frame::Data(Bytes::from_static(b"abc")))));
+            assert_eq!(decoder.bytes_missing(), 0);
+            for _ in 0..2 {
+                assert_eq!(decoder.next_frame(), Err(error.clone()));
+                decoder.feed(Bytes::from(data(b"abc")));
+                assert_eq!((decoder.bytes_buffered(), decoder.bytes_missing()), (0, 0));
+            }
+            decoder.reset();
+            assert_eq!(decoder.bytes_missing(), 4);
+            decoder.feed(Bytes::from(data(b"abc")));
+            assert_eq!(decoder.next_frame(), Ok(Some(Frame::Data(Bytes::from_static(b"abc")))));
         }
     }
 }

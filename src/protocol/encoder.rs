@@ -77,3 +77,43 @@ impl Encoder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::protocol::tests::control_raw;
+    use crate::protocol::tests::data;
+    use crate::protocol::tests::stop;
+
+    fn encode(frame: &Frame) -> Result<BytesMut, ProtocolError> {
+        let mut stream = BytesMut::new();
+        let result = Encoder::new(3).frame(frame, &mut stream);
+        assert!(result.is_ok() || stream.is_empty(), "nothing is appended with an error");
+        result.map(|()| stream)
+    }
+
+    fn unknown(control_type: u32, len: usize) -> Frame {
+        Frame::UnknownControl { control_type, payload: Bytes::from(vec![7; len]) }
+    }
+
+    #[test]
+    fn every_kind_of_frame_is_encoded() {
+        assert_eq!(encode(&Frame::Data(Bytes::from_static(b"abc"))).unwrap(), data(b"abc"));
+        assert_eq!(encode(&Frame::Control(ControlFrame::stop())).unwrap(), stop());
+        assert_eq!(encode(&unknown(6, 1)).unwrap(), control_raw(&[0, 0, 0, 6, 7]));
+    }
+
+    #[test]
+    fn frames_outside_the_limits_are_refused() {
+        assert_eq!(encode(&Frame::Data(Bytes::new())), Err(ProtocolError::EmptyPayload));
+        assert_eq!(
+            encode(&Frame::Data(Bytes::from_static(b"abcd"))),
+            Err(ProtocolError::FrameTooLong { len: 4, len_max: 3 })
+        );
+        assert!(encode(&unknown(6, 499)).is_ok());
+        assert_eq!(encode(&unknown(6, 500)), Err(ControlError::TooLong { len: 504, len_max: 503 }.into()));
+        assert_eq!(encode(&unknown(3, 0)), Err(ControlError::KnownType(ControlType::Stop).into()));
+    }
+}

@@ -79,12 +79,9 @@ pub enum ProtocolError {
         /// What could have been named.
         ours: Vec<ContentType>,
     },
-    /// The reader spoke while it had nothing to say: between ACCEPT and STOP. A FINISH before STOP is one case.
-    #[error("the reader sent {len} bytes before STOP was sent to it")]
-    UnexpectedBytes {
-        /// How many bytes.
-        len: usize,
-    },
+    /// The reader spoke while it had nothing to say. A FINISH before STOP is one case: a reader that closes early.
+    #[error("the reader spoke before STOP was sent to it")]
+    UnexpectedBytes,
     /// The handshake was not complete in time.
     #[error("handshake not complete after {} s", after.as_secs_f64())]
     HandshakeTimeout {
@@ -129,7 +126,41 @@ impl ProtocolError {
             | Self::UnexpectedControl { .. }
             | Self::UnexpectedData { .. }
             | Self::RepeatedReady { .. }
-            | Self::UnexpectedBytes { .. } => "protocol_error",
+            | Self::UnexpectedBytes => "protocol_error",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_was_wrong_and_what_would_be_right() {
+        let cases: [(ProtocolError, &str); 5] = [
+            (
+                ProtocolError::FrameTooLong { len: 11, len_max: 10 },
+                "data frame of 11 bytes exceeds the limit of 10",
+            ),
+            (
+                ProtocolError::UnexpectedControl { expected: "READY", got: ControlType::Stop },
+                "expected READY, got STOP",
+            ),
+            (
+                ProtocolError::ContentTypeMismatch {
+                    peer: vec!["a\n".parse().unwrap()],
+                    ours: vec![ContentType::DNSTAP],
+                },
+                r#"content type: the peer names ["a\n"], taken here are ["protobuf:dnstap.Dnstap"]"#,
+            ),
+            (
+                ProtocolError::HandshakeTimeout { after: Duration::from_millis(1500) },
+                "handshake not complete after 1.5 s",
+            ),
+            (ControlError::UnknownType(6).into(), "control frame: unknown type 6"),
+        ];
+        for (error, message) in cases {
+            assert_eq!(error.to_string(), message);
         }
     }
 }

@@ -124,3 +124,131 @@ impl FileWriter {
         encode_short(ControlType::Stop, None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ControlType;
+    use crate::protocol::FRAME_LEN_MAX_DEFAULT;
+    use crate::protocol::FrameBatch;
+    use crate::protocol::tests::D;
+    use crate::protocol::tests::O;
+    use crate::protocol::tests::all_splits;
+    use crate::protocol::tests::content_type;
+    use crate::protocol::tests::control_raw;
+    use crate::protocol::tests::data;
+    use crate::protocol::tests::golden_file;
+    use crate::protocol::tests::golden_payloads;
+    use crate::protocol::tests::ready;
+    use crate::protocol::tests::start;
+    use crate::protocol::tests::stop;
+
+    /// The content type, the payloads, and how the file ends.
+    type Contents = (Option<Option<ContentType>>, Vec<Bytes>, FileStatus);
+
+    fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Contents {
+        let now = Instant::now();
+        let mut reader = FileReader::new(FRAME_LEN_MAX_DEFAULT, now);
+        let mut bytes = BytesMut::new();
+        let mut started = None;
+        let mut payloads = Vec::new();
+        for piece in pieces {
+            bytes.extend_from_slice(piece);
+            let result = reader.handle_bytes(now, &mut bytes);
+            while let Some(event) = reader.poll_event() {
+                match event {
+                    ReaderEvent::Started { content_type, .. } => started = Some(content_type),
+                    ReaderEvent::Data(batch) => payloads.extend(batch.payloads()),
+                    ReaderEvent::Finished => {}
+                }
+            }
+            if result.is_err() {
+                break;
+            }
+        }
+        (started, payloads, reader.handle_eof(&bytes))
+    }
+
+    fn read(file: &[u8]) -> Contents {
+        let whole = read_pieces([file]);
+        for pieces in all_splits(file) {
+            assert_eq!(read_pieces(pieces), whole);
+        }
+        whole
+    }
+
+    #[test]
+    fn f01_the_golden_file_is_read() {
+        assert_eq!(golden_file().len(), 242);
+        let (started, payloads, status) = read(&golden_file());
+        assert_eq!(started, Some(Some(content_type(b"test:hello"))));
+        assert_eq!(payloads, golden_payloads());
+        assert_eq!(status, FileStatus::Clean { trailing: 0 });
+    }
+
+    #[test]
+    fn f01_the_golden_file_is_written() {
+        let writer = FileWriter::new(Some(content_type(b"test:hello")));
+        let batch = FrameBatch::from_payloads(golden_payloads(), Instant::now()).unwrap();
+        let file = [writer.header(), batch.into_bytes(), writer.trailer()].concat();
+        assert_eq!(file, golden_file());
+    }
+
+    #[test]
+    fn f02_a_file_cut_anywhere_is_truncated_and_its_whole_frames_are_read() {
+        for len in 0..242 {
+            let (started, payloads, status) = read_pieces([&golden_file()[..len]]);
+            let frames = (len.saturating_sub(30) / 20).min(10);
+            assert_eq!(started.is_some(), len >= 30, "START has 30 bytes");
+            assert_eq!(payloads, golden_payloads()[..frames], "{len} bytes");
+            let bytes = match len {
+                0..30 => len,
+                30..230 => (len - 30) % 20,
+                _ => len - 230,
+            };
+            assert_eq!(status, FileStatus::Truncated { bytes });
+        }
+    }
+
+    #[test]
+    fn f03_a_file_without_a_type_is_read() {
+        let (started, payloads, status) = read(&[start(&[]), data(b"a"), stop()].concat());
+        assert_eq!((started, payloads), (Some(None), vec![Bytes::from_static(b"a")]));
+        assert_eq!(status, FileStatus::Clean { trailing: 0 });
+        assert_eq!(&FileWriter::new(None).header()[..], start(&[]));
+    }
+
+    #[test]
+    fn f03_a_socket_stream_is_not_a_file() {
+        let error = ProtocolError::UnexpectedControl { expected: "START", got: ControlType::Ready };
+        assert_eq!(read(&ready(&[D])), (None, Vec::new(), FileStatus::Damaged(error)));
+    }
+
+    #[test]
+    fn f03_bytes_behind_stop_are_reported() {
+        let file = [start(&[D]), data(b"a"), stop()].concat();
+        for trailing in [vec![7; 16], file.clone()] {
+            let (_, payloads, status) = read(&[file.clone(), trailing.clone()].concat());
+            assert_eq!(payloads, ["a"], "of the first file");
+            assert_eq!(status, FileStatus::Clean { trailing: trailing.len() as u64 });
+        }
+    }
+
+    #[test]
+    fn f04_a_frame_above_the_limit_is_damage() {
+        let longest = vec![7; 1 << 20];
+        let file = [start(&[O]), data(&longest), data(&[7; (1 << 20) + 1]), stop()].concat();
+        let (_, payloads, status) = read_pieces(file.chunks(64 * 1024));
+        assert_eq!(payloads, [longest]);
+        let error = ProtocolError::FrameTooLong { len: (1 << 20) + 1, len_max: 1 << 20 };
+        assert_eq!(status, FileStatus::Damaged(error));
+    }
+
+    #[test]
+    fn frames_before_the_damage_are_read() {
+        let file = [start(&[D]), data(b"a"), control_raw(b"\0\0\0\x04"), data(b"b")].concat();
+        let (_, payloads, status) = read(&file);
+        assert_eq!(payloads, ["a"]);
+        assert!(matches!(status, FileStatus::Damaged(ProtocolError::UnexpectedControl { .. })));
+    }
+}

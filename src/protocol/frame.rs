@@ -65,6 +65,15 @@ impl Head {
         }
         Ok(Self::Control { len })
     }
+
+    /// Length of the whole frame in bytes; `None` while it is not known.
+    pub(super) fn frame_len(self) -> Option<usize> {
+        match self {
+            Self::Incomplete { .. } => None,
+            Self::Data { len } => Some(4usize.saturating_add(len as usize)),
+            Self::Control { len } => Some(Self::LEN_MAX + len as usize),
+        }
+    }
 }
 
 /// Takes the control frame at the front of `bytes`; `None` until all of it has arrived.
@@ -76,10 +85,12 @@ pub(super) fn take_control(
     bytes: &mut BytesMut,
     expected: &'static str,
 ) -> Result<Option<Result<ControlFrame, ControlError>>, ProtocolError> {
-    let frame_len = match Head::parse(bytes)? {
-        Head::Incomplete { .. } => return Ok(None),
-        Head::Data { len } => return Err(ProtocolError::UnexpectedData { expected, len }),
-        Head::Control { len } => Head::LEN_MAX + len as usize,
+    let head = Head::parse(bytes)?;
+    if let Head::Data { len } = head {
+        return Err(ProtocolError::UnexpectedData { expected, len });
+    }
+    let Some(frame_len) = head.frame_len() else {
+        return Ok(None);
     };
     let Some(payload) = bytes.get(Head::LEN_MAX..frame_len) else {
         return Ok(None);
@@ -87,4 +98,28 @@ pub(super) fn take_control(
     let control = ControlFrame::decode(payload);
     bytes.advance(frame_len);
     Ok(Some(control))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_tells_the_length_of_its_frame_and_what_is_missing() {
+        assert_eq!(Head::parse(b""), Ok(Head::Incomplete { missing: 4 }));
+        assert_eq!(Head::parse(b"\0\0\x01"), Ok(Head::Incomplete { missing: 1 }));
+        assert_eq!(Head::parse(b"\0\0\x01\x02x"), Ok(Head::Data { len: 258 }));
+        assert_eq!(Head::parse(b"\0\0\0\0"), Ok(Head::Incomplete { missing: 4 }));
+        assert_eq!(Head::parse(b"\0\0\0\0\0\0\x02\0"), Ok(Head::Control { len: 512 }));
+        assert_eq!(Head::Data { len: 258 }.frame_len(), Some(262));
+        assert_eq!(Head::Control { len: 512 }.frame_len(), Some(520));
+    }
+
+    #[test]
+    fn d08_impossible_lengths_of_control_frames_are_refused() {
+        for len in [0u32, 3, 513, 600, u32::MAX] {
+            let bytes = [[0; 4], len.to_be_bytes()].concat();
+            assert_eq!(Head::parse(&bytes), Err(ProtocolError::ControlLength { len }));
+        }
+    }
 }

@@ -407,3 +407,6 @@ const SKIP_LEN_END: u32 = 0x8000_0000;
 
 /// Room for events that an idle session may keep.
 const EVENTS_KEPT_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests;

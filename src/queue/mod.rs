@@ -1,5 +1,7 @@
 //! Where batches wait for their output.
 
+pub(crate) mod channel;
 pub mod when_full;
 
+pub(crate) use channel::Queue;
 pub use when_full::WhenFull;

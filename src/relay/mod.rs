@@ -1,14 +1,42 @@
 //! The relay: inputs, outputs and workers put together, started and drained.
 
-use std::io;
-use std::time::Duration;
+mod assembly;
+mod placement;
+mod worker;
 
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::unbounded_channel;
+use tracing::warn;
+
+use crate::drain::Drain;
+use crate::drain::DrainSignal;
+use crate::drain::Phase;
 use crate::input::InputConfig;
 use crate::observability::Ledger;
 use crate::output::OutputConfig;
+use crate::output::file;
+use crate::queue::Queue;
+use crate::relay::assembly::Accounts;
+use crate::relay::assembly::Assembly;
+use crate::relay::assembly::FileLane;
+use crate::relay::assembly::WorkerParts;
+use crate::relay::placement::Placement;
+use crate::relay::worker::Worker;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::BackendChoice;
+use crate::transport::backend;
+use crate::transport::socket;
+use crate::transport::socket::Bound;
+use crate::transport::socket::SocketFile;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,38 +87,191 @@ pub enum StartError {
     Worker(io::Error),
 }
 
-/// A running relay.
+/// A running relay. Dropping it ends it at once; [`Relay::drain`] ends it well.
 #[derive(Debug)]
-pub struct Relay {}
+pub struct Relay {
+    backend: Backend,
+    drain_timeout: Duration,
+    listeners: Vec<(String, Address)>,
+    accounts: Accounts,
+    queues: Vec<Arc<Queue>>,
+    drain: Drain,
+    inputs_ended: mpsc::Receiver<()>,
+    threads: Vec<JoinHandle<()>>,
+    // Removed from the file system when the relay has stopped listening.
+    socket_files: Vec<SocketFile>,
+}
 
 impl Relay {
     /// Binds every input, starts the workers, and returns once everything listens.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left bound.
-    pub fn start(_config: RelayConfig) -> Result<Self, StartError> {
-        unimplemented!()
+    pub fn start(config: RelayConfig) -> Result<Self, StartError> {
+        let (backend, reason) = backend::choose(config.backend).map_err(StartError::Backend)?;
+        if let Some(reason) = reason {
+            warn!("{reason}: using epoll; `tapster doctor` tells how to allow it");
+        }
+        let workers = placement::worker_count(config.workers);
+        let bound = bind_inputs(&config.inputs, workers)?;
+        let (drain, signal) = Drain::new();
+        let mut assembly = Assembly::new(workers);
+        for input in config.inputs {
+            assembly.add_input(input);
+        }
+        for output in config.outputs {
+            assembly.add_output(output);
+        }
+        let mut listeners = Vec::new();
+        let mut socket_files = Vec::new();
+        for (input, bound) in bound {
+            listeners.push((assembly.accounts.inputs[input].name.clone(), bound.address.clone()));
+            socket_files.extend(bound.file);
+            assembly.add_listeners(input, bound.listeners, &bound.address);
+        }
+        let (ended_sender, inputs_ended) = mpsc::channel();
+        let mut relay = Self {
+            backend,
+            drain_timeout: config.drain_timeout,
+            listeners,
+            accounts: assembly.accounts,
+            queues: assembly.queues,
+            drain,
+            inputs_ended,
+            threads: Vec::new(),
+            socket_files,
+        };
+        // From here on a failure drops the relay, which ends the threads that have begun.
+        relay.start_files(assembly.files, &signal)?;
+        relay.start_workers(assembly.workers, &signal, &ended_sender)?;
+        Ok(relay)
     }
 
     /// What the workers run on.
     pub fn backend(&self) -> Backend {
-        unimplemented!()
+        self.backend
     }
 
-    /// Name of the input and the address bound (port 0 replaced by the kernel's choice), in order of
-    /// configuration.
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.accounts.workers
+    }
+
+    /// Name of the input and the address bound (port 0 replaced by the kernel's choice), in order of configuration.
     pub fn listeners(&self) -> &[(String, Address)] {
-        unimplemented!()
+        &self.listeners
     }
 
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
-        unimplemented!()
+        self.accounts.ledger()
     }
 
-    /// Stops accepting, takes what has arrived, answers FINISH, flushes, ends every output with STOP, and
-    /// returns the final ledger; at most `drain_timeout`.
-    pub fn drain(self) -> Ledger {
-        unimplemented!()
+    /// Ends the relay: stops accepting, takes what has arrived, answers FINISH, writes what waits, ends every output
+    /// with STOP and waits for its FINISH. Blocks for `drain_timeout` at most; what is left then is counted as dropped,
+    /// reason `shutdown`. Returns the final ledger.
+    pub fn drain(mut self) -> Ledger {
+        self.end(self.drain_timeout);
+        self.accounts.ledger()
     }
+
+    fn start_files(&mut self, files: Vec<FileLane>, signal: &DrainSignal) -> Result<(), StartError> {
+        for FileLane { config, pattern, backlog } in files {
+            let signal = signal.clone();
+            let runtime = Builder::new_current_thread().enable_time().build().map_err(StartError::Worker)?;
+            let thread = thread::Builder::new().name("tapster-file".to_owned());
+            let run = move || runtime.block_on(file::run(config, pattern, backlog, signal));
+            self.threads.push(thread.spawn(run).map_err(StartError::Worker)?);
+        }
+        Ok(())
+    }
+
+    fn start_workers(
+        &mut self,
+        parts: Vec<WorkerParts>,
+        signal: &DrainSignal,
+        inputs_ended: &mpsc::Sender<()>,
+    ) -> Result<(), StartError> {
+        let processors = placement::processors(parts.len());
+        let placement = Placement::new(parts.len());
+        let (mailboxes, receivers): (Vec<_>, Vec<_>) = parts.iter().map(|_| unbounded_channel()).unzip();
+        let (ready, readiness) = mpsc::channel();
+        for ((index, parts), mailbox) in parts.into_iter().enumerate().zip(receivers) {
+            let worker = Worker {
+                index,
+                cpu: processors.get(index).copied(),
+                backend: self.backend,
+                inputs: parts.inputs,
+                listeners: parts.listeners,
+                inlets: parts.inlets,
+                lanes: parts.lanes,
+                placement: placement.clone(),
+                mailbox,
+                mailboxes: mailboxes.clone(),
+                drain: signal.clone(),
+                inputs_ended: inputs_ended.clone(),
+            };
+            let ready = ready.clone();
+            let thread = thread::Builder::new().name(format!("tapster-{index}"));
+            let thread = thread.spawn(move || worker.run(ready)).map_err(StartError::Worker)?;
+            self.threads.push(thread);
+        }
+        drop(ready);
+        for result in readiness {
+            result.map_err(StartError::Worker)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        self.drain.enter(Phase::Inputs { deadline });
+        // The sender is never used: the channel ends when the last worker has no connection any more.
+        let _ = self.inputs_ended.recv_timeout(timeout);
+        self.drain.enter(Phase::Outputs { deadline });
+        for queue in &self.queues {
+            queue.close();
+        }
+        while Instant::now() < deadline && !self.threads.iter().all(JoinHandle::is_finished) {
+            thread::sleep(END_LOOK);
+        }
+        self.drain.enter(Phase::Over);
+        for thread in self.threads.drain(..) {
+            if let Err(panic) = thread.join()
+                && !thread::panicking()
+            {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        // A batch that was pushed after its lane had gone.
+        for queue in &self.queues {
+            queue.abandon();
+        }
+        self.socket_files.clear();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.end(Duration::ZERO);
+        }
+    }
+}
+
+/// How often the end of the threads is looked at.
+const END_LOOK: Duration = Duration::from_millis(2);
+
+/// Binds every listener, or none.
+fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bound)>, StartError> {
+    let mut all = Vec::new();
+    for (index, input) in inputs.iter().enumerate() {
+        for address in &input.listen {
+            let bound = socket::bind(address, workers, input.socket_mode).map_err(|source| {
+                StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+            })?;
+            all.extend(bound.into_iter().map(|bound| (index, bound)));
+        }
+    }
+    Ok(all)
 }

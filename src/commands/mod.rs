@@ -1,0 +1,67 @@
+//! What the subcommands do.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tapster::config::Fault;
+use tapster::config::Faults;
+use tapster::config::Resolved;
+use tapster::config::resolve;
+
+use crate::cli::RelayArgs;
+
+pub(crate) mod check;
+pub(crate) mod doctor;
+pub(crate) mod file;
+pub(crate) mod inspect;
+pub(crate) mod pace;
+pub(crate) mod replay;
+pub(crate) mod run;
+
+/// Bad usage or configuration, found before anything is bound (`EX_USAGE` of `sysexits.h`).
+pub(crate) const EXIT_USAGE: u8 = 64;
+
+/// Why a command did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// Found before anything was bound; exit status 64.
+    #[error(transparent)]
+    Configuration(#[from] Faults),
+    /// Exit status 1.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CommandError {
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Configuration(_) => ExitCode::from(EXIT_USAGE),
+            Self::Failed(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// The configuration that the options make, or everything that is wrong with them.
+pub(crate) fn resolve_args(args: &RelayArgs) -> Result<Resolved, Faults> {
+    let summary_fault = args.summary.as_deref().and_then(summary_fault);
+    match (resolve(&args.options()), summary_fault) {
+        (result, None) => result,
+        (Ok(_), Some(fault)) => Err(Faults(vec![fault])),
+        (Err(Faults(mut faults)), Some(fault)) => {
+            faults.push(fault);
+            Err(Faults(faults))
+        }
+    }
+}
+
+/// A run of days must not end with a summary that has nowhere to go.
+fn summary_fault(path: &Path) -> Option<Fault> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let message = if path.is_dir() {
+        format!("{} is a folder: name a file in it, or `-` for stdout", path.display())
+    } else {
+        let folder = folder.filter(|folder| !folder.is_dir())?;
+        format!("the folder {} is not there: create it, or write `-` for stdout", folder.display())
+    };
+    Some(Fault { place: "command line".to_owned(), key: "--summary".to_owned(), message })
+}

@@ -1,0 +1,99 @@
+//! When each frame of a replay is due.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use tapster::dnstap::Message;
+
+/// How fast frames are sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Pace {
+    /// As fast as the reader takes them.
+    Max,
+    /// Frames per second.
+    Rate(f64),
+    /// As recorded in dnstap, this many times as fast.
+    Speed(f64),
+}
+
+/// Gives every frame its time, counted from the first.
+#[derive(Debug)]
+pub(crate) struct Pacer {
+    pace: Pace,
+    start: Instant,
+    frames: u64,
+    /// Time of the first frame that has one.
+    recorded_start: Option<Duration>,
+    last: Duration,
+}
+
+impl Pacer {
+    pub(crate) fn new(pace: Pace, start: Instant) -> Self {
+        Self { pace, start, frames: 0, recorded_start: None, last: Duration::ZERO }
+    }
+
+    /// Whether frames need not be looked at one by one.
+    pub(crate) fn is_unlimited(&self) -> bool {
+        self.pace == Pace::Max
+    }
+
+    /// Whether frames are sent by the times in them.
+    pub(crate) fn needs_times(&self) -> bool {
+        matches!(self.pace, Pace::Speed(_))
+    }
+
+    /// When the next frame is due. Frames stay in order: one that was recorded earlier than the one before it, or
+    /// has no time, is due together with that one.
+    pub(crate) fn due(&mut self, payload: &[u8]) -> Instant {
+        let after = match self.pace {
+            Pace::Max => Duration::ZERO,
+            Pace::Rate(rate) => Duration::try_from_secs_f64(self.frames as f64 / rate).unwrap_or(self.last),
+            Pace::Speed(speed) => self.recorded(payload, speed).unwrap_or(self.last),
+        };
+        self.frames += 1;
+        let due = self.start.checked_add(after.max(self.last));
+        due.inspect(|due| self.last = due.duration_since(self.start)).unwrap_or(self.start + self.last)
+    }
+
+    fn recorded(&mut self, payload: &[u8], speed: f64) -> Option<Duration> {
+        let time = Message::parse(payload).ok()?.time()?;
+        let start = *self.recorded_start.get_or_insert(time);
+        Duration::try_from_secs_f64(time.saturating_sub(start).as_secs_f64() / speed).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A CLIENT_QUERY seen `seconds` after the epoch.
+    fn query(seconds: u8) -> Vec<u8> {
+        vec![0x72, 4, 0x08, 5, 0x40, seconds]
+    }
+
+    fn millis(pace: Pace, payloads: &[Vec<u8>]) -> Vec<u128> {
+        let start = Instant::now();
+        let mut pacer = Pacer::new(pace, start);
+        payloads.iter().map(|payload| pacer.due(payload).duration_since(start).as_millis()).collect()
+    }
+
+    #[test]
+    fn a_rate_spaces_frames_evenly() {
+        assert_eq!(millis(Pace::Rate(4.0), &[vec![], vec![], vec![]]), [0, 250, 500]);
+        assert_eq!(millis(Pace::Max, &[vec![], vec![]]), [0, 0]);
+    }
+
+    #[test]
+    fn a_speed_divides_recorded_times_and_keeps_the_order() {
+        let payloads = [query(10), query(12), b"no dnstap".to_vec(), query(11), query(20)];
+        assert_eq!(millis(Pace::Speed(2.0), &payloads), [0, 1000, 1000, 1000, 5000]);
+    }
+
+    #[test]
+    fn times_beyond_all_clocks_do_no_harm() {
+        let never = vec![0x72, 13, 0x08, 5, 0x40, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
+        assert_eq!(millis(Pace::Speed(1e-300), &[query(1), query(2), never.clone()]), [0, 0, 0]);
+        assert_eq!(millis(Pace::Speed(0.01), &[query(1), never, query(2)]), [0, 0, 100_000]);
+        assert_eq!(millis(Pace::Rate(1e-300), &[vec![], vec![]]), [0, 0]);
+    }
+}

@@ -1,0 +1,223 @@
+//! Every key there is, with its default and its bounds.
+
+use std::time::Duration;
+
+use crate::config::raw::Value;
+use crate::config::section::Origin;
+use crate::config::section::Section;
+use crate::config::value;
+use crate::input::ContentTypes;
+use crate::input::InputConfig;
+use crate::input::Oversize;
+use crate::output::Connections;
+use crate::output::Mode;
+use crate::output::OutputConfig;
+use crate::output::Reconnect;
+use crate::output::Rotate;
+use crate::protocol::ContentType;
+use crate::queue::WhenFull;
+use crate::relay::RelayConfig;
+use crate::transport::Address;
+use crate::transport::BackendChoice;
+
+/// An input or output, and where it was written.
+pub(super) struct Entry<T> {
+    pub(super) origin: Origin,
+    pub(super) config: T,
+}
+
+/// The keys above all tables.
+pub(super) fn take_process_keys(top: &mut Section<'_>, config: &mut RelayConfig) {
+    let backends =
+        [("auto", BackendChoice::Auto), ("uring", BackendChoice::Uring), ("epoll", BackendChoice::Epoll)];
+    top.set("workers", value::integer(0..=WORKERS_MAX), &mut config.workers);
+    top.set("backend", value::choice(&backends), &mut config.backend);
+    top.set("drain_timeout", value::duration(Duration::ZERO..=DAY), &mut config.drain_timeout);
+}
+
+/// The keys of an `[[input]]`.
+pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
+    let mut input = InputConfig { name: String::new(), listen: Vec::new(), ..InputConfig::default() };
+    section.set("name", value::text, &mut input.name);
+    if !input.name.is_empty() {
+        section.set_label(format!("input `{}`", input.name));
+    }
+    match section.take_list("listen", value::listen_address) {
+        Some(listen) => input.listen = listen,
+        None if section.has("listen") => {}
+        None => section.fault("listen", "is missing: write listen = [\"tcp://127.0.0.1:6000\"]".to_owned()),
+    }
+    if let Some(types) = take_content_types(&mut section) {
+        input.content_types = types;
+    }
+    section.set("unidirectional", value::boolean, &mut input.unidirectional);
+    take_frame_len_max(&mut section, &mut input.frame_len_max);
+    let oversize = [("close", Oversize::Close), ("skip", Oversize::Skip)];
+    section.set("oversize", value::choice(&oversize), &mut input.oversize);
+    section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut input.handshake_timeout);
+    section.set("connections_max", value::integer(1..=CONNECTIONS_MAX), &mut input.connections_max);
+    input.socket_mode = section.take("socket_mode", value::permission_bits);
+
+    if input.frame_len_max < FRAME_LEN_USUAL {
+        let message = format!("one DNS message of 64 KiB in dnstap needs up to {FRAME_LEN_USUAL}B");
+        section.warn("frame_len_max", message);
+    }
+    if input.handshake_timeout < HANDSHAKE_USUAL {
+        section.warn("handshake_timeout", "writers over slow paths may need 5s and more".to_owned());
+    }
+    let unix = input.listen.iter().any(|address| matches!(address, Address::Unix(_)));
+    if input.socket_mode.is_some() && !unix && !input.listen.is_empty() {
+        section.fault("socket_mode", "is for unix sockets, and this input listens on none".to_owned());
+    }
+    Entry { config: input, origin: section.finish() }
+}
+
+/// The keys of an `[[output]]`.
+pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
+    let mut output = OutputConfig { name: String::new(), ..OutputConfig::default() };
+    section.set("name", value::text, &mut output.name);
+    if !output.name.is_empty() {
+        section.set_label(format!("output `{}`", output.name));
+    }
+    let to = section.take("to", value::output_address);
+    if !section.has("to") {
+        section.fault("to", "is missing: write to = \"tcp://HOST:PORT\"".to_owned());
+    }
+    let policies = [
+        ("drop_oldest", Some(WhenFull::DropOldest)),
+        ("drop_newest", Some(WhenFull::DropNewest)),
+        ("block", Some(WhenFull::Block)),
+        ("spill", None),
+    ];
+    match section.take("when_full", value::choice(&policies)) {
+        Some(Some(when_full)) => output.when_full = when_full,
+        Some(None) => section.fault(
+            "when_full",
+            "`spill` comes with a later version: write drop_oldest, drop_newest or block".to_owned(),
+        ),
+        None => {}
+    }
+    if let Some(queue) = section.take("queue", value::size(QUEUE_MIN..=QUEUE_MAX)) {
+        output.queue = usize::try_from(queue).unwrap_or(usize::MAX);
+    }
+    section.set("connections", connections, &mut output.connections);
+    let modes = [("bidirectional", Mode::Bidirectional), ("unidirectional", Mode::Unidirectional)];
+    section.set("mode", value::choice(&modes), &mut output.mode);
+    section.set("content_type", value::content_type, &mut output.content_type);
+    take_frame_len_max(&mut section, &mut output.frame_len_max);
+    section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut output.handshake_timeout);
+    section.set("finish_timeout", value::duration(Duration::ZERO..=HOUR), &mut output.finish_timeout);
+    take_reconnect(&mut section, &mut output.reconnect);
+    take_rotate(&mut section, &mut output.rotate);
+
+    if output.queue as u64 <= u64::from(output.frame_len_max) + LENGTH_WORD {
+        let message =
+            "must be larger than `frame_len_max` and 4 bytes more: the longest frame must find room";
+        section.fault("queue", message.to_owned());
+    }
+    match to {
+        Some(to) => {
+            check_keys_of_kind(&mut section, &output, &to);
+            output.to = to;
+        }
+        // A fault has been noted; the placeholder must not meet an input's address.
+        None => output.to = Address::File(String::new()),
+    }
+    Entry { config: output, origin: section.finish() }
+}
+
+/// Keys that mean nothing for this kind of address would be obeyed in vain.
+fn check_keys_of_kind(section: &mut Section<'_>, output: &OutputConfig, to: &Address) {
+    if !matches!(to, Address::File(_)) {
+        if section.has("rotate") {
+            section.fault("rotate", format!("is for file outputs, and this one writes to {to}"));
+        }
+        return;
+    }
+    if output.connections == Connections::PerWorker {
+        section.fault("connections", "a file has one writer: leave this key out".to_owned());
+    }
+    if section.has("mode") && output.mode == Mode::Bidirectional {
+        section.fault("mode", "nobody answers in a file: leave this key out".to_owned());
+    }
+    for key in ["handshake_timeout", "finish_timeout"] {
+        if section.has(key) {
+            section.fault(key, "nobody answers in a file: leave this key out".to_owned());
+        }
+    }
+}
+
+fn take_content_types(section: &mut Section<'_>) -> Option<ContentTypes> {
+    let any = |value: &Value| matches!(value, Value::Text(text) if text == "*");
+    let types = section.take_list("content_types", |value| {
+        if any(value) { Ok(None) } else { value::content_type(value).map(Some) }
+    })?;
+    if types.iter().any(Option::is_none) {
+        if types.len() > 1 {
+            section.fault("content_types", "\"*\" takes every type: leave the others out".to_owned());
+        }
+        return Some(ContentTypes::Any);
+    }
+    let types: Vec<ContentType> = types.into_iter().flatten().collect();
+    let repeated =
+        types.iter().enumerate().any(|(index, name)| types.iter().take(index).any(|seen| seen == name));
+    if repeated {
+        section.fault("content_types", "has the same type twice".to_owned());
+    }
+    Some(ContentTypes::Only(types))
+}
+
+fn take_frame_len_max(section: &mut Section<'_>, target: &mut u32) {
+    if let Some(len) = section.take("frame_len_max", value::size(FRAME_LEN_MIN..=FRAME_LEN_MAX)) {
+        *target = u32::try_from(len).unwrap_or(u32::MAX);
+    }
+}
+
+fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
+    let Some(mut keys) = section.table("reconnect", "{ min = \"100ms\", max = \"30s\" }") else { return };
+    let pause = || value::duration(RECONNECT_MIN..=DAY);
+    let (min, max) = (keys.take("min", pause()), keys.take("max", pause()));
+    let written = (min.is_some() || !keys.has("min")) && (max.is_some() || !keys.has("max"));
+    *reconnect = Reconnect { min: min.unwrap_or(reconnect.min), max: max.unwrap_or(reconnect.max) };
+    if written && reconnect.min > reconnect.max {
+        keys.fault("min", "must not be longer than `max`".to_owned());
+    }
+    keys.finish();
+}
+
+fn take_rotate(section: &mut Section<'_>, rotate: &mut Rotate) {
+    let Some(mut keys) = section.table("rotate", "{ size = \"1GiB\", every = \"1h\" }") else { return };
+    rotate.size = keys.take("size", value::size(ROTATE_SIZE_MIN..=u64::MAX / 2));
+    rotate.every = keys.take("every", value::duration(Duration::from_secs(1)..=YEAR));
+    keys.finish();
+}
+
+fn connections(written: &Value) -> Result<Connections, String> {
+    match written {
+        Value::Integer(1) => Ok(Connections::One),
+        Value::Text(text) if text == "1" => Ok(Connections::One),
+        Value::Text(text) if text == "per_worker" => Ok(Connections::PerWorker),
+        _ => Err("must be 1 or \"per_worker\"".to_owned()),
+    }
+}
+
+const WORKERS_MAX: usize = 1024;
+/// More descriptors than this no kernel gives to a process by default (`fs.nr_open`).
+const CONNECTIONS_MAX: usize = 1 << 20;
+/// The least that the reference's `fstrm_reader_options_set_max_frame_size` takes.
+const FRAME_LEN_MIN: u64 = 512;
+/// Longer lengths are told from broken streams by nobody.
+const FRAME_LEN_MAX: u64 = (1 << 31) - 1;
+/// 65 535 bytes of DNS message and 1 KiB of dnstap around it.
+const FRAME_LEN_USUAL: u32 = 66_560;
+/// The length word before every data frame.
+const LENGTH_WORD: u64 = 4;
+const QUEUE_MIN: u64 = 1 << 10;
+const QUEUE_MAX: u64 = 1 << 40;
+const ROTATE_SIZE_MIN: u64 = 4 << 10;
+const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
+const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
+const RECONNECT_MIN: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,0 +1,137 @@
+//! A configuration as TOML, every key filled in, to be fed back.
+
+use std::fmt::Write;
+
+use crate::config::units::format_duration;
+use crate::config::units::format_size;
+use crate::input::ContentTypes;
+use crate::input::InputConfig;
+use crate::input::Oversize;
+use crate::output::Connections;
+use crate::output::Mode;
+use crate::output::OutputConfig;
+use crate::output::Rotate;
+use crate::protocol::ContentType;
+use crate::queue::WhenFull;
+use crate::relay::RelayConfig;
+use crate::transport::Address;
+use crate::transport::BackendChoice;
+
+/// The configuration as a TOML document that resolves to the same configuration.
+pub fn to_toml(config: &RelayConfig) -> String {
+    let mut document = String::new();
+    write_process_keys(&mut document, config);
+    for input in &config.inputs {
+        write_input(&mut document, input);
+    }
+    for output in &config.outputs {
+        write_output(&mut document, output);
+    }
+    document
+}
+
+fn write_process_keys(document: &mut String, config: &RelayConfig) {
+    let backend = match config.backend {
+        BackendChoice::Auto => "auto",
+        BackendChoice::Uring => "uring",
+        BackendChoice::Epoll => "epoll",
+    };
+    line(document, "workers", &config.workers.to_string());
+    line(document, "backend", &quoted(backend));
+    line(document, "drain_timeout", &quoted(&format_duration(config.drain_timeout)));
+}
+
+fn write_input(document: &mut String, input: &InputConfig) {
+    let listen: Vec<String> = input.listen.iter().map(|address| quoted(&address.to_string())).collect();
+    let types: Vec<String> = match &input.content_types {
+        ContentTypes::Any => vec![quoted("*")],
+        ContentTypes::Only(types) => types.iter().map(content_type).collect(),
+    };
+    let oversize = match input.oversize {
+        Oversize::Close => "close",
+        Oversize::Skip => "skip",
+    };
+    document.push_str("\n[[input]]\n");
+    line(document, "name", &quoted(&input.name));
+    line(document, "listen", &format!("[{}]", listen.join(", ")));
+    line(document, "content_types", &format!("[{}]", types.join(", ")));
+    line(document, "unidirectional", &input.unidirectional.to_string());
+    line(document, "frame_len_max", &quoted(&format_size(input.frame_len_max.into())));
+    line(document, "oversize", &quoted(oversize));
+    line(document, "handshake_timeout", &quoted(&format_duration(input.handshake_timeout)));
+    line(document, "connections_max", &input.connections_max.to_string());
+    if let Some(bits) = input.socket_mode {
+        line(document, "socket_mode", &quoted(&format!("{bits:04o}")));
+    }
+}
+
+fn write_output(document: &mut String, output: &OutputConfig) {
+    let when_full = match output.when_full {
+        WhenFull::DropOldest => "drop_oldest",
+        WhenFull::DropNewest => "drop_newest",
+        WhenFull::Block => "block",
+    };
+    document.push_str("\n[[output]]\n");
+    line(document, "name", &quoted(&output.name));
+    line(document, "to", &quoted(&output.to.to_string()));
+    line(document, "when_full", &quoted(when_full));
+    line(document, "queue", &quoted(&format_size(output.queue as u64)));
+    line(document, "content_type", &content_type(&output.content_type));
+    line(document, "frame_len_max", &quoted(&format_size(output.frame_len_max.into())));
+    if let Address::File(_) = output.to {
+        write_rotate(document, output.rotate);
+    } else {
+        write_connection_keys(document, output);
+    }
+    let (min, max) = (format_duration(output.reconnect.min), format_duration(output.reconnect.max));
+    line(document, "reconnect", &format!("{{ min = {}, max = {} }}", quoted(&min), quoted(&max)));
+}
+
+fn write_connection_keys(document: &mut String, output: &OutputConfig) {
+    let connections = match output.connections {
+        Connections::One => "1".to_owned(),
+        Connections::PerWorker => quoted("per_worker"),
+    };
+    let mode = match output.mode {
+        Mode::Bidirectional => "bidirectional",
+        Mode::Unidirectional => "unidirectional",
+    };
+    line(document, "connections", &connections);
+    line(document, "mode", &quoted(mode));
+    line(document, "handshake_timeout", &quoted(&format_duration(output.handshake_timeout)));
+    line(document, "finish_timeout", &quoted(&format_duration(output.finish_timeout)));
+}
+
+fn write_rotate(document: &mut String, rotate: Rotate) {
+    let size = rotate.size.map(|size| format!("size = {}", quoted(&format_size(size))));
+    let every = rotate.every.map(|every| format!("every = {}", quoted(&format_duration(every))));
+    let keys: Vec<String> = [size, every].into_iter().flatten().collect();
+    if !keys.is_empty() {
+        line(document, "rotate", &format!("{{ {} }}", keys.join(", ")));
+    }
+}
+
+fn line(document: &mut String, key: &str, value: &str) {
+    writeln!(document, "{key} = {value}").expect("a String takes every line");
+}
+
+/// Types come from a configuration and are therefore UTF-8.
+fn content_type(name: &ContentType) -> String {
+    quoted(&String::from_utf8_lossy(name.as_bytes()))
+}
+
+/// A basic string of TOML: quotes, backslashes and control characters are escaped.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            control if control.is_control() => {
+                write!(quoted, "\\U{:08X}", u32::from(control)).expect("a String takes every character");
+            }
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('"');
+    quoted
+}

@@ -1,0 +1,461 @@
+//! From what was written to values that cannot be wrong.
+//!
+//! The file comes first, the command line is laid over it, and then everything is looked at together: names,
+//! addresses and content types must fit each other. Every fault is found in one go.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::config::conflicts::check_addresses;
+use crate::config::conflicts::check_content_types;
+use crate::config::conflicts::check_names;
+use crate::config::fault::Fault;
+use crate::config::fault::Faults;
+use crate::config::keys::Entry;
+use crate::config::keys::take_input;
+use crate::config::keys::take_output;
+use crate::config::keys::take_process_keys;
+use crate::config::raw::Node;
+use crate::config::raw::Table;
+use crate::config::raw::from_query;
+use crate::config::raw::from_toml;
+use crate::config::section::Findings;
+use crate::config::section::Origin;
+use crate::config::section::Section;
+use crate::input::InputConfig;
+use crate::output::OutputConfig;
+use crate::relay::RelayConfig;
+
+/// What was given on the command line, as it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `--config`: a TOML file.
+    pub config: Option<PathBuf>,
+    /// `--listen`, each an input of its own: `ADDR` or `ADDR?key=value&key=value`.
+    pub listen: Vec<String>,
+    /// `--to`, each an output of its own: `ADDR` or `ADDR?key=value&key=value`.
+    pub to: Vec<String>,
+    /// `--workers`; replaces the key of the file.
+    pub workers: Option<String>,
+    /// `--backend`; replaces the key of the file.
+    pub backend: Option<String>,
+    /// `--drain-timeout`; replaces the key of the file.
+    pub drain_timeout: Option<String>,
+}
+
+/// A configuration that is right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Every key filled in.
+    pub config: RelayConfig,
+    /// What is allowed and yet unlikely to be meant.
+    pub warnings: Vec<Fault>,
+}
+
+/// Reads the file, if there is one, and lays the command line over it.
+///
+/// Without any input it listens on `tcp://127.0.0.1:6000`; without any output it writes
+/// `file:tapster-%Y%m%dT%H%M%S.fstrm`. An input or output without a name is called after its address.
+///
+/// # Errors
+/// [`Faults`]: all of them, each with its key and what to do.
+pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
+    let mut findings = Findings::default();
+    let mut config = RelayConfig { inputs: Vec::new(), outputs: Vec::new(), ..RelayConfig::default() };
+    let mut inputs = Vec::new();
+    let mut outputs = Vec::new();
+
+    if let Some(path) = &options.config {
+        let origin = Origin { source: path.display().to_string(), ..Origin::default() };
+        let table = read_file(path, &origin, &mut findings);
+        let mut top = Section::new(origin, table, &mut findings);
+        take_process_keys(&mut top, &mut config);
+        let (input_tables, output_tables) = (top.tables("input"), top.tables("output"));
+        top.finish();
+        for (origin, table) in input_tables {
+            inputs.push(take_input(Section::new(origin, table, &mut findings)));
+        }
+        for (origin, table) in output_tables {
+            outputs.push(take_output(Section::new(origin, table, &mut findings)));
+        }
+    }
+
+    let mut overlay = Section::new(command_line("command line"), overlay_table(options), &mut findings);
+    take_process_keys(&mut overlay, &mut config);
+    for text in &options.listen {
+        let (origin, table) = read_address("--listen", "listen", text, &mut findings);
+        inputs.push(take_input(Section::new(origin, table, &mut findings)));
+    }
+    for text in &options.to {
+        let (origin, table) = read_address("--to", "to", text, &mut findings);
+        outputs.push(take_output(Section::new(origin, table, &mut findings)));
+    }
+
+    if inputs.is_empty() {
+        let config = InputConfig { name: String::new(), ..InputConfig::default() };
+        inputs.push(Entry { origin: command_line("default input"), config });
+    }
+    if outputs.is_empty() {
+        let config = OutputConfig { name: String::new(), ..OutputConfig::default() };
+        outputs.push(Entry { origin: command_line("default output"), config });
+    }
+    check_names(&mut inputs, "input", |input| &mut input.name, first_address, &mut findings);
+    check_names(
+        &mut outputs,
+        "output",
+        |output| &mut output.name,
+        |output| output.to.to_string(),
+        &mut findings,
+    );
+    check_addresses(&inputs, &outputs, &mut findings);
+    check_content_types(&inputs, &outputs, &mut findings);
+
+    config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
+    config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
+    let (faults, warnings) = findings.into_sorted();
+    if faults.is_empty() { Ok(Resolved { config, warnings }) } else { Err(Faults(faults)) }
+}
+
+/// The output that an address with its keys stands for: `tcp://10.0.0.5:6000?finish_timeout=30s`.
+///
+/// # Errors
+/// [`Faults`], as if it had been given to `--to`.
+pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
+    let mut findings = Findings::default();
+    let (origin, table) = read_address("--to", "to", text, &mut findings);
+    let mut outputs = [take_output(Section::new(origin, table, &mut findings))];
+    check_names(
+        &mut outputs,
+        "output",
+        |output| &mut output.name,
+        |output| output.to.to_string(),
+        &mut findings,
+    );
+    let (faults, _) = findings.into_sorted();
+    let [output] = outputs;
+    if faults.is_empty() { Ok(output.config) } else { Err(Faults(faults)) }
+}
+
+fn read_file(path: &Path, origin: &Origin, findings: &mut Findings) -> Table {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let (table, errors) = from_toml(&text);
+            findings.syntax(origin, errors);
+            table
+        }
+        Err(error) => {
+            findings.fault(origin, "", format!("the configuration file cannot be read: {error}"));
+            Table::new()
+        }
+    }
+}
+
+/// `ADDR?key=value` as the table that a file would hold.
+fn read_address(option: &str, key: &str, text: &str, findings: &mut Findings) -> (Origin, Table) {
+    let origin = command_line(&format!("{option} {text}"));
+    let (address, query) = text.split_once('?').unwrap_or((text, ""));
+    let (keys, errors) = from_query(query);
+    findings.syntax(&origin, errors);
+    let mut table = vec![(key.to_owned(), Node::text(address))];
+    table.extend(keys);
+    (origin, table)
+}
+
+fn overlay_table(options: &Options) -> Table {
+    let options = [
+        ("workers", &options.workers),
+        ("backend", &options.backend),
+        ("drain_timeout", &options.drain_timeout),
+    ];
+    let given =
+        options.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Node::text(text.as_ref()?))));
+    given.collect()
+}
+
+fn first_address(input: &InputConfig) -> String {
+    input.listen.first().map(ToString::to_string).unwrap_or_default()
+}
+
+fn command_line(source: &str) -> Origin {
+    Origin { source: source.to_owned(), ..Origin::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+    use crate::config::to_toml;
+    use crate::input::ContentTypes;
+    use crate::output::Connections;
+    use crate::output::Rotate;
+    use crate::queue::WhenFull;
+    use crate::transport::Address;
+
+    fn from_file(text: &str) -> Result<Resolved, Faults> {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        resolve(&Options { config: Some(file.path().to_owned()), ..Options::default() })
+    }
+
+    fn from_options(listen: &[&str], to: &[&str]) -> Result<Resolved, Faults> {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        resolve(&Options { listen: owned(listen), to: owned(to), ..Options::default() })
+    }
+
+    /// Keys of the faults, in their order.
+    fn keys(result: Result<Resolved, Faults>) -> Vec<String> {
+        result.unwrap_err().0.into_iter().map(|fault| fault.key).collect()
+    }
+
+    fn to(address: &str) -> Result<Resolved, Faults> {
+        from_options(&[], &[address])
+    }
+
+    #[test]
+    fn without_anything_the_defaults_of_the_contract_hold() {
+        let Resolved { config, warnings } = resolve(&Options::default()).unwrap();
+        assert_eq!(warnings, []);
+        assert_eq!(config.inputs[0].listen, ["tcp://127.0.0.1:6000".parse().unwrap()]);
+        assert_eq!(config.inputs[0].name, "tcp://127.0.0.1:6000");
+        assert_eq!(config.outputs[0].to, Address::File("tapster-%Y%m%dT%H%M%S.fstrm".to_owned()));
+        assert_eq!(config.drain_timeout, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
+        let Resolved { config, warnings } = from_file(EVERY_KEY).unwrap();
+        assert_eq!(warnings, []);
+        assert_eq!((config.workers, config.drain_timeout), (2, Duration::from_secs(90)));
+        let [resolvers, any] = &config.inputs[..] else { panic!("{config:?}") };
+        assert_eq!((resolvers.name.as_str(), resolvers.listen.len()), ("resolvers", 2));
+        assert_eq!((resolvers.socket_mode, resolvers.connections_max), (Some(0o660), 50));
+        assert_eq!(any.content_types, ContentTypes::Any);
+        let [siem, archive] = &config.outputs[..] else { panic!("{config:?}") };
+        assert_eq!((siem.when_full, siem.queue), (WhenFull::Block, 256 << 20));
+        assert_eq!((siem.connections, siem.reconnect.max), (Connections::PerWorker, Duration::from_secs(60)));
+        assert_eq!(archive.rotate, Rotate { size: Some(1 << 30), every: Some(Duration::from_secs(3600)) });
+
+        assert_eq!(from_file(&to_toml(&config)).unwrap(), Resolved { config, warnings });
+    }
+
+    #[test]
+    fn a_query_carries_the_keys_of_a_file() {
+        let Resolved { config, .. } = from_options(
+            &["unix:/run/a.sock?name=a%20b&content_types=x&content_types=y&socket_mode=0600&unidirectional=false"],
+            &["tcp://10.0.0.5:6000?when_full=block&queue=256MiB&reconnect.min=1s&connections=per_worker&content_type=x",
+              "file:%Y.fstrm?rotate.every=1h&content_type=y"],
+        ).unwrap();
+        let ContentTypes::Only(types) = &config.inputs[0].content_types else { panic!("{config:?}") };
+        assert_eq!((config.inputs[0].name.as_str(), types.len()), ("a b", 2));
+        assert_eq!((config.inputs[0].unidirectional, config.inputs[0].socket_mode), (false, Some(0o600)));
+        let [siem, file] = &config.outputs[..] else { panic!("{config:?}") };
+        assert_eq!((siem.name.as_str(), siem.when_full), ("tcp://10.0.0.5:6000", WhenFull::Block));
+        assert_eq!((siem.queue, siem.reconnect.min), (256 << 20, Duration::from_secs(1)));
+        assert_eq!(file.to, Address::File("%Y.fstrm".to_owned()));
+        assert_eq!(file.rotate.every, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn every_fault_is_named_in_one_go_with_its_line_key_and_name() {
+        let faults = from_file(MANY_FAULTS).unwrap_err();
+        let shown: Vec<String> =
+            faults.0.iter().map(|fault| format!("{}: {}", fault.place, fault.key)).collect();
+        let places: Vec<&str> =
+            shown.iter().map(|place| place.rsplit_once(".tmp").map_or(&**place, |_| place)).collect();
+        let ends = |end: &str| places.iter().filter(|place| place.ends_with(end)).count();
+        for end in [
+            ":2: worker",
+            ":3: backend",
+            ":7: input[0].listen[1] (input `in`)",
+            ":8: input[0].frame_len_max (input `in`)",
+            ":11: input[1].listen",
+            ":15: output[0].to (output `siem`)",
+            ":16: output[0].when_full (output `siem`)",
+            ":17: output[0].queue (output `siem`)",
+            ":18: output[0].reconnect.min (output `siem`)",
+            ":19: output[0].rotate.evry (output `siem`)",
+        ] {
+            assert_eq!(ends(end), 1, "{end} in {places:#?}");
+        }
+        assert_eq!(places.len(), 10, "{faults}");
+        assert!(faults.to_string().contains("is not a key; did you mean `workers`?"), "{faults}");
+        assert!(faults.to_string().contains("did you mean `every`?"), "{faults}");
+    }
+
+    #[test]
+    fn syntax_errors_and_faults_of_the_command_line_come_together() {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(b"workers = \ndrain_timeout = 10\n").unwrap();
+        let faults = resolve(&Options {
+            config: Some(file.path().to_owned()),
+            to: vec!["tcp://a".to_owned(), "tcp://a:1?queue".to_owned()],
+            backend: Some("kqueue".to_owned()),
+            ..Options::default()
+        })
+        .unwrap_err();
+        let text = faults.to_string();
+        for part in [
+            ":1: ",
+            ":2: drain_timeout: ",
+            "--to tcp://a: to: ",
+            "--to tcp://a:1?queue: ",
+            "command line: backend",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let config = Some(PathBuf::from("/nonexistent/tapster.toml"));
+        let faults = resolve(&Options { config, ..Options::default() }).unwrap_err();
+        assert!(faults.to_string().contains("/nonexistent/tapster.toml"), "{faults}");
+    }
+
+    #[test]
+    fn the_command_line_goes_over_the_file() {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(b"workers = 2\n[[output]]\nto = \"tcp://a:1\"\n").unwrap();
+        let config = Some(file.path().to_owned());
+        let options = Options {
+            config,
+            to: vec!["tcp://b:1".to_owned()],
+            workers: Some("3".to_owned()),
+            ..Options::default()
+        };
+        let config = resolve(&options).unwrap().config;
+        assert_eq!((config.workers, config.outputs.len()), (3, 2));
+    }
+
+    #[test]
+    fn names_that_were_written_must_differ_and_others_are_made_to() {
+        assert_eq!(keys(from_options(&[], &["tcp://a:1?name=x", "tcp://b:1?name=x"])), ["name (output `x`)"]);
+        let config =
+            from_options(&["tcp://[::1]:0", "tcp://[::1]:0"], &["tcp://a:1", "tcp://a:1"]).unwrap().config;
+        assert_eq!(config.outputs[1].name, "tcp://a:1#2");
+        assert_eq!(config.inputs[1].name, "tcp://[::1]:0#2");
+    }
+
+    #[test]
+    fn addresses_must_not_be_listened_on_twice_nor_feed_back() {
+        assert_eq!(keys(from_options(&["tcp://a:1", "tcp://a:1"], &[])), ["listen"]);
+        assert_eq!(keys(from_options(&["unix:/a/b", "unix:/a//b"], &[])), ["listen"]);
+        assert_eq!(keys(from_options(&["tcp://0.0.0.0:1"], &["tcp://localhost:1"])), ["to"]);
+        assert_eq!(keys(from_options(&["unix:/a"], &["unix:/a"])), ["to"]);
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_recognised() {
+        for (address, sentence) in [
+            ("tls://a:1", "TLS is not built in yet"),
+            ("tcp://a:1?when_full=spill", "comes with a later version"),
+        ] {
+            let faults = to(address).unwrap_err();
+            assert!(faults.to_string().contains(sentence), "{faults}");
+        }
+    }
+
+    #[test]
+    fn keys_that_mean_nothing_for_an_address_are_refused() {
+        for (address, key) in [
+            ("tcp://a:1?rotate.size=1GiB", "rotate"),
+            ("file:a.fstrm?connections=per_worker", "connections"),
+            ("file:a.fstrm?mode=bidirectional", "mode"),
+            ("file:a.fstrm?finish_timeout=1s", "finish_timeout"),
+        ] {
+            assert_eq!(keys(to(address)), [key], "{address}");
+        }
+        assert_eq!(keys(from_options(&["tcp://a:1?socket_mode=0660"], &[])), ["socket_mode"]);
+    }
+
+    #[test]
+    fn bounds_are_held() {
+        for query in [
+            "queue=1MiB",
+            "queue=64",
+            "frame_len_max=511B&queue=1GiB",
+            "frame_len_max=2GiB&queue=4GiB",
+            "reconnect.min=2s&reconnect.max=1s",
+            "reconnect.min=0s",
+            "handshake_timeout=99ms",
+            "connections=2",
+            "content_type=*",
+        ] {
+            assert_eq!(to(&format!("tcp://a:1?{query}")).unwrap_err().0.len(), 1, "{query}");
+        }
+        assert!(to("tcp://a:1?queue=65KiB&frame_len_max=64KiB").is_ok());
+    }
+
+    #[test]
+    fn what_is_odd_is_warned_of() {
+        let listen = "tcp://a:1?frame_len_max=64KiB&handshake_timeout=1s&content_types=x";
+        let warnings = from_options(&[listen], &["tcp://b:1"]).unwrap().warnings;
+        let keys: Vec<_> = warnings.iter().map(|warning| warning.key.as_str()).collect();
+        assert_eq!(keys, ["frame_len_max", "handshake_timeout", "content_type", "content_types"]);
+    }
+
+    const EVERY_KEY: &str = r#"
+        workers = 2
+        backend = "epoll"
+        drain_timeout = "90s"
+
+        [[input]]
+        name = "resolvers"
+        listen = ["unix:/run/tapster/dnstap.sock", "tcp://0.0.0.0:6000"]
+        content_types = ["protobuf:dnstap.Dnstap", "\"ö\\"]
+        unidirectional = false
+        frame_len_max = "132KiB"
+        oversize = "skip"
+        handshake_timeout = "5s"
+        connections_max = 50
+        socket_mode = "0660"
+
+        [[input]]
+        listen = "tcp://[::1]:6001"
+        content_types = "*"
+
+        [[output]]
+        name = "siem"
+        to = "tcp://siem.example:6000"
+        when_full = "block"
+        queue = "256MiB"
+        connections = "per_worker"
+        mode = "unidirectional"
+        content_type = "\"ö\\"
+        frame_len_max = "98304B"
+        handshake_timeout = "10s"
+        finish_timeout = "1m"
+        reconnect = { min = "1s", max = "60s" }
+
+        [[output]]
+        name = "archive"
+        to = "file:/var/lib/tapster/%Y/%m-%d \"x\".fstrm"
+        rotate = { size = "1GiB", every = "1h" }
+    "#;
+
+    const MANY_FAULTS: &str = r#"
+        worker = 2
+        backend = "uringg"
+
+        [[input]]
+        name = "in"
+        listen = ["tcp://a:1", "tcp://a"]
+        frame_len_max = "1 megabyte"
+
+        [[input]]
+        listen = []
+
+        [[output]]
+        name = "siem"
+        to = "tls://siem.example:6000"
+        when_full = "drop_old"
+        queue = 64
+        reconnect = { min = "1h" }
+        rotate = { evry = "1h" }
+    "#;
+}

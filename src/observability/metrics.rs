@@ -1,0 +1,163 @@
+//! Counters: added to once per batch, read by whoever wants to know.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::observability::InputLedger;
+use crate::observability::OutputLedger;
+
+/// Why a frame was lost on its way to an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DropReason {
+    /// The queue was full, and its policy is to drop.
+    QueueFull,
+    /// Longer than the output takes.
+    FrameTooLong,
+    /// The relay ended before it could be written.
+    Shutdown,
+}
+
+impl DropReason {
+    const ALL: [Self; 3] = [Self::QueueFull, Self::FrameTooLong, Self::Shutdown];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::FrameTooLong => "frame_too_long",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What became of the frames of one lane. Added to by every worker that feeds it.
+#[derive(Debug, Default)]
+pub(crate) struct LaneMetrics {
+    received: AtomicU64,
+    sent: AtomicU64,
+    filtered: AtomicU64,
+    dropped: [AtomicU64; DropReason::ALL.len()],
+    bytes_sent: AtomicU64,
+    bytes_unconfirmed: AtomicU64,
+    connections: AtomicU64,
+    sessions_finished: AtomicU64,
+}
+
+impl LaneMetrics {
+    pub(crate) fn received(&self, frames: u64) {
+        self.received.fetch_add(frames, Relaxed);
+    }
+
+    pub(crate) fn sent(&self, frames: u64, bytes: u64) {
+        self.sent.fetch_add(frames, Relaxed);
+        self.bytes_sent.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason, frames: u64) {
+        self.dropped[reason as usize].fetch_add(frames, Relaxed);
+    }
+
+    pub(crate) fn unconfirmed(&self, bytes: u64) {
+        self.bytes_unconfirmed.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn connected(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn finished(&self) {
+        self.sessions_finished.fetch_add(1, Relaxed);
+    }
+
+    /// Frames lost for this reason until now.
+    pub(crate) fn dropped_until_now(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize].load(Relaxed)
+    }
+
+    /// Adds this lane to the ledger of its output.
+    ///
+    /// What waits is what was received and has not left: read last, it is never too little while frames flow, and at
+    /// the end it is zero unless a frame escaped the other counters.
+    pub(crate) fn add_to(&self, ledger: &mut OutputLedger) {
+        let mut left = self.sent.load(Relaxed);
+        ledger.frames_sent += left;
+        let filtered = self.filtered.load(Relaxed);
+        ledger.frames_filtered += filtered;
+        left += filtered;
+        for reason in DropReason::ALL {
+            let frames = self.dropped[reason as usize].load(Relaxed);
+            left += frames;
+            if frames > 0 {
+                *ledger.frames_dropped.entry(reason.name().to_owned()).or_default() += frames;
+            }
+        }
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let received = self.received.load(Relaxed).max(left);
+        ledger.frames_received += received;
+        ledger.frames_queued += received - left;
+        ledger.bytes_sent += self.bytes_sent.load(Relaxed);
+        ledger.bytes_unconfirmed += self.bytes_unconfirmed.load(Relaxed);
+        ledger.connections += self.connections.load(Relaxed);
+        ledger.sessions_finished += self.sessions_finished.load(Relaxed);
+    }
+}
+
+/// What one input took in on one worker.
+#[derive(Debug, Default)]
+pub(crate) struct InputMetrics {
+    connections: AtomicU64,
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    unrouted: AtomicU64,
+    oversize: AtomicU64,
+    controls_ignored: AtomicU64,
+    bytes_after_stop: AtomicU64,
+    ended: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl InputMetrics {
+    pub(crate) fn connected(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn taken(&self, frames: u64, bytes: u64) {
+        self.frames.fetch_add(frames, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn unrouted(&self, frames: u64) {
+        self.unrouted.fetch_add(frames, Relaxed);
+    }
+
+    /// Adds up the end of a session, once for each connection.
+    pub(crate) fn ended(
+        &self,
+        reason: &'static str,
+        oversize: u64,
+        controls_ignored: u64,
+        bytes_after_stop: u64,
+    ) {
+        self.oversize.fetch_add(oversize, Relaxed);
+        self.controls_ignored.fetch_add(controls_ignored, Relaxed);
+        self.bytes_after_stop.fetch_add(bytes_after_stop, Relaxed);
+        *self.ended.lock().expect("no panic while it is held").entry(reason).or_default() += 1;
+    }
+
+    /// Adds this worker's share to the ledger of the input.
+    pub(crate) fn add_to(&self, ledger: &mut InputLedger) {
+        let ended = self.ended.lock().expect("no panic while it is held").clone();
+        let connections = self.connections.load(Relaxed);
+        ledger.connections += connections;
+        ledger.connections_open += connections - ended.values().sum::<u64>();
+        ledger.frames += self.frames.load(Relaxed);
+        ledger.bytes += self.bytes.load(Relaxed);
+        ledger.frames_unrouted += self.unrouted.load(Relaxed);
+        ledger.frames_oversize += self.oversize.load(Relaxed);
+        ledger.control_frames_ignored += self.controls_ignored.load(Relaxed);
+        ledger.bytes_after_stop += self.bytes_after_stop.load(Relaxed);
+        for (reason, count) in ended {
+            *ledger.sessions_ended.entry(reason.to_owned()).or_default() += count;
+        }
+    }
+}

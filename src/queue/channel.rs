@@ -1,0 +1,413 @@
+//! The queue of a lane: batches from any worker, to the one task that writes them.
+//!
+//! Three parts: a lock-free channel of batches, a budget of bytes, and two wake-ups that cost nothing while the other
+//! side is awake. The channel is crossbeam's linked one, bounded by the budget: memory follows what waits, and stays in
+//! the cache while little does. Producers hold a receiving end too, to take the oldest batch out again.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::sync::atomic::fence;
+use std::time::Duration;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use crossbeam_channel::Sender;
+use tokio::sync::Notify;
+use tracing::error;
+
+use crate::observability::metrics::DropReason;
+use crate::observability::metrics::LaneMetrics;
+use crate::protocol::FrameBatch;
+use crate::queue::WhenFull;
+
+/// What a batch costs beside its bytes: its place in the channel and its reference count.
+const BATCH_OVERHEAD: usize = 256;
+
+/// A queue, shared by its producers and its one consumer.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    // The output's, for the log.
+    name: String,
+    sender: Sender<FrameBatch>,
+    receiver: Receiver<FrameBatch>,
+    when_full: WhenFull,
+    // Charged from push to release: what waits and what is being written. charged <= max, but for a single batch
+    // larger than max, and for the moment between push and drop of `DropOldest`.
+    charged: AtomicUsize,
+    max: usize,
+    consumer_asleep: AtomicBool,
+    data: Notify,
+    producers_waiting: AtomicUsize,
+    room: Notify,
+    // The consumer did not catch up when it was waited for.
+    lagging: AtomicBool,
+    closed: AtomicBool,
+    metrics: Arc<LaneMetrics>,
+    began: Instant,
+    // Seconds after `began` when the next loss is told.
+    tell_at: AtomicU64,
+}
+
+impl Queue {
+    /// A queue of `max` bytes for the output `name`.
+    pub(crate) fn new(name: String, max: usize, when_full: WhenFull, metrics: Arc<LaneMetrics>) -> Self {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        Self {
+            name,
+            sender,
+            receiver,
+            when_full,
+            charged: AtomicUsize::new(0),
+            max,
+            consumer_asleep: AtomicBool::new(false),
+            data: Notify::new(),
+            producers_waiting: AtomicUsize::new(0),
+            room: Notify::new(),
+            lagging: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            metrics,
+            began: Instant::now(),
+            tell_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Hands a batch to the consumer, or does what [`WhenFull`] says. Every frame is counted as received, and those
+    /// that are lost as dropped. Waits under `Block` only.
+    pub(crate) async fn push(&self, batch: FrameBatch) {
+        let charge = charge(&batch);
+        let frames = u64::from(batch.frames());
+        if self.when_full == WhenFull::Block {
+            self.wait_for_room(charge).await;
+        }
+        self.metrics.received(frames);
+        if self.is_closed() {
+            return self.metrics.dropped(DropReason::Shutdown, frames);
+        }
+        match self.when_full {
+            WhenFull::Block => self.send(batch),
+            WhenFull::DropNewest if self.reserve(charge) => self.send(batch),
+            WhenFull::DropNewest => self.lost(frames),
+            WhenFull::DropOldest => {
+                self.charged.fetch_add(charge, Ordering::AcqRel);
+                self.send(batch);
+                self.drop_oldest();
+            }
+        }
+    }
+
+    /// The next batch. It stays charged until [`Queue::release`].
+    pub(crate) fn pop(&self) -> Option<FrameBatch> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// Gives back the room of a batch that was written.
+    pub(crate) fn release(&self, batch_charge: usize) {
+        let before = self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
+        let after = before - batch_charge;
+        let falls_to = |mark| after <= mark && mark < before;
+        if falls_to(AHEAD_MAX) {
+            self.lagging.store(false, Ordering::Relaxed);
+        }
+        // Woken seldom, and with room when they are: a producer that found none needs no more than a quarter of the
+        // queue, or an empty one.
+        fence(Ordering::SeqCst);
+        let woken = falls_to(AHEAD_MAX) || falls_to(self.max / 2) || after == 0;
+        if woken && self.producers_waiting.load(Ordering::Relaxed) > 0 {
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
+    ///
+    /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
+    /// with what waits. A consumer that does not keep up is not waited for again before it has caught up.
+    pub(crate) async fn pace(&self) {
+        if self.charged.load(Ordering::Relaxed) <= AHEAD_MAX || self.lagging.load(Ordering::Relaxed) {
+            return;
+        }
+        self.producers_waiting.fetch_add(1, Ordering::Relaxed);
+        let caught_up = async {
+            loop {
+                let mut room = std::pin::pin!(self.room.notified());
+                room.as_mut().enable();
+                fence(Ordering::SeqCst);
+                if self.charged.load(Ordering::Relaxed) <= AHEAD_MAX || self.is_closed() {
+                    break;
+                }
+                room.await;
+            }
+        };
+        if tokio::time::timeout(AHEAD_WAIT, caught_up).await.is_err() {
+            self.lagging.store(true, Ordering::Relaxed);
+        }
+        self.producers_waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Waits until there is something to pop, or the queue is closed. Cancel-safe. For the one consumer.
+    pub(crate) async fn ready(&self) {
+        loop {
+            if !self.is_empty() || self.is_closed() {
+                return;
+            }
+            self.consumer_asleep.store(true, Ordering::Relaxed);
+            // Pairs with the fence in `wake_consumer`: either we see its batch or it sees that we sleep.
+            fence(Ordering::SeqCst);
+            if self.is_empty() && !self.is_closed() {
+                self.data.notified().await;
+            }
+            self.consumer_asleep.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// No more pushes are wanted: what comes is counted as lost, producers that wait go on, the consumer wakes.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.room.notify_waiters();
+        self.data.notify_one();
+    }
+
+    /// Counts everything that still waits as lost. For the time after the consumer.
+    pub(crate) fn abandon(&self) {
+        while let Some(batch) = self.pop() {
+            self.metrics.dropped(DropReason::Shutdown, u64::from(batch.frames()));
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
+    /// Bytes that one write may take out at once: a part of the queue, so that the policy has the rest.
+    pub(crate) fn write_len_max(&self) -> usize {
+        (self.max / 4).clamp(1, WRITE_LEN_MAX)
+    }
+
+    /// Bytes charged now.
+    #[cfg(test)]
+    pub(crate) fn charged(&self) -> usize {
+        self.charged.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, batch: FrameBatch) {
+        self.sender.send(batch).expect("the queue holds a receiving end itself");
+        fence(Ordering::SeqCst);
+        if self.consumer_asleep.load(Ordering::Relaxed) && self.consumer_asleep.swap(false, Ordering::Relaxed)
+        {
+            self.data.notify_one();
+        }
+    }
+
+    fn drop_oldest(&self) {
+        // The newest batch stays, however large.
+        while self.charged.load(Ordering::Acquire) > self.max && self.receiver.len() > 1 {
+            let Some(oldest) = self.pop() else { return };
+            self.lost(u64::from(oldest.frames()));
+            self.charged.fetch_sub(charge(&oldest), Ordering::AcqRel);
+        }
+    }
+
+    /// Counts what a full queue costs, and tells of it now and then.
+    fn lost(&self, frames: u64) {
+        self.metrics.dropped(DropReason::QueueFull, frames);
+        let now = self.began.elapsed().as_secs();
+        let due = |tell_at| (tell_at <= now).then_some(now + TELL_EVERY_SECS);
+        if self.tell_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok() {
+            let dropped = self.metrics.dropped_until_now(DropReason::QueueFull);
+            error!(output = self.name, frames_dropped = dropped, "the queue is full: frames are lost");
+        }
+    }
+
+    /// Charges a batch if there is room. An empty queue has room for any batch.
+    fn reserve(&self, charge: usize) -> bool {
+        let room = |charged| (charged == 0 || charged + charge <= self.max).then_some(charged + charge);
+        self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
+    }
+
+    async fn wait_for_room(&self, charge: usize) {
+        if self.reserve(charge) {
+            return;
+        }
+        self.producers_waiting.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            room.as_mut().enable();
+            fence(Ordering::SeqCst);
+            // Pairs with the fence in `release`: either we see the room or it sees that we wait.
+            if self.reserve(charge) || self.is_closed() {
+                break;
+            }
+            room.await;
+        }
+        self.producers_waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that a batch is charged with.
+pub(crate) fn charge(batch: &FrameBatch) -> usize {
+    batch.byte_len() + BATCH_OVERHEAD
+}
+
+/// Most bytes in one write: large enough that its system call is lost in the copy.
+const WRITE_LEN_MAX: usize = 1 << 20;
+
+/// How far a reader runs ahead of a writer that keeps up, bytes.
+const AHEAD_MAX: usize = 512 << 10;
+/// How long a writer is waited for.
+const AHEAD_WAIT: Duration = Duration::from_millis(1);
+
+/// A loss that goes on is told so often.
+const TELL_EVERY_SECS: u64 = 10;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::observability::OutputLedger;
+
+    const MAX: usize = 4 * (100 + BATCH_OVERHEAD);
+
+    fn queue(when_full: WhenFull) -> Arc<Queue> {
+        Arc::new(Queue::new("test".to_owned(), MAX, when_full, Arc::default()))
+    }
+
+    /// A batch of one frame of 100 bytes in all, which begins with `mark`.
+    fn batch(mark: u8) -> FrameBatch {
+        batch_of_len(mark, 100)
+    }
+
+    fn batch_of_len(mark: u8, len: usize) -> FrameBatch {
+        let payload = [&[mark][..], &vec![0; len - 5]].concat();
+        FrameBatch::from_payloads([Bytes::from(payload)], Instant::now()).unwrap()
+    }
+
+    fn marks(queue: &Queue) -> Vec<u8> {
+        std::iter::from_fn(|| queue.pop()).map(|batch| batch.bytes()[4]).collect()
+    }
+
+    fn ledger(queue: &Queue) -> OutputLedger {
+        let mut ledger = OutputLedger::default();
+        queue.metrics.add_to(&mut ledger);
+        assert!(ledger.balances());
+        ledger
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn drop_oldest_keeps_the_newest_and_counts_the_rest() {
+        let queue = queue(WhenFull::DropOldest);
+        run(async {
+            for mark in 0..10 {
+                queue.push(batch(mark)).await;
+            }
+        });
+        assert_eq!(marks(&queue), [6, 7, 8, 9]);
+        assert_eq!((ledger(&queue).frames_received, ledger(&queue).frames_dropped["queue_full"]), (10, 6));
+    }
+
+    #[test]
+    fn drop_newest_keeps_the_oldest_and_counts_the_rest() {
+        let queue = queue(WhenFull::DropNewest);
+        run(async {
+            for mark in 0..10 {
+                queue.push(batch(mark)).await;
+            }
+        });
+        assert_eq!(marks(&queue), [0, 1, 2, 3]);
+        assert_eq!(ledger(&queue).frames_dropped["queue_full"], 6);
+    }
+
+    #[test]
+    fn a_batch_larger_than_the_queue_passes_when_the_queue_is_empty() {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block] {
+            let queue = queue(when_full);
+            run(queue.push(batch_of_len(7, 2 * MAX)));
+            assert_eq!(marks(&queue), [7], "{when_full:?}");
+        }
+    }
+
+    #[test]
+    fn block_waits_for_room_and_loses_nothing_with_many_producers() {
+        let queue = queue(WhenFull::Block);
+        let producers: Vec<_> = (0..4)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                std::thread::spawn(move || {
+                    run(async {
+                        for mark in 0..250 {
+                            queue.push(batch(mark)).await;
+                        }
+                    });
+                })
+            })
+            .collect();
+        let received = run(async {
+            let mut received = 0;
+            while received < 1000 {
+                queue.ready().await;
+                while let Some(batch) = queue.pop() {
+                    assert!(queue.charged() <= MAX);
+                    queue.release(charge(&batch));
+                    queue.metrics.sent(1, 100);
+                    received += 1;
+                }
+            }
+            received
+        });
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        assert_eq!((received, queue.charged()), (1000, 0));
+        assert_eq!(ledger(&queue).frames_queued, 0);
+    }
+
+    /// Paused time: a wait that ends does so because of what happened, or after all of its millisecond.
+    #[tokio::test(start_paused = true)]
+    async fn a_consumer_that_keeps_up_is_waited_for_and_one_that_lags_only_once() {
+        let queue = Queue::new("test".to_owned(), 64 << 20, WhenFull::DropOldest, Arc::default());
+        let large = || batch_of_len(0, AHEAD_MAX);
+        queue.push(large()).await;
+        let begin = tokio::time::Instant::now();
+        let consume = async {
+            let batch = queue.pop().unwrap();
+            queue.release(charge(&batch));
+        };
+        tokio::join!(queue.pace(), consume);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+
+        queue.push(large()).await;
+        queue.pace().await;
+        let waited = begin.elapsed();
+        assert!(AHEAD_WAIT <= waited && waited < 3 * AHEAD_WAIT);
+        queue.pace().await;
+        assert_eq!(begin.elapsed(), waited);
+
+        let batch = queue.pop().unwrap();
+        queue.release(charge(&batch));
+        queue.push(large()).await;
+        queue.pace().await;
+        assert!(begin.elapsed() > waited);
+    }
+
+    #[test]
+    fn closing_lets_a_blocked_producer_go_and_counts_its_frames() {
+        let queue = queue(WhenFull::Block);
+        run(async {
+            for mark in 0..4 {
+                queue.push(batch(mark)).await;
+            }
+            let close = async { queue.close() };
+            tokio::join!(queue.push(batch(9)), close);
+        });
+        assert_eq!(ledger(&queue).frames_dropped["shutdown"], 1);
+        assert_eq!(ledger(&queue).frames_queued, 4);
+    }
+}

@@ -1,0 +1,165 @@
+//! From configuration to what each worker gets, and to the accounts of it all.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use crate::input::InputConfig;
+use crate::input::listener::WorkerInput;
+use crate::observability::InputLedger;
+use crate::observability::Ledger;
+use crate::observability::OutputLedger;
+use crate::observability::metrics::InputMetrics;
+use crate::observability::metrics::LaneMetrics;
+use crate::output::Connections;
+use crate::output::OutputConfig;
+use crate::output::backlog::Backlog;
+use crate::protocol::ReaderConfig;
+use crate::queue::Queue;
+use crate::relay::worker::WorkerLane;
+use crate::relay::worker::WorkerListener;
+use crate::route::Inlet;
+use crate::transport::Address;
+
+/// What one worker gets of inputs and outputs.
+#[derive(Default)]
+pub(crate) struct WorkerParts {
+    pub(crate) inputs: Vec<WorkerInput>,
+    pub(crate) listeners: Vec<WorkerListener>,
+    pub(crate) inlets: Vec<Inlet>,
+    pub(crate) lanes: Vec<WorkerLane>,
+}
+
+/// A lane into files, on a thread of its own.
+pub(crate) struct FileLane {
+    pub(crate) config: Arc<OutputConfig>,
+    pub(crate) pattern: String,
+    pub(crate) backlog: Backlog,
+}
+
+/// The parts, while they are put together.
+pub(crate) struct Assembly {
+    pub(crate) workers: Vec<WorkerParts>,
+    pub(crate) files: Vec<FileLane>,
+    pub(crate) queues: Vec<Arc<Queue>>,
+    pub(crate) accounts: Accounts,
+}
+
+impl Assembly {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            workers: (0..workers).map(|_| WorkerParts::default()).collect(),
+            files: Vec::new(),
+            queues: Vec::new(),
+            accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
+        }
+    }
+
+    /// Every worker serves every input.
+    pub(crate) fn add_input(&mut self, config: InputConfig) {
+        let reader = Arc::new(ReaderConfig {
+            content_types: config.content_types.clone(),
+            bidirectional: true,
+            unidirectional: config.unidirectional,
+            frame_len_max: config.frame_len_max,
+            oversize: config.oversize,
+            handshake_timeout: config.handshake_timeout,
+        });
+        let mut account = Account { name: config.name.clone(), metrics: Vec::new() };
+        let config = Arc::new(config);
+        let open = Arc::new(AtomicUsize::new(0));
+        for worker in &mut self.workers {
+            let metrics = Arc::<InputMetrics>::default();
+            account.metrics.push(Arc::clone(&metrics));
+            worker.inputs.push(WorkerInput {
+                config: Arc::clone(&config),
+                reader: Arc::clone(&reader),
+                metrics,
+                open: Arc::clone(&open),
+            });
+        }
+        self.accounts.inputs.push(account);
+    }
+
+    /// A lane on every worker that feeds itself alone, or one lane that every worker feeds: outputs are dealt out among
+    /// the workers.
+    pub(crate) fn add_output(&mut self, config: OutputConfig) {
+        let owner = self.accounts.outputs.len() % self.workers.len();
+        let mut account = Account { name: config.name.clone(), metrics: Vec::new() };
+        let config = Arc::new(config);
+        let lanes = match config.connections {
+            Connections::One => vec![(owner, 0..self.workers.len())],
+            Connections::PerWorker => {
+                (0..self.workers.len()).map(|worker| (worker, worker..worker + 1)).collect()
+            }
+        };
+        for (owner, feeders) in lanes {
+            let metrics = Arc::<LaneMetrics>::default();
+            let queue = Arc::new(Queue::new(
+                config.name.clone(),
+                config.queue,
+                config.when_full,
+                Arc::clone(&metrics),
+            ));
+            let backlog = Backlog::new(Arc::clone(&queue), Arc::clone(&metrics));
+            for feeder in feeders {
+                self.workers[feeder].inlets.push(Inlet {
+                    content_type: config.stream_type(),
+                    frame_len_max: config.frame_len_max,
+                    when_full: config.when_full,
+                    queue: Arc::clone(&queue),
+                    metrics: Arc::clone(&metrics),
+                });
+            }
+            let config = Arc::clone(&config);
+            match &config.to {
+                Address::File(pattern) => {
+                    let pattern = pattern.clone();
+                    self.files.push(FileLane { config, pattern, backlog });
+                }
+                _ => self.workers[owner].lanes.push(WorkerLane { config, backlog }),
+            }
+            self.queues.push(queue);
+            account.metrics.push(metrics);
+        }
+        self.accounts.outputs.push(account);
+    }
+
+    /// One listener for each worker.
+    pub(crate) fn add_listeners(&mut self, input: usize, listeners: Vec<OwnedFd>, address: &Address) {
+        for (worker, listener) in self.workers.iter_mut().zip(listeners) {
+            worker.listeners.push(WorkerListener { input, listener, address: address.clone() });
+        }
+    }
+}
+
+/// Who counts for which input and output.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    pub(crate) workers: usize,
+    pub(crate) inputs: Vec<Account<InputMetrics>>,
+    pub(crate) outputs: Vec<Account<LaneMetrics>>,
+}
+
+/// One line of the ledger, and the counters that it sums up.
+#[derive(Debug)]
+pub(crate) struct Account<M> {
+    pub(crate) name: String,
+    pub(crate) metrics: Vec<Arc<M>>,
+}
+
+impl Accounts {
+    pub(crate) fn ledger(&self) -> Ledger {
+        let inputs = self.inputs.iter().map(|account| {
+            let mut ledger = InputLedger { name: account.name.clone(), ..InputLedger::default() };
+            account.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
+            ledger
+        });
+        let outputs = self.outputs.iter().map(|account| {
+            let mut ledger = OutputLedger { name: account.name.clone(), ..OutputLedger::default() };
+            account.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
+            ledger
+        });
+        Ledger { inputs: inputs.collect(), outputs: outputs.collect() }
+    }
+}

@@ -1,0 +1,119 @@
+//! From one connection to every lane that takes its content type.
+
+use std::sync::Arc;
+
+use crate::observability::metrics::DropReason;
+use crate::observability::metrics::LaneMetrics;
+use crate::protocol::ContentType;
+use crate::protocol::FrameBatch;
+use crate::queue::Queue;
+use crate::queue::WhenFull;
+
+/// The entrance of a lane, as inputs see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Inlet {
+    /// `None`: streams without a type.
+    pub(crate) content_type: Option<ContentType>,
+    pub(crate) frame_len_max: u32,
+    pub(crate) when_full: WhenFull,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) metrics: Arc<LaneMetrics>,
+}
+
+/// The lanes of one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Fanout {
+    // Lanes that may block come last: they delay the next read, not the other lanes.
+    inlets: Vec<Inlet>,
+}
+
+impl Fanout {
+    /// The lanes that take `content_type`; `None`: a stream without a type.
+    pub(crate) fn new(inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
+        let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
+        let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
+        inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
+        Self { inlets }
+    }
+
+    /// Whether nobody takes this content type.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inlets.is_empty()
+    }
+
+    /// Most bytes that one batch should have: a part of the smallest queue, so that its policy has something to choose
+    /// from.
+    pub(crate) fn batch_len_max(&self) -> usize {
+        self.inlets.iter().map(|inlet| inlet.queue.write_len_max()).min().unwrap_or(usize::MAX)
+    }
+
+    /// Waits a moment for lanes that are behind and keep up. Cancel-safe.
+    pub(crate) async fn pace(&self) {
+        for inlet in &self.inlets {
+            inlet.queue.pace().await;
+        }
+    }
+
+    /// Gives a batch to every lane: a reference each. Waits only for lanes whose policy is to block.
+    pub(crate) async fn deliver(&self, batch: FrameBatch) {
+        for inlet in &self.inlets {
+            if batch.payload_len_max() <= inlet.frame_len_max {
+                inlet.queue.push(batch.clone()).await;
+            } else {
+                inlet.deliver_short_frames(&batch).await;
+            }
+        }
+    }
+}
+
+impl Inlet {
+    /// Leaves out the frames that are too long for this output: most collectors close the connection on them.
+    async fn deliver_short_frames(&self, batch: &FrameBatch) {
+        let (runs, too_long) = batch.without_longer_than(self.frame_len_max);
+        self.metrics.received(u64::from(too_long));
+        self.metrics.dropped(DropReason::FrameTooLong, u64::from(too_long));
+        for run in runs {
+            self.queue.push(run).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::observability::OutputLedger;
+
+    fn inlet(content_type: &'static str, frame_len_max: u32) -> Inlet {
+        let metrics = Arc::<LaneMetrics>::default();
+        let queue =
+            Arc::new(Queue::new("test".to_owned(), 1 << 20, WhenFull::DropOldest, Arc::clone(&metrics)));
+        let content_type = ContentType::try_from(content_type).ok();
+        Inlet { content_type, frame_len_max, when_full: WhenFull::DropOldest, queue, metrics }
+    }
+
+    #[test]
+    fn a_stream_goes_to_the_outputs_of_its_type_alone() {
+        let inlets = [inlet("a", 100), inlet("b", 100), inlet("a", 100)];
+        let lanes = |name: &str| Fanout::new(&inlets, ContentType::try_from(name).ok().as_ref()).inlets.len();
+        assert_eq!((lanes("a"), lanes("b"), lanes("c")), (2, 1, 0));
+        assert!(Fanout::new(&inlets, None).is_empty());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn frames_that_are_too_long_for_an_output_are_left_out_and_counted_there_alone() {
+        let inlets = [inlet("a", 3), inlet("a", 100)];
+        let fanout = Fanout::new(&inlets, inlets[0].content_type.as_ref());
+        let payloads = ["abc", "abcd", "x"].map(|text| Bytes::from_static(text.as_bytes()));
+        fanout.deliver(FrameBatch::from_payloads(payloads, Instant::now()).unwrap()).await;
+        let frames =
+            |inlet: &Inlet| std::iter::from_fn(|| inlet.queue.pop()).map(|batch| batch.frames()).sum::<u32>();
+        assert_eq!((frames(&inlets[0]), frames(&inlets[1])), (2, 3));
+        let mut ledger = OutputLedger::default();
+        inlets[0].metrics.add_to(&mut ledger);
+        assert_eq!((ledger.frames_received, ledger.frames_dropped["frame_too_long"]), (3, 1));
+    }
+}

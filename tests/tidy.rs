@@ -1,0 +1,245 @@
+//! Rules that the compiler does not know: which module may import which, that the pure ones do no I/O, and where
+//! `unsafe` may stand.
+//!
+//! Only what is compiled into the relay is looked at: not comments, and not tests.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// Modules from the ground up. A module imports from lower layers only, never from its own.
+const LAYERS: &[&[&str]] = &[
+    &["protocol", "dnstap", "transport", "observability", "drain"],
+    &["session", "queue"],
+    &["route"],
+    &["input", "output"],
+    &["config"],
+    &["relay"],
+    &["admin"],
+    &["main", "cli", "commands"],
+];
+
+/// Modules of one program rather than of the library: these import each other.
+const PROGRAM: &[&str] = &["main", "cli", "commands"];
+
+/// Imports that go against the layers, each for its reason.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    // Every module owns its configuration; `config` makes the values of all of them, the relay's too.
+    ("config", "crate::relay::RelayConfig"),
+];
+
+/// Modules that take bytes and time, and give bytes and decisions.
+const PURE: &[&str] = &["protocol", "dnstap", "route"];
+
+/// What a pure module does not name.
+const IMPURE: &[&str] = &[
+    "std::io",
+    "std::net",
+    "std::fs",
+    "std::os",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::sync::mpsc",
+    "Instant::now",
+    "SystemTime",
+    "tokio",
+    "tracing",
+    "println!",
+    "eprintln!",
+    "dbg!",
+];
+
+/// The only file with `unsafe` code.
+const UNSAFE: &str = "transport/sys.rs";
+
+#[test]
+fn the_sources_keep_the_rules() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    list_sources(&src, &mut files);
+    assert!(files.len() > 10, "found only {files:?}");
+
+    let mut faults = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(&src).expect("below src");
+        let text = fs::read_to_string(&file).expect("a source file");
+        faults.extend(check(&path.to_string_lossy(), &text));
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+fn list_sources(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder of sources") {
+        let path = entry.expect("an entry of the folder").path();
+        if path.is_dir() {
+            list_sources(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// Checks one file, `path` below `src`. Returns a sentence for each fault.
+fn check(path: &str, text: &str) -> Vec<String> {
+    let module = path.split(['/', '.']).next().unwrap_or_default();
+    if module == "lib" || path.ends_with("/tests.rs") {
+        return Vec::new();
+    }
+    let mut faults = Vec::new();
+    if layer(module).is_none() {
+        faults
+            .push(format!("{path}: module `{module}` has no place in LAYERS of tests/tidy.rs: give it one"));
+    }
+    let at_top = path.ends_with("mod.rs") && path.matches('/').count() == 1 || !path.contains('/');
+    for (number, line) in code_lines(text) {
+        let mut fault = |what: String| faults.push(format!("{path}:{number}: {what}"));
+        for import in paths_after(line, "crate::") {
+            if let Some(what) = forbidden_import(module, import) {
+                fault(what);
+            }
+        }
+        if line.contains("super::super") || at_top && !paths_after(line, "super::").is_empty() {
+            fault("`super` leads out of the module: write `crate::` so that the import is seen".to_owned());
+        }
+        if PURE.contains(&module) {
+            for word in IMPURE.iter().filter(|word| contains_word(line, word)) {
+                fault(format!("`{module}` is pure and does not use `{word}`"));
+            }
+        }
+        if contains_word(line, "unsafe") && path != UNSAFE {
+            fault(format!("`unsafe` belongs into src/{UNSAFE}"));
+        }
+    }
+    faults
+}
+
+/// Why `module` may not import this path, which begins with `crate::`.
+fn forbidden_import(module: &str, import: &str) -> Option<String> {
+    let target = import.split("::").nth(1).unwrap_or_default();
+    if target.is_empty() {
+        return Some("one `use crate::module::Name;` line per import".to_owned());
+    }
+    if target == module || PROGRAM.contains(&module) && PROGRAM.contains(&target) {
+        return None;
+    }
+    if EXCEPTIONS.contains(&(module, import)) {
+        return None;
+    }
+    match (layer(module), layer(target)) {
+        (Some(from), Some(to)) if to < from => None,
+        (Some(_), None) if !target.chars().all(|c| c.is_lowercase() || c == '_') => {
+            Some(format!("import {target} from the module that defines it"))
+        }
+        _ => Some(format!("`{module}` may not import `{target}`")),
+    }
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// Lines with their numbers, without comments, up to the tests at the bottom.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+    let mut lines = lines.peekable();
+    std::iter::from_fn(move || {
+        let (number, line) = lines.next()?;
+        let tests_follow = lines.peek().is_some_and(|(_, next)| next.starts_with("mod tests"));
+        (line != "#[cfg(test)]" || !tests_follow).then_some((number, line))
+    })
+    .filter(|(_, line)| !line.starts_with("//"))
+}
+
+/// All paths in the line that begin with `root`.
+fn paths_after<'a>(line: &'a str, root: &str) -> Vec<&'a str> {
+    let begins = line.match_indices(root).map(|(at, _)| at);
+    begins
+        .filter(|at| !line[..*at].ends_with(is_word))
+        .map(|at| {
+            let path = &line[at..];
+            path.split(|c: char| !is_word(c) && c != ':').next().unwrap_or_default().trim_end_matches(':')
+        })
+        .collect()
+}
+
+fn contains_word(line: &str, word: &str) -> bool {
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(is_word) && !line[at + word.len()..].starts_with(is_word))
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+mod the_checker {
+    use super::check;
+
+    fn faults(path: &str, text: &str) -> usize {
+        check(path, text).len()
+    }
+
+    #[test]
+    fn lets_good_sources_pass() {
+        assert_eq!(
+            faults("session/read.rs", "use crate::protocol::Decoder;\nuse crate::session::Read;\n"),
+            0
+        );
+        assert_eq!(faults("relay/worker.rs", "pub use crate::input::InputConfig;\n"), 0);
+        assert_eq!(faults("config/resolve.rs", "use crate::relay::RelayConfig;\n"), 0);
+        assert_eq!(faults("commands/run.rs", "use crate::cli::Arguments;\n"), 0);
+        assert_eq!(faults("transport/uring.rs", "use std::io;\nuse super::Address;\n"), 0);
+        assert_eq!(faults("transport/sys.rs", "unsafe { close(fd) }\n"), 0);
+    }
+
+    #[test]
+    fn finds_imports_that_go_up_or_sideways() {
+        for (path, import) in [
+            ("protocol/reader.rs", "crate::transport::Address"),
+            ("session/read.rs", "crate::queue::WhenFull"),
+            ("queue/channel.rs", "crate::route::Filter"),
+            ("input/listener.rs", "crate::output::OutputConfig"),
+            ("output/file.rs", "crate::input::InputConfig"),
+            ("input/mod.rs", "crate::relay::Relay"),
+            ("config/resolve.rs", "crate::relay::Relay"),
+            ("relay/mod.rs", "crate::admin::Server"),
+        ] {
+            assert_eq!(faults(path, &format!("use {import};\n")), 1, "{path} imports {import}");
+            assert_eq!(faults(path, &format!("fn f() {{ let x = {import}::new(); }}\n")), 1);
+        }
+    }
+
+    #[test]
+    fn finds_imports_that_hide() {
+        assert_eq!(faults("session/read.rs", "use crate::{protocol, output};\n"), 1);
+        assert_eq!(faults("session/read.rs", "use super::super::output::File;\n"), 1);
+        assert_eq!(faults("session/mod.rs", "use super::output::File;\n"), 1);
+        assert_eq!(faults("drain.rs", "use super::output::File;\n"), 1);
+        assert_eq!(faults("session/read.rs", "use crate::FrameBatch;\n"), 1);
+    }
+
+    #[test]
+    fn finds_io_in_pure_modules() {
+        for line in
+            ["use std::io;", "use std::net::TcpStream;", "let now = Instant::now();", "use tokio::time;"]
+        {
+            assert_eq!(faults("protocol/reader.rs", line), 1, "{line}");
+            assert_eq!(faults("protocol/reader.rs", &format!("/// {line}\n")), 0);
+            assert_eq!(faults("protocol/reader.rs", &format!("#[cfg(test)]\nmod tests {{\n{line}\n}}\n")), 0);
+            assert_eq!(faults("protocol/reader/tests.rs", line), 0);
+            assert_eq!(faults("output/backoff.rs", line), 0);
+        }
+    }
+
+    #[test]
+    fn finds_unsafe_code() {
+        assert_eq!(faults("transport/uring.rs", "let fd = unsafe { dup(fd) };\n"), 1);
+        assert_eq!(faults("transport/mod.rs", "#![forbid(unsafe_code)]\n"), 0);
+    }
+
+    #[test]
+    fn finds_modules_without_a_place() {
+        assert_eq!(faults("helpers/mod.rs", "fn f() {}\n"), 1);
+        assert_eq!(faults("session/read.rs", "use crate::helpers::f;\n"), 1);
+    }
+}
