@@ -12,21 +12,18 @@ use crate::support::relay::relay;
 use crate::support::relay::to;
 use crate::support::stream::Transport;
 use crate::support::stream::folder;
+use crate::support::wait::in_quiet;
 use crate::support::wait::millis;
 use crate::support::wire;
 
 on_both_backends! {
-    /// The second worst of 100 frames, in the best of three runs: the machine has other things to do too.
+    /// The second worst of 100 frames, at two readers. Where the machine itself is late, the run says nothing.
     alone fn twenty_frames_a_second_arrive_within_5_ms(backend) {
         for transport in Transport::BOTH {
-            let p99s: Vec<Duration> = (0..3)
-                .scan(false, |done, _| {
-                    let p99 = (!*done).then(|| p99_of_100_frames(backend, transport))?;
-                    *done = p99 <= millis(5);
-                    Some(p99)
-                })
-                .collect();
-            assert!(p99s.last().is_some_and(|p99| *p99 <= millis(5)), "{transport:?}: {p99s:?}");
+            in_quiet(|| {
+                let p99 = p99_of_100_frames(backend, transport);
+                (p99 <= millis(5)).then_some(()).ok_or(format!("{transport:?}: {p99:?} at p99"))
+            });
         }
     }
 }

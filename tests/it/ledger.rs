@@ -101,7 +101,7 @@ on_both_backends! {
         let address = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend)
             .listen(&address)
-            .to(&reader.address(), "frame_len_max=120B")
+            .to(&reader.address(), "frame_len_max=512B")
             .summary(folder.path().join("summary.json"))
             .start();
         let stream = numbered::frames(0, 0..1000);

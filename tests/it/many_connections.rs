@@ -230,7 +230,7 @@ on_both_backends! {
         let folder = folder();
         let reader = CollectingReader::tcp();
         let address = Transport::Unix.fresh_address(folder.path());
-        let mut program = tapster(backend).listen(&address).to(&reader.address(), "when_full=block&queue=1MiB").start();
+        let mut program = tapster(backend).listen(&address).to(&reader.address(), "when_full=block&queue=2MiB").start();
         let mut writer = Peer::writer(&address);
         let writing = thread::spawn(move || {
             writer.send(&numbered::frames(0, 0..100_000));

@@ -210,7 +210,7 @@ on_both_backends! {
         let folder = folder();
         let stalled = CollectingReader::tcp().stalled();
         let socket = Transport::Unix.fresh_address(folder.path());
-        let mut program = tapster(backend).listen(&socket).to(&stalled.address(), "queue=64KiB").start();
+        let mut program = tapster(backend).listen(&socket).to(&stalled.address(), "queue=64KiB&frame_len_max=32KiB").start();
         let mut named = Named::start(folder.path(), &socket).expect("it is there");
         let mut queries = Queries::start(folder.path(), named.port(), 2000, 4).expect("it is there");
         for _ in 0..5 {
