@@ -1,6 +1,65 @@
 //! tapster: a relay for Frame Streams, the transport of dnstap.
+//!
+//! Many writers in, every frame out to every consumer. Someone who wants a Frame Streams reader or writer of their own
+//! needs [`protocol`] alone (`default-features = false`); the rest of this page is about the relay.
+//!
+//! # What flows, and where
+//!
+//! ```text
+//!  DNS servers ─► input ─► session/read ─► route ─► queue ─► session/write ─► output ─► collectors
+//!  (writers)      accept   READY…START     fan-out  one per  READY…START      connect   (readers)
+//!                          frames→batches           lane     batches→bytes    file
+//!
+//!  beside it: main ─ cli ─ commands ─ config ─ relay        everywhere: observability, drain
+//! ```
+//!
+//! The unit is the [`FrameBatch`](protocol::FrameBatch): whole, still encoded data frames, in the memory they were read
+//! into, with their count. An encoded data frame is the same on both hops, so a batch is forwarded as it came. Fan-out
+//! is a reference count, and nothing is done per frame but reading its length.
+//!
+//! # The modules, in the order in which data flows
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`protocol`] | Frame Streams as pure functions of bytes and time: no I/O, no clock. Also the public library. |
+//! | [`transport`] | Byte streams and listeners, on io_uring or on epoll; blocks to read into. The one file with `unsafe` code is here. |
+//! | [`input`] | Ways in: connections that run reader sessions. |
+//! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
+//! | `route` | From one connection to every lane that takes its content type. |
+//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. |
+//! | [`output`] | Ways out: connections that run writer sessions, and files. |
+//! | [`relay`] | Assembly and life cycle: workers, placement, the end. |
+//! | [`config`] | From text to values that cannot be wrong. |
+//! | [`observability`] | Counters, the ledger, the log, the status line. |
+//! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
+//! | `drain` | The end, asked for once and seen everywhere. |
+//!
+//! Imports point one way: `protocol dnstap transport observability drain` ← `session queue` ← `route` ←
+//! `input output` ← `config` ← `relay` ← the binary. `tests/tidy.rs` holds it.
+//!
+//! # What stays true
+//!
+//! - **A worker is one pinned thread** with its own runtime, listeners, connections, blocks and counters. A connection
+//!   lives and dies on one worker, and a worker never blocks: files have threads of their own.
+//! - **A lane is one downstream connection**, fed by one queue, written by one task. A connection from a DNS server
+//!   always uses the same lane of an output, so its order is kept.
+//! - **The producer comes first.** Accepting, ACCEPT and FINISH wait for no output; reading waits for those that an
+//!   operator set to [`Block`](queue::WhenFull::Block), and otherwise a few milliseconds at most.
+//! - **An operation of the ring is polled to its end**, never dropped: a dropped read swallows what arrives next.
+//!   `Stream::cancel` ends it in order.
+//! - **The ledger balances**, per output, in frames:
+//!   `received == sent + filtered + Σ dropped{reason} + queued + spooled`.
+//! - **Memory is bounded by configuration**: queues in bytes, connections, frame lengths. A length that a peer
+//!   announces allocates nothing.
+//!
+//! # What happened to the frame?
+//!
+//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], `route` (too long for the output),
+//! `output/backlog` (left at the end). At the wrong place: `route`, `relay/placement`.
 
 #![deny(unsafe_code)]
+// The links of this page into the relay.
+#![cfg_attr(not(feature = "relay"), allow(rustdoc::broken_intra_doc_links))]
 
 pub mod protocol;
 

@@ -1,18 +1,25 @@
 //! The real binary: exit codes and messages.
 
 use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Child;
 use std::process::Command;
 use std::process::Output;
+use std::process::Stdio;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::kill_process;
 use tapster::protocol::ContentType;
 use tapster::protocol::ContentTypes;
 use tapster::protocol::FileWriter;
@@ -356,4 +363,131 @@ fn replay_without_a_reader_exits_with_1_and_with_a_file_as_its_target_with_64() 
     for to in ["file:copy.fstrm", "tcp://siem.example", "unix:/a?que=1MiB"] {
         assert_exit(&tapster(&["replay", &path, "--to", to]), 64);
     }
+}
+
+/// `tapster run` once it relays, and what it logged before.
+struct Relay {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+    lines: String,
+}
+
+impl Relay {
+    fn start(args: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tapster"))
+            .arg("run")
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut relay = Self { child, log, lines: String::new() };
+        relay.wait_for("relaying");
+        relay
+    }
+
+    /// Reads the log until a line says so.
+    #[track_caller]
+    fn wait_for(&mut self, text: &str) {
+        loop {
+            let before = self.lines.len();
+            let len = self.log.read_line(&mut self.lines).unwrap();
+            assert!(len > 0, "the log ended without {text:?}:\n{}", self.lines);
+            if self.lines[before..].contains(text) {
+                return;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Exit status, stdout and the whole log.
+    fn end(mut self) -> Output {
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        let mut output = self.child.wait_with_output().unwrap();
+        output.stderr = (self.lines + &rest).into_bytes();
+        output
+    }
+}
+
+#[test]
+fn run_drains_on_a_signal_and_writes_the_ledger() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let folder = TempDir::new().unwrap();
+        let path = written(&folder, "hello.fstrm", &hello_file());
+        let socket = format!("unix:{}/in.sock", folder.path().display());
+        let file = format!("file:{}/out.fstrm?content_type=test:hello&name=archive", folder.path().display());
+        let listen = format!("{socket}?content_types=test:hello&name=resolvers");
+        let relay = Relay::start(&["-l", &listen, "-t", &file, "--summary", "-", "--workers", "1"]);
+        assert_exit(&tapster(&["replay", &path, "--to", &socket]), 0);
+        relay.signal(signal);
+        let output = relay.end();
+        assert_exit(&output, 0);
+        for part in
+            [&*format!("address={socket}"), "listening", "writing", "draining", "taken in", "frames_sent=10"]
+        {
+            assert!(stderr(&output).contains(part), "{part:?} in {}", stderr(&output));
+        }
+        let ledger: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(ledger["inputs"][0]["frames"], 10, "{ledger}");
+        assert_eq!(ledger["outputs"][0]["name"], "archive");
+        assert_eq!(ledger["outputs"][0]["frames_sent"], 10);
+        assert!(!folder.path().join("in.sock").exists());
+        let copy = fs::read(folder.path().join("out.fstrm")).unwrap();
+        assert_eq!(copy, hello_file());
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let folder = TempDir::new().unwrap();
+    let path = written(&folder, "hello.fstrm", &hello_file());
+    let socket = format!("unix:{}/in.sock", folder.path().display());
+    // A reader that never answers, and an output that must not drop: the drain has to wait.
+    let silent = folder.path().join("silent.sock");
+    let _listener = UnixListener::bind(&silent).unwrap();
+    let to =
+        format!("unix:{}?content_type=test:hello&when_full=block&handshake_timeout=1h", silent.display());
+    let listen = format!("{socket}?content_types=test:hello");
+    let mut relay = Relay::start(&["-l", &listen, "-t", &to, "--drain-timeout", "1h"]);
+    assert_exit(&tapster(&["replay", &path, "--to", &socket]), 0);
+    relay.signal(Signal::TERM);
+    relay.wait_for("draining");
+    relay.signal(Signal::TERM);
+    let output = relay.end();
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("ending at once"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_log_can_be_an_object_per_line() {
+    let relay = Relay::start(&[
+        "-l",
+        "tcp://127.0.0.1:0",
+        "-t",
+        "unix:/nonexistent/none.sock",
+        "--log-format",
+        "json",
+    ]);
+    relay.signal(Signal::TERM);
+    let output = relay.end();
+    assert_exit(&output, 0);
+    let lines = stderr(&output);
+    let objects = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+    let listening = objects.filter(|object| object["message"] == "listening").collect::<Vec<_>>();
+    let address = listening[0]["address"].as_str().unwrap();
+    assert!(address.starts_with("tcp://127.0.0.1:") && !address.ends_with(":0"), "{address}");
+}
+
+#[test]
+fn an_address_in_use_exits_with_1_and_is_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
+    let output = tapster(&["run", "-l", &address, "-t", "unix:/nonexistent/none.sock"]);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains(&address), "{}", stderr(&output));
 }

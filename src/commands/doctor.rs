@@ -7,14 +7,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use io_uring::IoUring;
-use rustix::io::Errno;
 use rustix::process::Resource;
 use rustix::process::getrlimit;
 use rustix::system::uname;
 use rustix::thread::sched_getaffinity;
 use tapster::config::units::format_size;
 use tapster::input::InputConfig;
+use tapster::transport::backend::probe;
 
 use crate::commands::CommandError;
 
@@ -51,61 +50,41 @@ pub(crate) fn doctor() -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sets up a ring, as the relay would.
-fn probe() -> Result<(), Errno> {
-    IoUring::new(2).map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-}
-
 fn io_uring() -> Finding {
-    let disabled = read_number("/proc/sys/kernel/io_uring_disabled");
     match probe() {
         Ok(()) => Finding {
             subject: "io_uring",
-            found: "allowed; `--backend auto` takes uring".to_owned(),
+            found: "allowed; `--backend auto` takes io_uring".to_owned(),
             mend: Vec::new(),
         },
-        Err(errno) => explain(errno, disabled, seccomp_mode()),
+        Err(reason) => {
+            let disabled = read_number("/proc/sys/kernel/io_uring_disabled");
+            let mend = allow_io_uring(disabled, seccomp_mode(), &reason);
+            let reason = reason.strip_prefix("io_uring ").unwrap_or(&reason);
+            let found = format!("{reason}; `--backend auto` takes epoll, which does the same work");
+            Finding { subject: "io_uring", found, mend: mend.iter().map(|line| (*line).to_owned()).collect() }
+        }
     }
 }
 
-/// Why there is no ring: `disabled` is `kernel.io_uring_disabled`, `seccomp` the mode in `/proc/self/status`.
-fn explain(errno: Errno, disabled: Option<u64>, seccomp: Option<u64>) -> Finding {
-    let (reason, mend): (&str, &[&str]) = match (errno, disabled, seccomp) {
-        (Errno::PERM, Some(2), _) => (
-            "switched off for everybody by kernel.io_uring_disabled = 2",
-            &["sysctl -w kernel.io_uring_disabled=0 (to stay: a file in /etc/sysctl.d)"],
-        ),
-        (Errno::PERM, Some(1), _) => (
-            "allowed to privileged users only by kernel.io_uring_disabled = 1",
-            &[
-                "sysctl -w kernel.io_uring_disabled=0 (to stay: a file in /etc/sysctl.d)",
-                "or put the group of tapster into kernel.io_uring_group",
-            ],
-        ),
-        (Errno::PERM | Errno::NOSYS | Errno::ACCESS, _, Some(2)) => (
-            "blocked by a seccomp filter, as containers have it by default",
-            &[
-                "docker, podman: --security-opt seccomp=PROFILE.json, the default profile with io_uring_setup, \
-                 io_uring_enter and io_uring_register added",
-                "Kubernetes: securityContext.seccompProfile of type Localhost with such a profile",
-                "systemd: SystemCallFilter=@aio, which has them",
-            ],
-        ),
-        (Errno::PERM | Errno::ACCESS, ..) => (
-            "refused, maybe by a security module such as SELinux or AppArmor",
-            &["look for a denial in the audit log: ausearch -m avc, or journalctl -k"],
-        ),
-        (Errno::NOSYS, ..) => ("not in this kernel", &["a kernel of 5.19 or later with CONFIG_IO_URING"]),
-        (Errno::NOMEM, ..) => {
-            ("out of locked memory", &["systemd: LimitMEMLOCK=infinity; docker: --ulimit memlock=-1"])
-        }
-        (Errno::MFILE | Errno::NFILE, ..) => ("out of descriptors", &["see below"]),
-        _ => ("refused", &["a kernel of 5.19 or later"]),
-    };
-    Finding {
-        subject: "io_uring",
-        found: format!("{reason} ({errno}); `--backend auto` takes epoll, which does the same work"),
-        mend: mend.iter().map(|line| (*line).to_owned()).collect(),
+/// How to get a ring: `disabled` is `kernel.io_uring_disabled`, `seccomp` the mode in `/proc/self/status`.
+fn allow_io_uring(disabled: Option<u64>, seccomp: Option<u64>, reason: &str) -> &'static [&'static str] {
+    match (disabled, seccomp) {
+        (Some(2), _) => &["sysctl -w kernel.io_uring_disabled=0 (to stay: a file in /etc/sysctl.d)"],
+        (Some(1), _) => &[
+            "sysctl -w kernel.io_uring_disabled=0 (to stay: a file in /etc/sysctl.d)",
+            "or put the group of tapster into kernel.io_uring_group",
+        ],
+        _ if reason.contains("ENOMEM") => &["systemd: LimitMEMLOCK=infinity; docker: --ulimit memlock=-1"],
+        _ if reason.contains("EINVAL") => &["a kernel of 6.0 or later"],
+        (_, Some(2)) => &[
+            "docker, podman: --security-opt seccomp=PROFILE.json, which is the default profile with \
+             io_uring_setup, io_uring_enter and io_uring_register added",
+            "Kubernetes: securityContext.seccompProfile of type Localhost with such a profile",
+            "systemd: SystemCallFilter=@aio, which has them",
+        ],
+        _ if reason.contains("ENOSYS") => &["a kernel of 6.0 or later with CONFIG_IO_URING"],
+        _ => &["look for a denial by a security module: ausearch -m avc, or journalctl -k"],
     }
 }
 
@@ -189,18 +168,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_told_apart_and_mended() {
-        for (errno, disabled, seccomp, reason) in [
-            (Errno::PERM, Some(2), Some(2), "kernel.io_uring_disabled = 2"),
-            (Errno::PERM, Some(1), Some(0), "kernel.io_uring_disabled = 1"),
-            (Errno::PERM, Some(0), Some(2), "seccomp"),
-            (Errno::NOSYS, None, Some(2), "seccomp"),
-            (Errno::NOSYS, None, Some(0), "not in this kernel"),
-            (Errno::PERM, None, Some(0), "security module"),
-            (Errno::NOMEM, None, None, "locked memory"),
+    fn what_blocks_io_uring_decides_what_mends_it() {
+        for (disabled, seccomp, reason, mend) in [
+            (Some(2), Some(2), "EPERM", "kernel.io_uring_disabled=0"),
+            (Some(1), Some(0), "EPERM", "kernel.io_uring_group"),
+            (Some(0), Some(2), "EPERM", "seccomp=PROFILE.json"),
+            (None, Some(2), "ENOSYS", "seccomp=PROFILE.json"),
+            (None, Some(0), "ENOSYS", "CONFIG_IO_URING"),
+            (None, None, "ENOMEM", "LimitMEMLOCK"),
+            (Some(0), Some(2), "EINVAL", "6.0"),
+            (Some(0), Some(0), "EPERM", "security module"),
         ] {
-            let finding = explain(errno, disabled, seccomp);
-            assert!(finding.found.contains(reason) && !finding.mend.is_empty(), "{finding:?}");
+            let lines = allow_io_uring(disabled, seccomp, reason);
+            assert!(lines.iter().any(|line| line.contains(mend)), "{lines:?}");
         }
     }
 }

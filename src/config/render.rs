@@ -12,7 +12,6 @@ use crate::output::Mode;
 use crate::output::OutputConfig;
 use crate::output::Rotate;
 use crate::protocol::ContentType;
-use crate::queue::WhenFull;
 use crate::relay::RelayConfig;
 use crate::transport::Address;
 use crate::transport::BackendChoice;
@@ -66,15 +65,10 @@ fn write_input(document: &mut String, input: &InputConfig) {
 }
 
 fn write_output(document: &mut String, output: &OutputConfig) {
-    let when_full = match output.when_full {
-        WhenFull::DropOldest => "drop_oldest",
-        WhenFull::DropNewest => "drop_newest",
-        WhenFull::Block => "block",
-    };
     document.push_str("\n[[output]]\n");
     line(document, "name", &quoted(&output.name));
     line(document, "to", &quoted(&output.to.to_string()));
-    line(document, "when_full", &quoted(when_full));
+    line(document, "when_full", &quoted(&output.when_full.to_string()));
     line(document, "queue", &quoted(&format_size(output.queue as u64)));
     line(document, "content_type", &content_type(&output.content_type));
     line(document, "frame_len_max", &quoted(&format_size(output.frame_len_max.into())));

@@ -38,12 +38,14 @@ pub(crate) struct Queue {
     // larger than max, and for the moment between push and drop of `DropOldest`.
     charged: AtomicUsize,
     max: usize,
+    // Charged no more than this, the queue counts as low: the consumer keeps up, producers that wait go on.
+    low: usize,
     consumer_asleep: AtomicBool,
     data: Notify,
     producers_waiting: AtomicUsize,
     room: Notify,
-    // The consumer did not catch up when it was waited for.
-    lagging: AtomicBool,
+    // Charged so much, the consumer did not catch up when it was waited for.
+    waited_at: AtomicUsize,
     closed: AtomicBool,
     metrics: Arc<LaneMetrics>,
     began: Instant,
@@ -62,11 +64,12 @@ impl Queue {
             when_full,
             charged: AtomicUsize::new(0),
             max,
+            low: AHEAD_MAX.min(max / 2),
             consumer_asleep: AtomicBool::new(false),
             data: Notify::new(),
             producers_waiting: AtomicUsize::new(0),
             room: Notify::new(),
-            lagging: AtomicBool::new(false),
+            waited_at: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             metrics,
             began: Instant::now(),
@@ -108,14 +111,11 @@ impl Queue {
         let before = self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
         let after = before - batch_charge;
         let falls_to = |mark| after <= mark && mark < before;
-        if falls_to(AHEAD_MAX) {
-            self.lagging.store(false, Ordering::Relaxed);
+        if falls_to(self.low) {
+            self.waited_at.store(0, Ordering::Relaxed);
         }
-        // Woken seldom, and with room when they are: a producer that found none needs no more than a quarter of the
-        // queue, or an empty one.
         fence(Ordering::SeqCst);
-        let woken = falls_to(AHEAD_MAX) || falls_to(self.max / 2) || after == 0;
-        if woken && self.producers_waiting.load(Ordering::Relaxed) > 0 {
+        if (falls_to(self.low) || after == 0) && self.producers_waiting.load(Ordering::Relaxed) > 0 {
             self.room.notify_waiters();
         }
     }
@@ -123,27 +123,16 @@ impl Queue {
     /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
     ///
     /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
-    /// with what waits. A consumer that does not keep up is not waited for again before it has caught up.
+    /// with what waits. A consumer that does not keep up is waited for again when twice as much waits: a few times
+    /// until the queue is full.
     pub(crate) async fn pace(&self) {
-        if self.charged.load(Ordering::Relaxed) <= AHEAD_MAX || self.lagging.load(Ordering::Relaxed) {
+        let charged = self.charged.load(Ordering::Relaxed);
+        if charged <= self.low || charged < 2 * self.waited_at.load(Ordering::Relaxed) {
             return;
         }
-        self.producers_waiting.fetch_add(1, Ordering::Relaxed);
-        let caught_up = async {
-            loop {
-                let mut room = std::pin::pin!(self.room.notified());
-                room.as_mut().enable();
-                fence(Ordering::SeqCst);
-                if self.charged.load(Ordering::Relaxed) <= AHEAD_MAX || self.is_closed() {
-                    break;
-                }
-                room.await;
-            }
-        };
-        if tokio::time::timeout(AHEAD_WAIT, caught_up).await.is_err() {
-            self.lagging.store(true, Ordering::Relaxed);
+        if tokio::time::timeout(AHEAD_WAIT, self.room_when(|| self.is_low())).await.is_err() {
+            self.waited_at.store(charged, Ordering::Relaxed);
         }
-        self.producers_waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Waits until there is something to pop, or the queue is closed. Cancel-safe. For the one consumer.
@@ -230,22 +219,48 @@ impl Queue {
         self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
     }
 
+    /// Charges a batch as soon as there is room. Once the queue was full that is when little is left in it: producers
+    /// are woken seldom, and what they bring next is written while it is still in the cache.
     async fn wait_for_room(&self, charge: usize) {
-        if self.reserve(charge) {
-            return;
+        if !self.reserve(charge) {
+            self.room_when(|| self.is_low() && self.reserve(charge)).await;
         }
-        self.producers_waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_low(&self) -> bool {
+        self.charged.load(Ordering::Relaxed) <= self.low
+    }
+
+    /// Waits until `condition` holds, which is asked when the queue has become low or empty, or until the queue is
+    /// closed. Cancel-safe.
+    async fn room_when(&self, condition: impl Fn() -> bool) {
+        let _waiting = Waiting::new(&self.producers_waiting);
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             room.as_mut().enable();
+            // Pairs with the fence in `release`: either we see what it did or it sees that we wait.
             fence(Ordering::SeqCst);
-            // Pairs with the fence in `release`: either we see the room or it sees that we wait.
-            if self.reserve(charge) || self.is_closed() {
-                break;
+            if condition() || self.is_closed() {
+                return;
             }
             room.await;
         }
-        self.producers_waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a producer that waits, for as long as it does.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -260,7 +275,7 @@ const WRITE_LEN_MAX: usize = 1 << 20;
 /// How far a reader runs ahead of a writer that keeps up, bytes.
 const AHEAD_MAX: usize = 512 << 10;
 /// How long a writer is waited for.
-const AHEAD_WAIT: Duration = Duration::from_millis(1);
+const AHEAD_WAIT: Duration = Duration::from_millis(5);
 
 /// A loss that goes on is told so often.
 const TELL_EVERY_SECS: u64 = 10;
@@ -371,7 +386,7 @@ mod tests {
 
     /// Paused time: a wait that ends does so because of what happened, or after all of its millisecond.
     #[tokio::test(start_paused = true)]
-    async fn a_consumer_that_keeps_up_is_waited_for_and_one_that_lags_only_once() {
+    async fn a_consumer_that_keeps_up_is_waited_for_and_one_that_lags_only_now_and_then() {
         let queue = Queue::new("test".to_owned(), 64 << 20, WhenFull::DropOldest, Arc::default());
         let large = || batch_of_len(0, AHEAD_MAX);
         queue.push(large()).await;
@@ -389,12 +404,18 @@ mod tests {
         assert!(AHEAD_WAIT <= waited && waited < 3 * AHEAD_WAIT);
         queue.pace().await;
         assert_eq!(begin.elapsed(), waited);
+        queue.push(large()).await;
+        queue.pace().await;
+        let waited_twice = begin.elapsed();
+        assert!(waited_twice > waited);
 
+        let batch = queue.pop().unwrap();
+        queue.release(charge(&batch));
         let batch = queue.pop().unwrap();
         queue.release(charge(&batch));
         queue.push(large()).await;
         queue.pace().await;
-        assert!(begin.elapsed() > waited);
+        assert!(begin.elapsed() > waited_twice);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What happens to a batch that finds its queue full.
 
+use std::fmt;
+
 /// What a full queue does with data. Every frame lost by it is counted, reason `queue_full`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
@@ -10,4 +12,15 @@ pub enum WhenFull {
     DropNewest,
     /// Nothing is dropped: inputs that feed this queue are not read until there is room.
     Block,
+}
+
+impl fmt::Display for WhenFull {
+    /// As it is written in a configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DropOldest => "drop_oldest",
+            Self::DropNewest => "drop_newest",
+            Self::Block => "block",
+        })
+    }
 }

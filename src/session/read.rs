@@ -192,16 +192,23 @@ pub(crate) async fn read_frames(
             let _ = stream.write_now(answer);
         }
         if let Some(end) = end {
+            if end.is_regular() {
+                // Bytes left unread would make the close a reset, which could overtake FINISH. They are counted.
+                let _ = take_arrived(stream, session, &mut buffer);
+            }
             pool.borrow_mut().rest(buffer);
             return end;
         }
-        if handle.draining.get() {
-            end = Some(take_arrived(stream, session, &mut buffer));
-            continue;
-        }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
-        if idle && !handle.draining.get() {
+        // No await from here to the read: a drain that is asked for later finds something to cancel.
+        if handle.draining.get() {
+            let taken = take_arrived(stream, session, &mut buffer);
+            session.finish();
+            end = Some(taken.map_or_else(ReadEnd::Protocol, |()| ReadEnd::Drained));
+            continue;
+        }
+        if idle {
             match stream.readable().await {
                 Err(error) if !is_cancelled(&error) => {
                     end = Some(ReadEnd::Connection(error));
@@ -234,7 +241,11 @@ pub(crate) async fn read_frames(
 }
 
 /// Takes what has arrived and no more: a writer that goes on writing cannot hold up the end.
-fn take_arrived(stream: &Stream, session: &mut ReaderSession, buffer: &mut BytesMut) -> ReadEnd {
+fn take_arrived(
+    stream: &Stream,
+    session: &mut ReaderSession,
+    buffer: &mut BytesMut,
+) -> Result<(), ProtocolError> {
     let mut arrived = stream.arrived_bytes();
     while arrived > 0 {
         buffer.reserve(arrived.min(buffer::READ_LEN_START));
@@ -242,12 +253,9 @@ fn take_arrived(stream: &Stream, session: &mut ReaderSession, buffer: &mut Bytes
             Ok(count) if count > 0 => arrived = arrived.saturating_sub(count),
             _ => break,
         }
-        if let Err(error) = session.handle_bytes(Instant::now(), buffer) {
-            return ReadEnd::Protocol(error);
-        }
+        session.handle_bytes(Instant::now(), buffer)?;
     }
-    session.finish();
-    ReadEnd::Drained
+    Ok(())
 }
 
 fn is_cancelled(error: &io::Error) -> bool {

@@ -32,10 +32,12 @@ impl BufferPool {
     pub(crate) fn make_room(&mut self, buffer: &mut BytesMut, read_len: usize) {
         let tail = buffer.len();
         let block_len = READS_PER_BLOCK * read_len;
-        if buffer.try_reclaim(block_len.saturating_sub(tail)) || buffer.capacity() - tail >= read_len {
+        let whole_block = block_len.saturating_sub(tail).max(read_len);
+        if buffer.try_reclaim(whole_block) || buffer.capacity() - tail >= read_len {
             return;
         }
-        let mut block = self.take(tail + block_len);
+        // A tail that outgrows its block is a long frame: doubling copies it a few times, not once for every read.
+        let mut block = self.take(2 * tail + block_len);
         block.extend_from_slice(buffer);
         self.rest(std::mem::replace(buffer, block));
     }
@@ -96,6 +98,21 @@ mod tests {
         let mut other = BytesMut::new();
         pool.make_room(&mut other, 1000);
         assert_eq!(other.as_ptr(), address);
+    }
+
+    #[test]
+    fn there_is_room_for_a_read_however_long_the_tail() {
+        let mut pool = BufferPool::default();
+        let mut buffer = BytesMut::new();
+        let mut blocks = 0;
+        for len in (0..1 << 20).step_by(1000) {
+            let address = buffer.as_ptr();
+            pool.make_room(&mut buffer, 1000);
+            assert!(buffer.capacity() - buffer.len() >= 1000, "{len}");
+            blocks += usize::from(buffer.as_ptr() != address);
+            buffer.extend_from_slice(&[2; 1000]);
+        }
+        assert!(blocks < 20, "{blocks}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Byte streams and listeners, on io_uring or epoll.
 //!
-//! Accepting, connecting and handshakes run on `tokio::net` ([`socket`]), which both backends have. A socket becomes a
-//! [`stream::Stream`] of its backend when its data begins. [`uring`] and [`epoll`] are the only files that differ.
+//! Accepting, connecting and handshakes run on `tokio::net` (`socket`), which both backends have. A socket becomes a
+//! `Stream` of its backend when its data begins; `uring` and `epoll` are the only files that differ.
 
 pub mod address;
 pub mod backend;

@@ -25,6 +25,8 @@ use crate::support::wire;
 /// Frames per second and payload bytes of each.
 const RATE: u64 = 100_000;
 const LEN: usize = 130;
+/// No healthy output, and no writer, is later than this.
+const BOUND: Duration = Duration::from_millis(50);
 const DURATION: Duration = Duration::from_secs(5);
 
 /// Writes [`RATE`] frames/s for [`DURATION`], from the intended time on however late it is; returns how long
@@ -72,12 +74,12 @@ fn p99(sorted: &[Duration]) -> Duration {
 
 on_both_backends! {
     alone fn a_stalled_and_a_dying_output_do_not_delay_a_healthy_one(backend) {
-        in_quiet(|| healthy_beside_stalled_and_dying(backend));
+        in_quiet(BOUND, || healthy_beside_stalled_and_dying(backend));
     }
 
     /// The frames of the fast one are too long for the output: what is measured is the reading side.
     alone fn a_slow_writer_is_not_starved_by_a_fast_one(backend) {
-        in_quiet(|| {
+        in_quiet(BOUND, || {
             let reader = CollectingReader::tcp();
             let relay = relay(backend).workers(1).output(to(&reader).frame_len_max(500)).start();
             let mut fast = relay.writer();
@@ -99,7 +101,7 @@ on_both_backends! {
             let (_, collected) = relay.drain_into(reader);
             let latencies = latencies(&collected);
             assert_eq!(latencies.len(), 40);
-            (latencies[37] < millis(50)).then_some(()).ok_or(format!("{latencies:?}"))
+            (latencies[37] < BOUND).then_some(()).ok_or(format!("{latencies:?}"))
         });
     }
 }
@@ -159,7 +161,7 @@ fn healthy_beside_stalled_and_dying(backend: Backend) -> Result<(), String> {
     assert_eq!(stalled.frames(), full.frames_sent);
 
     let (healthy, writes) = (p99(&latencies(&healthy)), p99(&writes));
-    let well = healthy < millis(50) && writes < millis(50) && absent < Duration::from_secs(3);
+    let well = healthy < BOUND && writes < BOUND && absent < Duration::from_secs(3);
     well.then_some(()).ok_or(format!(
         "p99: frames {healthy:?}, writes {writes:?}; the output that returned waited {absent:?}"
     ))

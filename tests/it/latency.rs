@@ -20,7 +20,7 @@ on_both_backends! {
     /// The second worst of 100 frames, at two readers. Where the machine itself is late, the run says nothing.
     alone fn twenty_frames_a_second_arrive_within_5_ms(backend) {
         for transport in Transport::BOTH {
-            in_quiet(|| {
+            in_quiet(millis(5), || {
                 let p99 = p99_of_100_frames(backend, transport);
                 (p99 <= millis(5)).then_some(()).ok_or(format!("{transport:?}: {p99:?} at p99"))
             });

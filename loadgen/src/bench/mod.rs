@@ -1,0 +1,262 @@
+//! `bench`: the relay against the raw copy and others, in alternation.
+//!
+//! Machines are noisy and change their speed while they are looked at. So every contender runs once in every round, in
+//! random order, and is compared with the floor of the same round: the median of these ratios is what counts.
+
+use std::env;
+use std::fs;
+use std::io::IsTerminal;
+use std::io::stderr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+use clap::Args;
+use clap::ValueEnum;
+use fastrand::Rng;
+use tapster::config::units::parse_duration;
+
+use crate::bench::contender::Contender;
+use crate::bench::contender::relay_path;
+use crate::bench::process::Pin;
+use crate::bench::result::BenchResult;
+use crate::bench::result::Machine;
+use crate::bench::result::Round;
+use crate::bench::result::Summary;
+use crate::bench::result::merged_latency;
+use crate::bench::result::summarise;
+use crate::cli::LoadArgs;
+use crate::latency::percentile_distribution;
+use crate::plot;
+use crate::progress::Progress;
+use crate::report::bytes;
+use crate::report::micros;
+use crate::report::thousands;
+use crate::schedule::Rate;
+use crate::table::Table;
+
+pub(crate) mod contender;
+pub(crate) mod process;
+pub(crate) mod result;
+mod round;
+
+/// Measure the relay against the raw copy and other programs
+///
+/// Runs relay, generator and sink as processes, the relay on CPUs of its own. Every contender runs once in every round,
+/// in random order, after a warm-up; "ratio" is the median of the CPU per frame relative to the floor of the same
+/// round. CPU is user and system time of the relay process per frame sent, whatever the number of outputs.
+/// Builds nothing: `cargo build --release` first. Exits with 1 if frames were lost or altered.
+///
+/// Example: loadgen bench --outputs 2 --rounds 11 --json result.json
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The relay's binary [default: tapster beside loadgen]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) relay: Option<PathBuf>,
+    /// Outputs of the relay, each with a verifying sink
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = outputs)]
+    pub(crate) outputs: usize,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// What all connections are made of
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) transport: Transport,
+    /// How long the generator sends in every round
+    #[arg(long, value_name = "T", default_value = "3s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Worker threads of the relay
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) workers: usize,
+    /// Backend of the relay: auto, uring or epoll
+    #[arg(long, value_name = "B", default_value = "auto")]
+    pub(crate) backend: String,
+    /// Configuration keys of the relay's outputs
+    #[arg(long, value_name = "KEYS", default_value = "when_full=block&queue=64MiB")]
+    pub(crate) relay_keys: String,
+    /// CPUs of the relay and of the load, or `none` [default: 0:1 where there are two]
+    #[arg(long, value_name = "RELAYCPUS:LOADCPUS", value_parser = pin)]
+    pub(crate) pin: Option<PinChoice>,
+    /// What to compare with; what is not installed or cannot do it is left out
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "floor,dnstap,haproxy,socat")]
+    pub(crate) against: Vec<Contender>,
+    /// How many times
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Seed of the order [default: random, printed]
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Write every round as JSON, for `compare`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write the percentile distribution of latencies, a file for each contender
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) hgrm: Option<PathBuf>,
+    /// Draw CPU per frame and frames per second
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// What connections are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// Unix stream sockets
+    #[default]
+    Unix,
+    /// TCP over loopback
+    Tcp,
+}
+
+/// Where processes run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PinChoice {
+    Nowhere,
+    To(Pin),
+}
+
+fn pin(text: &str) -> Result<PinChoice, String> {
+    if text == "none" { Ok(PinChoice::Nowhere) } else { text.parse().map(PinChoice::To) }
+}
+
+fn outputs(text: &str) -> Result<usize, String> {
+    let outputs = text.parse().ok().filter(|outputs| (1..=64).contains(outputs));
+    outputs.ok_or_else(|| format!("`{text}`: 1 to 64 outputs"))
+}
+
+/// Runs the rounds, prints the table and writes the files; `false` if anything was lost or altered.
+pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
+    relay_path(args)?;
+    let contenders = contenders(args);
+    let pin = match &args.pin {
+        None => Pin::default_of_machine(),
+        Some(PinChoice::Nowhere) => None,
+        Some(PinChoice::To(pin)) => Some(pin.clone()),
+    };
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    eprintln!("seed {seed}, {}", pin_text(pin.as_ref()));
+
+    let rounds = all_rounds(args, &contenders, pin.as_ref(), seed)?;
+    let result = BenchResult {
+        machine: Machine::here(),
+        command_line: env::args().collect(),
+        seed,
+        outputs: args.outputs,
+        connections: args.load.connections,
+        transport: args.transport.to_possible_value().expect("none is skipped").get_name().to_owned(),
+        pin: pin.map(|pin| (pin.relay, pin.load)),
+        has_rate: args.load.rate != Rate::Max,
+        summary: summarise(&rounds),
+        rounds,
+    };
+    print!("{}", table(&result));
+    for round in result.rounds.iter().filter(|round| !round.problems.is_empty()) {
+        let problems = round.problems.join("; ");
+        println!("wrong: round {}, {}: {problems}", round.number + 1, round.contender.name());
+    }
+    write_files(args, &result)?;
+    Ok(result.summary.iter().all(|summary| summary.problems == 0))
+}
+
+/// The relay, and those of the others that can take part.
+fn contenders(args: &BenchArgs) -> Vec<Contender> {
+    let mut contenders = vec![Contender::Relay];
+    for &contender in &args.against {
+        match contender.hindrance(args) {
+            Some(hindrance) => eprintln!("without {}: {hindrance}", contender.name()),
+            None if contenders.contains(&contender) => {}
+            None => contenders.push(contender),
+        }
+    }
+    contenders
+}
+
+fn all_rounds(
+    args: &BenchArgs,
+    contenders: &[Contender],
+    pin: Option<&Pin>,
+    seed: u64,
+) -> Result<Vec<Round>> {
+    let mut rng = Rng::with_seed(seed);
+    let runs = u64::from(args.rounds + 1) * contenders.len() as u64;
+    let progress = Progress::runs(stderr().is_terminal(), runs);
+    let warm_up = BenchArgs { duration: args.duration.min(Duration::from_secs(1)), ..args.clone() };
+    let mut rounds = Vec::new();
+    let mut order = contenders.to_vec();
+    for number in 0..=args.rounds {
+        rng.shuffle(&mut order);
+        for &contender in &order {
+            let args = if number == 0 { &warm_up } else { args };
+            let round = round::run(args, contender, number.saturating_sub(1), pin);
+            let round = round.with_context(|| format!("round {number} of {}", contender.name()))?;
+            if number > 0 {
+                rounds.push(round);
+            }
+            progress.step();
+        }
+    }
+    Ok(rounds)
+}
+
+fn table(result: &BenchResult) -> String {
+    let mut table = Table::new(["", "CPU ns/frame", "ratio", "quartiles", "frames/s", "peak memory", "lost"]);
+    for summary in &result.summary {
+        let ratio = summary.ratio_to_floor;
+        table.row([
+            summary.contender.name().to_owned(),
+            format!("{:.1}", summary.cpu_ns_per_frame.median),
+            ratio.map_or("-".to_owned(), |ratio| format!("{:.3}", ratio.median)),
+            ratio
+                .map_or("-".to_owned(), |ratio| format!("{:.3}-{:.3}", ratio.quartiles.0, ratio.quartiles.1)),
+            thousands(summary.frames_per_second.median as u64),
+            summary.memory_peak.map_or("-".to_owned(), bytes),
+            summary.lost.to_string(),
+        ]);
+    }
+    let mut text = format!(
+        "{} outputs, {} connections, {}; {}, {}\n{}",
+        result.outputs,
+        result.connections,
+        result.transport,
+        result.machine.processor,
+        result.machine.kernel,
+        table.text()
+    );
+    if result.has_rate {
+        let mut table = Table::new(["latency", "p50", "p90", "p99", "p99.9", "max"]);
+        for Summary { contender, latency, .. } in &result.summary {
+            let values = [latency.p50_us, latency.p90_us, latency.p99_us, latency.p99_9_us, latency.max_us];
+            let [p50, p90, p99, p99_9, max] = values.map(micros);
+            table.row([contender.name().to_owned(), p50, p90, p99, p99_9, max]);
+        }
+        text.push_str(&table.text());
+    }
+    text
+}
+
+fn write_files(args: &BenchArgs, result: &BenchResult) -> Result<()> {
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string(result)?;
+        fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(folder) = &args.hgrm {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        for Summary { contender, .. } in &result.summary {
+            let rounds = result.rounds.iter().filter(|round| round.contender == *contender);
+            let histogram = merged_latency(&rounds.collect::<Vec<_>>());
+            let path = folder.join(format!("{}.hgrm", contender.name()));
+            fs::write(&path, percentile_distribution(&histogram))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    if let Some(path) = &args.plot {
+        plot::draw(result, path)?;
+    }
+    Ok(())
+}
+
+fn pin_text(pin: Option<&Pin>) -> String {
+    match pin {
+        Some(Pin { relay, load }) => format!("relay on CPUs {relay:?}, load on {load:?}"),
+        None => "nothing pinned".to_owned(),
+    }
+}

@@ -1,0 +1,5 @@
+//! The real binary, from outside.
+
+mod direct;
+mod support;
+mod whole;

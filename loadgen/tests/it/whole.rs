@@ -1,0 +1,86 @@
+//! `bench`, `compare` and `demo`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+
+use tempfile::TempDir;
+
+use crate::support::loadgen;
+
+/// A stand-in for the relay, which need not be built for these tests: `floor` behind the relay's arguments.
+fn stand_in(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("tapster");
+    let script = r#"#!/bin/sh
+shift
+set -- "$@" end
+while [ "$1" != end ]; do
+    case $1 in
+        --listen) set -- "$@" --listen "$2" ;;
+        --to) set -- "$@" --to "${2%%\?*}" ;;
+    esac
+    shift 2
+done
+shift
+exec LOADGEN floor "$@"
+"#;
+    let script = script.replace("LOADGEN", env!("CARGO_BIN_EXE_loadgen"));
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn output(command: &mut Command) -> (bool, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = [stdout, stderr].concat();
+    (status.success(), String::from_utf8(text).unwrap())
+}
+
+fn path_text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn bench_measures_in_pairs_and_writes_what_compare_reads() {
+    let folder = TempDir::new().unwrap();
+    let relay = stand_in(&folder);
+    let file = |name: &str| folder.path().join(name);
+    for (name, shape) in
+        [("a", ["--transport", "unix", "--outputs", "1"]), ("b", ["--transport", "tcp", "--outputs", "2"])]
+    {
+        let (json, svg) = (file(&format!("{name}.json")), file(&format!("{name}.svg")));
+        let mut bench = loadgen(&["bench", "--relay", path_text(&relay), "--against", "floor"]);
+        bench.args(["--rounds", "2", "--duration", "200ms", "--rate", "5k", "--connections", "2"]);
+        bench.args(shape).arg("--json").arg(&json).arg("--plot").arg(&svg).arg("--hgrm").arg(file("hgrm"));
+        let (right, text) = output(&mut bench);
+        assert!(right, "{text}");
+        assert!(text.contains("ratio") && text.contains("p99.9"), "{text}");
+        assert!(fs::read_to_string(&svg).unwrap().contains("<svg"));
+        assert!(fs::read_to_string(file("hgrm/relay.hgrm")).unwrap().contains("Percentile"));
+        let result: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+        let rounds = result["rounds"].as_array().unwrap();
+        assert_eq!(rounds.len(), 4, "two rounds of two contenders, without the warm-up");
+        assert!(rounds.iter().all(|round| round["frames"] == 1000 && round["lost"] == 0), "{result}");
+        assert!(rounds.iter().all(|round| round["cpu_ns"].as_u64() > Some(0)), "{result}");
+    }
+    let (right, text) = output(loadgen(&["compare"]).arg(file("a.json")).arg(file("b.json")));
+    assert!(right, "{text}");
+    assert!(text.contains("relay, ratio to floor") && text.contains("shape differs"), "{text}");
+}
+
+#[test]
+fn bench_without_a_relay_tells_how_to_build_it() {
+    let (right, text) = output(&mut loadgen(&["bench", "--relay", "/nowhere/tapster"]));
+    assert!(!right);
+    assert!(text.contains("cargo build --release"), "{text}");
+}
+
+#[test]
+fn the_demo_ends_by_itself_with_every_frame_accounted_for() {
+    let (right, text) = output(&mut loadgen(&["demo", "--duration", "2s", "--rate", "20k"]));
+    assert!(right, "{text}");
+    assert!(text.contains("verified: every one of 40 000 frames"), "{text}");
+}
