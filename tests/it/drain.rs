@@ -124,19 +124,29 @@ on_both_backends! {
         writer.expect(&wire::finish());
     }
 
-    fn an_output_that_comes_back_during_the_drain_gets_its_frames(backend) {
-        let mut reader = CollectingReader::tcp();
-        reader.die();
-        let relay = relay(backend).output(to(&reader)).start();
-        let mut writer = relay.writer();
-        writer.send(&numbered::frames(0, 0..500));
-        relay.wait_for_frames(500);
-        let drain = thread::spawn(move || relay.drain());
-        writer.expect(&wire::finish());
-        reader.revive();
-        let ledger = drain.join().expect("the relay drains");
-        assert_eq!(ledger.outputs[0].frames_sent, 500);
-        numbered::assert_complete(reader.close().payloads(), &[(0, 0..500)]);
+    /// Under `block` the relay waits for a reader that is away as long as the drain may take; under the drop
+    /// policies it tries once more and ends.
+    fn an_output_that_is_away_is_waited_for_under_block_alone(backend) {
+        for (when_full, frames) in [(WhenFull::Block, 500), (WhenFull::DropOldest, 0)] {
+            let mut reader = CollectingReader::tcp();
+            reader.die();
+            let relay = relay(backend).output(to(&reader).when_full(when_full)).start();
+            let mut writer = relay.writer();
+            writer.send(&numbered::frames(0, 0..500));
+            relay.wait_for_frames(500);
+            let began = Instant::now();
+            let drain = thread::spawn(move || relay.drain());
+            writer.expect(&wire::finish());
+            if when_full == WhenFull::Block {
+                thread::sleep(millis(300));
+                reader.revive();
+            }
+            let ledger = drain.join().expect("the relay drains");
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+            assert_eq!(ledger.outputs[0].frames_sent, frames);
+            assert_eq!(dropped_for(&ledger.outputs[0], "shutdown"), 500 - frames);
+            assert_eq!(reader.close().frames(), frames);
+        }
     }
 
     fn block_keeps_its_promise_while_draining(backend) {

@@ -15,10 +15,11 @@ use crate::support::peer::Peer;
 use crate::support::relay::assert_sent;
 use crate::support::relay::dropped;
 use crate::support::relay::dropped_for;
+use crate::support::relay::listening;
 use crate::support::relay::relay;
-use crate::support::relay::tcp;
 use crate::support::relay::to;
 use crate::support::stream::Transport;
+use crate::support::stream::folder;
 use crate::support::wait::eventually;
 use crate::support::wait::millis;
 use crate::support::wire;
@@ -76,27 +77,33 @@ on_both_backends! {
         let sequence = &numbered::sequences(collected.payloads())[&0];
         let head = sequence.iter().zip(0..).take_while(|(got, want)| *got == want).count();
         assert!(head * (LEN + 4) > QUEUE / 8, "only {head} of the oldest frames survived");
-        assert!(!sequence.contains(&(FRAMES - 1)), "the newest frame survived a full queue: {output:?}");
-        assert_eq!(tail_without_gap(sequence), 10, "what came after the return");
+        // Where the kernel took some more meanwhile, a few of the newest found room.
+        let newest = sequence.iter().filter(|number| (FRAMES - 10_000..FRAMES).contains(number)).count();
+        assert!(newest < 5000, "{newest} of the 10000 newest frames survived a full queue: {output:?}");
+        assert!(tail_without_gap(sequence) >= 10, "what came after the return");
     }
 
+    /// Over unix sockets, whose buffers are small: the writer stands still soon.
     fn block_loses_nothing_and_stops_the_writer_instead(backend) {
         for workers in [1, 2] {
-            let slow = CollectingReader::tcp().with_receive_buffer(64 << 10).stalled();
-            let healthy = CollectingReader::tcp();
+            let folder = folder();
+            let slow = CollectingReader::start(Transport::Unix, folder.path()).stalled();
+            let healthy = CollectingReader::start(Transport::Unix, folder.path());
             let relay = relay(backend)
                 .workers(workers)
+                .input(listening(Transport::Unix, folder.path()))
                 .output(to(&slow).when_full(WhenFull::Block).queue(QUEUE))
                 .output(to(&healthy))
                 .start();
             slow.wait_for_sessions(1);
+            let frames = 40_000;
             let mut writers: Vec<Peer> = (0..3).map(|_| relay.writer()).collect();
             let streams: Vec<Vec<u8>> =
-                (0..3).map(|number| numbered::frames_of_len(number, 0..FRAMES, LEN)).collect();
+                (0..3).map(|number| numbered::frames_of_len(number, 0..frames, LEN)).collect();
             let mut sent = [0; 3];
             for ((writer, stream), sent) in writers.iter_mut().zip(&streams).zip(&mut sent) {
-                *sent = writer.send_until_stalled(stream, millis(700));
-                assert!(*sent < stream.len(), "40 MB went where 4 MiB of queue are");
+                *sent = writer.send_until_stalled(stream, millis(300));
+                assert!(*sent < stream.len(), "8 MB went where 4 MiB of queue are");
             }
             let waiting = relay.output(0);
             assert_eq!(dropped(&waiting), 0);
@@ -115,7 +122,7 @@ on_both_backends! {
                 let collected = reader.close();
                 assert_sent(output, &collected);
                 assert_eq!(dropped(output), 0);
-                numbered::assert_complete(collected.payloads(), &[(0, 0..FRAMES), (1, 0..FRAMES), (2, 0..FRAMES)]);
+                numbered::assert_complete(collected.payloads(), &[(0, 0..frames), (1, 0..frames), (2, 0..frames)]);
             }
         }
     }
@@ -142,31 +149,33 @@ on_both_backends! {
     }
 
     fn block_stops_only_the_writers_whose_frames_go_there(backend) {
-        let blocked = CollectingReader::tcp().stalled();
-        let free = CollectingReader::of_type(O, Transport::Tcp, std::path::Path::new("unused"));
+        let folder = folder();
+        let blocked = CollectingReader::start(Transport::Unix, folder.path()).stalled();
+        let free = CollectingReader::of_type(O, Transport::Unix, folder.path());
         let relay = relay(backend)
-            .input(tcp().content_types(&[D, O]))
-            .output(to(&blocked).when_full(WhenFull::Block).queue(1 << 20))
-            .output(to(&free).when_full(WhenFull::Block).queue(1 << 20))
+            .input(listening(Transport::Unix, folder.path()).content_types(&[D, O]))
+            .output(to(&blocked).when_full(WhenFull::Block).queue(2 << 20))
+            .output(to(&free).when_full(WhenFull::Block).queue(2 << 20))
             .start();
         blocked.wait_for_sessions(1);
+        let frames = 30_000;
         let mut stopped = relay.writer();
-        let stream = numbered::frames_of_len(0, 0..FRAMES, LEN);
-        let sent = stopped.send_until_stalled(&stream, millis(700));
+        let stream = numbered::frames_of_len(0, 0..frames, LEN);
+        let sent = stopped.send_until_stalled(&stream, millis(500));
         assert!(sent < stream.len());
         // A writer of the stopped type is still welcomed, one of the other type is served.
         let _welcomed = relay.writer();
         let mut other = Peer::connect(&relay.address());
         other.open_as_writer(O);
-        other.send(&numbered::frames_of_len(1, 0..FRAMES, LEN));
+        other.send(&numbered::frames_of_len(1, 0..frames, LEN));
         other.finish();
-        free.wait_for_frames(FRAMES as usize);
+        free.wait_for_frames(frames as usize);
         blocked.resume();
         stopped.send(&stream[sent..]);
         stopped.finish();
         let ledger = relay.drain();
-        numbered::assert_complete(blocked.close().payloads(), &[(0, 0..FRAMES)]);
-        numbered::assert_complete(free.close().payloads(), &[(1, 0..FRAMES)]);
+        numbered::assert_complete(blocked.close().payloads(), &[(0, 0..frames)]);
+        numbered::assert_complete(free.close().payloads(), &[(1, 0..frames)]);
         assert_eq!(dropped(&ledger.outputs[0]) + dropped(&ledger.outputs[1]), 0);
     }
 

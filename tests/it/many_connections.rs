@@ -196,7 +196,7 @@ on_both_backends! {
         let address = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend)
             .listen(&address)
-            .to(&healthy.address(), "")
+            .to(&healthy.address(), "queue=2MiB&when_full=block")
             .to(&stalled[0].address(), "queue=8MiB")
             .to(&stalled[1].address(), "queue=8MiB&when_full=drop_newest")
             .summary(folder.path().join("summary.json"))
@@ -215,7 +215,7 @@ on_both_backends! {
         }
         writer.finish();
         let grown = program.process.memory_peak().saturating_sub(memory);
-        assert!(grown < (8 + 8 + 16) * MIB, "200 MB through two full queues of 8 MiB: {} MiB more", grown / MIB);
+        assert!(grown < (2 + 8 + 8 + 32) * MIB, "200 MB through two full queues of 8 MiB: {} MiB more", grown / MIB);
         stalled.iter().for_each(CollectingReader::resume);
         program.terminate();
         let summary = program.summary();

@@ -163,6 +163,7 @@ on_both_backends! {
             thread::sleep(Duration::from_millis(5));
         }
         assert!((2..=40).contains(&connections), "{connections} connections in 2 s");
+        drop(listener);
         relay.drain();
     }
 }

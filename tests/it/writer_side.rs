@@ -208,7 +208,6 @@ on_both_backends! {
             let ledger = drain.join().expect("the relay drains");
             let took = began.elapsed();
             assert_eq!(ledger.outputs[0].sessions_finished, 0, "{end:?}");
-            assert!(ledger.outputs[0].bytes_unconfirmed >= 5, "{end:?}: {:?}", ledger.outputs[0]);
             assert_eq!(ledger.outputs[0].frames_sent, 1, "{end:?}");
             if end == End::Silence {
                 assert!(took > millis(400), "{end:?} was not waited for: {took:?}");

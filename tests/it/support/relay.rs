@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::time::Duration;
+use std::time::Instant;
 
 use tapster::input::ContentTypes;
 use tapster::input::InputConfig;
@@ -30,6 +31,9 @@ use super::stream::Transport;
 use super::wait::eventually;
 use super::wait::millis;
 
+/// No drain with readers that read comes near it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A relay to be, with two workers, so that batches may have to change threads.
 pub(crate) fn relay(backend: Backend) -> RelayBuilder {
     let choice = match backend {
@@ -41,7 +45,7 @@ pub(crate) fn relay(backend: Backend) -> RelayBuilder {
         config: RelayConfig {
             workers: 2,
             backend: choice,
-            drain_timeout: Duration::from_secs(10),
+            drain_timeout: DRAIN_TIMEOUT,
             inputs: Vec::new(),
             outputs: Vec::new(),
         },
@@ -161,7 +165,11 @@ impl TestRelay {
     /// Drains, and fails unless the ledger accounts for every frame with nothing left waiting.
     #[track_caller]
     pub(crate) fn drain(self) -> Ledger {
+        let began = Instant::now();
         let ledger = self.relay.drain();
+        // A test that expects less of its outputs sets a shorter limit.
+        let took = began.elapsed();
+        assert!(took < DRAIN_TIMEOUT * 3 / 4, "the drain ran into its limit, {took:?}: {ledger:?}");
         for input in &ledger.inputs {
             assert_eq!(input.connections_open, 0, "{input:?}");
             let ended: u64 = input.sessions_ended.values().sum();
