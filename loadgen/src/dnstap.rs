@@ -121,9 +121,6 @@ fn is_response(kind: i32) -> bool {
 /// Everything but the DNS message, as much of it as leaves room for one.
 fn frame_of(kind: i32, size: usize, rng: &mut Rng) -> Dnstap {
     let mut message = Message { kind, ..Message::default() };
-    if size >= SIZE_WITH_TIME {
-        message.query_time_sec = Some(1_700_000_000);
-    }
     if size >= SIZE_WITH_ADDRESSES {
         let ipv6 = size >= SIZE_WITH_IDENTITY && rng.u8(..4) == 0;
         let mut address = || {
@@ -139,11 +136,18 @@ fn frame_of(kind: i32, size: usize, rng: &mut Rng) -> Dnstap {
         message.socket_protocol = Some(1);
         message.query_port = Some(rng.u32(1024..65536));
         message.response_port = Some(53);
-        message.query_time_nsec = Some(rng.u32(..1_000_000_000));
     }
-    if is_response(kind) && size >= SIZE_WITH_IDENTITY {
-        message.response_time_sec = message.query_time_sec;
-        message.response_time_nsec = Some(rng.u32(..1_000_000_000));
+    let seconds = (size >= SIZE_WITH_SECONDS).then_some(SECONDS);
+    let query_nanos = rng.u32(..500_000_000);
+    let response_nanos = query_nanos + rng.u32(..500_000_000);
+    let exact = |nanos: u32| (size >= SIZE_WITH_ADDRESSES).then_some(nanos);
+    if is_response(kind) {
+        message.response_time_sec = seconds;
+        message.response_time_nsec = exact(response_nanos);
+    }
+    if !is_response(kind) || size >= SIZE_WITH_IDENTITY {
+        message.query_time_sec = seconds;
+        message.query_time_nsec = exact(query_nanos);
     }
     Dnstap {
         identity: (size >= SIZE_WITH_IDENTITY).then(|| b"ns1".to_vec()),
@@ -215,10 +219,13 @@ const RESOLVER_RESPONSE: i32 = 4;
 const CLIENT_QUERY: i32 = 5;
 const CLIENT_RESPONSE: i32 = 6;
 
-const SIZE_WITH_TIME: usize = 70;
-const SIZE_WITH_ADDRESSES: usize = 106;
+/// From these sizes on, there is room for more than the DNS message.
+const SIZE_WITH_SECONDS: usize = 70;
+const SIZE_WITH_ADDRESSES: usize = 100;
 const SIZE_WITH_IDENTITY: usize = 150;
 
+/// Some time in November 2023.
+const SECONDS: u64 = 1_700_000_000;
 const HEADER_AND_QUESTION_LEN: usize = 12 + 4;
 const NAME_LEN_MIN: usize = 14;
 const NAME_LEN_MAX: usize = 60;

@@ -99,8 +99,10 @@ fn answer(output: &Socket, writer: Option<&Socket>) {
     }
 }
 
-/// A unix read is capped near the sender's buffer; TCP gathers more.
-const READ_SIZE_UNIX: usize = 256 << 10;
-const READ_SIZE_TCP: usize = 1 << 20;
+/// Most bytes of one read: no ratio to the floor means anything without it. A unix read is capped near the sender's
+/// buffer; TCP gathers more.
+pub(crate) const READ_SIZE_UNIX: usize = 256 << 10;
+/// See [`READ_SIZE_UNIX`].
+pub(crate) const READ_SIZE_TCP: usize = 1 << 20;
 const SEND_BUFFER_UNIX: usize = 1 << 20;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);

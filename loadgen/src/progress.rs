@@ -1,10 +1,14 @@
 //! The progress line on a terminal.
 
+use std::fmt;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
+use indicatif::ProgressState;
 use indicatif::ProgressStyle;
+
+use crate::report::thousands;
 
 /// Frames so far and per second; draws nothing where nobody looks.
 pub(crate) struct Progress {
@@ -16,9 +20,9 @@ impl Progress {
     pub(crate) fn new(visible: bool, frames: Option<u64>) -> Self {
         let bar = match frames {
             Some(frames) => ProgressBar::new(frames)
-                .with_style(style("{spinner} {human_pos} of {human_len} frames {wide_bar} {per_sec} {eta}")),
+                .with_style(style("{spinner} {human_pos} of {human_len} frames {wide_bar} {rate} {eta}")),
             None => ProgressBar::no_length()
-                .with_style(style("{spinner} {human_pos} frames in {elapsed}, {per_sec}")),
+                .with_style(style("{spinner} {human_pos} frames in {elapsed}, {rate}")),
         };
         Self::shown(bar, visible)
     }
@@ -58,5 +62,9 @@ impl Drop for Progress {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the template is valid")
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    style.with_key("rate", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        // A terminal that takes no text is no reason to fail.
+        let _ = write!(text, "{} frames/s", thousands(state.per_sec() as u64));
+    })
 }

@@ -205,31 +205,33 @@ impl Consumer {
         let taken = if connection.started { self.tally.take(bytes, now) } else { 0 };
         connection.rest.clear();
         connection.rest.extend_from_slice(&bytes[taken..]);
-        if connection.started && !starts_with_escape(&connection.rest) {
+        if connection.started && is_data_or_nothing(&connection.rest) {
             return true;
         }
         // Only control frames, and what follows them in the same read, come here.
         let result = connection.session.handle_bytes(Instant::now(), &mut connection.rest);
-        let mut goes_on = result.is_ok();
+        let mut end = None;
         while let Some(event) = connection.session.poll_event() {
             match event {
                 ReaderEvent::Started { .. } => connection.started = true,
                 ReaderEvent::Data(batch) => {
                     self.tally.take(batch.bytes(), now);
                 }
-                ReaderEvent::Finished => goes_on = false,
+                ReaderEvent::Finished => end = Some(SessionEnd::Finished),
             }
         }
         while let Some(answer) = connection.session.poll_transmit() {
-            // A few bytes always fit; a writer that has gone needs none.
-            goes_on &= (&connection.socket).write_all(&answer).is_ok();
+            // A few bytes always fit, unless the writer has gone.
+            if (&connection.socket).write_all(&answer).is_err() {
+                end = Some(SessionEnd::Unclean);
+            }
         }
-        match result {
-            Err(error) => self.protocol_error(&error),
-            Ok(()) if !goes_on => self.ended(SessionEnd::Finished),
-            Ok(()) => {}
+        match (result, end) {
+            (Err(error), _) => self.protocol_error(&error),
+            (Ok(()), Some(end)) => self.ended(end),
+            (Ok(()), None) => return true,
         }
-        goes_on
+        false
     }
 
     fn ended(&mut self, end: SessionEnd) {
@@ -313,9 +315,9 @@ impl Consumer {
     }
 }
 
-/// Whether a control frame comes next, as far as can be told.
-fn starts_with_escape(rest: &[u8]) -> bool {
-    rest.first_chunk() == Some(&[0; 4])
+/// Whether what comes next is a data frame of a length that we take, as far as can be told.
+fn is_data_or_nothing(rest: &[u8]) -> bool {
+    rest.first_chunk().is_none_or(|len| (1..=FRAME_LEN_MAX).contains(&u32::from_be_bytes(*len)))
 }
 
 const LISTENER: u64 = 0;

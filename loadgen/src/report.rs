@@ -137,6 +137,19 @@ impl SinkReport {
                 "  missing {}, duplicate {}, reordered {}, corrupted {}, unmarked {}",
                 verdict.missing, verdict.duplicate, verdict.reordered, verdict.corrupted, verdict.unmarked,
             );
+            let faulty = verdict.streams.iter().filter(|stream| !stream.is_clean());
+            for stream in faulty.take(STREAMS_SHOWN_MAX) {
+                let _ = writeln!(
+                    text,
+                    "  of these, connection {} of generator {}: missing {}, duplicate {}, reordered {}{}",
+                    stream.connection,
+                    stream.run,
+                    stream.missing,
+                    stream.duplicate,
+                    stream.reordered,
+                    if stream.finished { "" } else { ", without its last frame" },
+                );
+            }
             if consumer.latency.frames > 0 {
                 let Latency { p50_us, p90_us, p99_us, p99_9_us, max_us, .. } = consumer.latency;
                 let _ = writeln!(
@@ -195,6 +208,9 @@ pub(crate) fn micros(us: f64) -> String {
         us => format!("{:.2} s", us / 1e6),
     }
 }
+
+/// The JSON report has them all.
+const STREAMS_SHOWN_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {

@@ -177,6 +177,13 @@ impl Stream {
     }
 }
 
+impl StreamVerdict {
+    /// Whether every frame came once and in order.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.finished && self.missing == 0 && self.duplicate == 0 && self.reordered == 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,8 +209,7 @@ mod tests {
 
     impl Verdict {
         fn is_clean(&self) -> bool {
-            let Self { corrupted, missing, duplicate, reordered, unfinished, .. } = self;
-            [corrupted, missing, duplicate, reordered, unfinished].iter().all(|count| **count == 0)
+            self.corrupted == 0 && self.streams.iter().all(StreamVerdict::is_clean)
         }
     }
 

@@ -23,6 +23,7 @@ use tapster::observability::LogFormat;
 use tapster::observability::StatusLine;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
+use tapster::transport::return_freed_memory;
 use tokio::runtime;
 use tokio::runtime::Runtime;
 use tokio::select;
@@ -40,6 +41,7 @@ use crate::commands::resolve_args;
 
 /// Relays until SIGTERM or SIGINT, drains, and tells where every frame went.
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
+    return_freed_memory();
     let Resolved { config, warnings } = resolve_args(args)?;
     let failed = |error: io::Error| CommandError::Failed(error.to_string());
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;

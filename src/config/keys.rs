@@ -187,7 +187,7 @@ fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
 
 fn take_rotate(section: &mut Section<'_>, rotate: &mut Rotate) {
     let Some(mut keys) = section.table("rotate", "{ size = \"1GiB\", every = \"1h\" }") else { return };
-    rotate.size = keys.take("size", value::size(ROTATE_SIZE_MIN..=u64::MAX / 2));
+    rotate.size = keys.take("size", value::size(ROTATE_SIZE_MIN..=ROTATE_SIZE_MAX));
     rotate.every = keys.take("every", value::duration(Duration::from_secs(1)..=YEAR));
     keys.finish();
 }
@@ -215,6 +215,7 @@ const LENGTH_WORD: u64 = 4;
 const QUEUE_MIN: u64 = 1 << 10;
 const QUEUE_MAX: u64 = 1 << 40;
 const ROTATE_SIZE_MIN: u64 = 4 << 10;
+const ROTATE_SIZE_MAX: u64 = 1 << 50;
 const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
 const RECONNECT_MIN: Duration = Duration::from_millis(1);

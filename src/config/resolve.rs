@@ -3,7 +3,9 @@
 //! The file comes first, the command line is laid over it, and then everything is looked at together: names,
 //! addresses and content types must fit each other. Every fault is found in one go.
 
-use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -23,6 +25,7 @@ use crate::config::raw::from_toml;
 use crate::config::section::Findings;
 use crate::config::section::Origin;
 use crate::config::section::Section;
+use crate::config::units::format_size;
 use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::relay::RelayConfig;
@@ -138,7 +141,7 @@ pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
 }
 
 fn read_file(path: &Path, origin: &Origin, findings: &mut Findings) -> Table {
-    match fs::read_to_string(path) {
+    match read_text(path) {
         Ok(text) => {
             let (table, errors) = from_toml(&text);
             findings.syntax(origin, errors);
@@ -149,6 +152,15 @@ fn read_file(path: &Path, origin: &Origin, findings: &mut Findings) -> Table {
             Table::new()
         }
     }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_LEN_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_LEN_MAX {
+        return Err(io::Error::other(format!("it has more than {}", format_size(FILE_LEN_MAX))));
+    }
+    Ok(text)
 }
 
 /// `ADDR?key=value` as the table that a file would hold.
@@ -180,6 +192,9 @@ fn first_address(input: &InputConfig) -> String {
 fn command_line(source: &str) -> Origin {
     Origin { source: source.to_owned(), ..Origin::default() }
 }
+
+/// More is not a configuration but a mistake, `/dev/zero` for one.
+const FILE_LEN_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -312,9 +327,10 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let config = Some(PathBuf::from("/nonexistent/tapster.toml"));
-        let faults = resolve(&Options { config, ..Options::default() }).unwrap_err();
-        assert!(faults.to_string().contains("/nonexistent/tapster.toml"), "{faults}");
+        for path in ["/nonexistent/tapster.toml", "/dev/zero", "/"] {
+            let faults = resolve(&Options { config: Some(path.into()), ..Options::default() }).unwrap_err();
+            assert!(faults.to_string().contains(&format!("{path}: the configuration file")), "{faults}");
+        }
     }
 
     #[test]

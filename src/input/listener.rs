@@ -60,8 +60,9 @@ impl Readers {
         }
     }
 
-    /// Takes the blocks of connections that have been silent since the last call.
+    /// Takes the blocks of connections that have been silent since the last call, and frees what nobody needs.
     pub(crate) fn release_idle_blocks(&self) {
+        self.pool.borrow_mut().free_unused();
         self.streaming.borrow_mut().retain(|handle| {
             let handle = handle.upgrade();
             handle.inspect(|handle| handle.release_idle_block()).is_some()

@@ -60,7 +60,9 @@ pub struct OutputLedger {
     pub frames_dropped: BTreeMap<String, u64>,
     /// Bytes of data frames written.
     pub bytes_sent: u64,
-    /// Bytes that were written to connections which died before their end.
+    /// Bytes (part of `bytes_sent`) on their way to readers whose connections died before FINISH: what the reader's
+    /// kernel had not acknowledged (TCP), at most what the socket buffer holds (unix). What a kernel had acknowledged
+    /// and its reader had not read is in neither: nobody can see it from here.
     pub bytes_unconfirmed: u64,
     /// Sessions begun: connections that reached START, or files opened.
     pub connections: u64,

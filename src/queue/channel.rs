@@ -44,6 +44,8 @@ pub(crate) struct Queue {
     data: Notify,
     producers_waiting: AtomicUsize,
     room: Notify,
+    // Batches that the consumer has written: whether it moves.
+    released: AtomicUsize,
     // Charged so much, the consumer did not catch up when it was waited for.
     waited_at: AtomicUsize,
     closed: AtomicBool,
@@ -69,6 +71,7 @@ impl Queue {
             data: Notify::new(),
             producers_waiting: AtomicUsize::new(0),
             room: Notify::new(),
+            released: AtomicUsize::new(0),
             waited_at: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             metrics,
@@ -108,6 +111,7 @@ impl Queue {
 
     /// Gives back the room of a batch that was written.
     pub(crate) fn release(&self, batch_charge: usize) {
+        self.released.fetch_add(1, Ordering::Relaxed);
         let before = self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
         let after = before - batch_charge;
         let falls_to = |mark| after <= mark && mark < before;
@@ -123,16 +127,23 @@ impl Queue {
     /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
     ///
     /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
-    /// with what waits. A consumer that does not keep up is waited for again when twice as much waits: a few times
-    /// until the queue is full.
+    /// with what waits. It is worth a longer moment while the consumer moves. One that does not keep up is waited for
+    /// again when twice as much waits: a few times until the queue is full.
     pub(crate) async fn pace(&self) {
         let charged = self.charged.load(Ordering::Relaxed);
         if charged <= self.low || charged < 2 * self.waited_at.load(Ordering::Relaxed) {
             return;
         }
-        if tokio::time::timeout(AHEAD_WAIT, self.room_when(|| self.is_low())).await.is_err() {
-            self.waited_at.store(charged, Ordering::Relaxed);
+        for _ in 0..AHEAD_WAITS {
+            let released = self.released.load(Ordering::Relaxed);
+            if tokio::time::timeout(AHEAD_WAIT, self.room_when(|| self.is_low())).await.is_ok() {
+                return;
+            }
+            if released == self.released.load(Ordering::Relaxed) {
+                break;
+            }
         }
+        self.waited_at.store(charged, Ordering::Relaxed);
     }
 
     /// Waits until there is something to pop, or the queue is closed. Cancel-safe. For the one consumer.
@@ -274,8 +285,10 @@ const WRITE_LEN_MAX: usize = 1 << 20;
 
 /// How far a reader runs ahead of a writer that keeps up, bytes.
 const AHEAD_MAX: usize = 512 << 10;
-/// How long a writer is waited for.
+/// How long a writer that does not move is waited for.
 const AHEAD_WAIT: Duration = Duration::from_millis(5);
+/// How many times as long one is waited for that moves.
+const AHEAD_WAITS: u32 = 4;
 
 /// A loss that goes on is told so often.
 const TELL_EVERY_SECS: u64 = 10;

@@ -19,6 +19,7 @@ use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
 use crate::protocol::SessionEnd;
 use crate::transport::buffer;
+use crate::transport::buffer::Block;
 use crate::transport::buffer::BufferPool;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
@@ -168,7 +169,7 @@ impl ReadHandle {
 pub(crate) async fn read_frames(
     handle: &ReadHandle,
     session: &mut ReaderSession,
-    mut buffer: BytesMut,
+    received: BytesMut,
     started: Started,
     pool: &RefCell<BufferPool>,
     read_len_max: usize,
@@ -177,6 +178,8 @@ pub(crate) async fn read_frames(
     let stream = &handle.stream;
     let mut read_len = ReadLen::new(read_len_max);
     // A connection begins idle: without a block.
+    let mut block = Block::without_room(&received);
+    drop(received);
     let mut idle = true;
     let mut end = started.fault.map(ReadEnd::Protocol);
     loop {
@@ -194,16 +197,16 @@ pub(crate) async fn read_frames(
         if let Some(end) = end {
             if end.is_regular() {
                 // Bytes left unread would make the close a reset, which could overtake FINISH. They are counted.
-                let _ = take_arrived(stream, session, &mut buffer);
+                let _ = take_arrived(stream, session, &mut block.bytes);
             }
-            pool.borrow_mut().rest(buffer);
+            pool.borrow_mut().rest(block);
             return end;
         }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
         // No await from here to the read: a drain that is asked for later finds something to cancel.
         if handle.draining.get() {
-            let taken = take_arrived(stream, session, &mut buffer);
+            let taken = take_arrived(stream, session, &mut block.bytes);
             session.finish();
             end = Some(taken.map_or_else(ReadEnd::Protocol, |()| ReadEnd::Drained));
             continue;
@@ -218,22 +221,22 @@ pub(crate) async fn read_frames(
                 _ => idle = false,
             }
         }
-        pool.borrow_mut().make_room(&mut buffer, read_len.now);
+        pool.borrow_mut().make_room(&mut block, read_len.now);
         handle.reading.set(true);
-        let (result, filled) = stream.read(buffer, read_len.now).await;
+        let (result, filled) = stream.read(std::mem::take(&mut block.bytes), read_len.now).await;
         handle.reading.set(false);
         handle.reads.set(handle.reads.get() + 1);
-        buffer = filled;
+        block.bytes = filled;
         match result {
-            Ok(0) => end = Some(session.handle_eof(&buffer).into()),
+            Ok(0) => end = Some(session.handle_eof(&block.bytes).into()),
             Ok(count) => {
                 read_len.adapt(count);
-                end = session.handle_bytes(Instant::now(), &mut buffer).err().map(ReadEnd::Protocol);
+                end = session.handle_bytes(Instant::now(), &mut block.bytes).err().map(ReadEnd::Protocol);
             }
             Err(error) if is_cancelled(&error) => {
                 idle = true;
-                let tail = BytesMut::from(&buffer[..]);
-                pool.borrow_mut().rest(std::mem::replace(&mut buffer, tail));
+                let tail = Block::without_room(&block.bytes);
+                pool.borrow_mut().rest(std::mem::replace(&mut block, tail));
             }
             Err(error) => end = Some(ReadEnd::Connection(error)),
         }

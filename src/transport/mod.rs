@@ -16,3 +16,4 @@ pub use address::Address;
 pub use address::AddressError;
 pub use backend::Backend;
 pub use backend::BackendChoice;
+pub use sys::return_freed_memory;

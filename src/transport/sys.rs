@@ -119,6 +119,19 @@ pub(crate) fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
 }
 
+/// Tells the C library to give large blocks back to the system as soon as they are freed.
+///
+/// glibc keeps what is freed for later: after the first free of a block of 128 KiB such blocks come from the heap, between
+/// small allocations that live longer, and the process never shrinks again. For programs that run a relay, once, at their
+/// start; other C libraries do not need it.
+pub fn return_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt sets a number; it is called before the threads that allocate.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+    }
+}
+
 /// Hands a non-blocking socket to the reactor of the calling thread's runtime.
 pub(crate) fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and stays the same descriptor until it is dropped, together with the `AsyncFd`.

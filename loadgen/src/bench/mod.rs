@@ -27,6 +27,7 @@ use crate::bench::result::Summary;
 use crate::bench::result::merged_latency;
 use crate::bench::result::summarise;
 use crate::cli::LoadArgs;
+use crate::floor;
 use crate::latency::percentile_distribution;
 use crate::plot;
 use crate::progress::Progress;
@@ -107,6 +108,16 @@ pub(crate) enum Transport {
     Tcp,
 }
 
+impl Transport {
+    /// Most bytes of one read of the floor, as [`floor`] chooses it by itself.
+    fn floor_read_size(self) -> usize {
+        match self {
+            Self::Unix => floor::READ_SIZE_UNIX,
+            Self::Tcp => floor::READ_SIZE_TCP,
+        }
+    }
+}
+
 /// Where processes run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PinChoice {
@@ -143,6 +154,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         outputs: args.outputs,
         connections: args.load.connections,
         transport: args.transport.to_possible_value().expect("none is skipped").get_name().to_owned(),
+        floor_read_size: args.transport.floor_read_size(),
         pin: pin.map(|pin| (pin.relay, pin.load)),
         has_rate: args.load.rate != Rate::Max,
         summary: summarise(&rounds),
@@ -177,20 +189,26 @@ fn all_rounds(
     seed: u64,
 ) -> Result<Vec<Round>> {
     let mut rng = Rng::with_seed(seed);
-    let runs = u64::from(args.rounds + 1) * contenders.len() as u64;
-    let progress = Progress::runs(stderr().is_terminal(), runs);
-    let warm_up = BenchArgs { duration: args.duration.min(Duration::from_secs(1)), ..args.clone() };
-    let mut rounds = Vec::new();
     let mut order = contenders.to_vec();
-    for number in 0..=args.rounds {
+    let progress = Progress::runs(stderr().is_terminal(), u64::from(args.rounds + 1) * order.len() as u64);
+    // Others may be installed and yet not run here; without the relay and the floor there is nothing to compare.
+    let warm_up = BenchArgs { duration: args.duration.min(WARM_UP), ..args.clone() };
+    for contender in contenders {
+        match round::run(&warm_up, *contender, 0, pin) {
+            Err(error) if !matches!(contender, Contender::Relay | Contender::Floor) => {
+                eprintln!("without {}: {error:#}", contender.name());
+                order.retain(|other| other != contender);
+            }
+            result => drop(result.with_context(|| format!("warm-up of {}", contender.name()))?),
+        }
+        progress.step();
+    }
+    let mut rounds = Vec::new();
+    for number in 0..args.rounds {
         rng.shuffle(&mut order);
         for &contender in &order {
-            let args = if number == 0 { &warm_up } else { args };
-            let round = round::run(args, contender, number.saturating_sub(1), pin);
-            let round = round.with_context(|| format!("round {number} of {}", contender.name()))?;
-            if number > 0 {
-                rounds.push(round);
-            }
+            let round = round::run(args, contender, number, pin);
+            rounds.push(round.with_context(|| format!("round {} of {}", number + 1, contender.name()))?);
             progress.step();
         }
     }
@@ -212,13 +230,12 @@ fn table(result: &BenchResult) -> String {
             summary.lost.to_string(),
         ]);
     }
+    let BenchResult { outputs, connections, transport, machine, .. } = result;
     let mut text = format!(
-        "{} outputs, {} connections, {}; {}, {}\n{}",
-        result.outputs,
-        result.connections,
-        result.transport,
-        result.machine.processor,
-        result.machine.kernel,
+        "{outputs} outputs, {connections} connections, {transport}, floor reads {}; {}, {}\n{}",
+        bytes(result.floor_read_size as u64),
+        machine.processor,
+        machine.kernel,
         table.text()
     );
     if result.has_rate {
@@ -260,3 +277,5 @@ fn pin_text(pin: Option<&Pin>) -> String {
         None => "nothing pinned".to_owned(),
     }
 }
+
+const WARM_UP: Duration = Duration::from_secs(1);

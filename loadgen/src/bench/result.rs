@@ -26,6 +26,8 @@ pub(crate) struct BenchResult {
     pub(crate) outputs: usize,
     pub(crate) connections: u16,
     pub(crate) transport: String,
+    /// Most bytes of one read of the floor.
+    pub(crate) floor_read_size: usize,
     /// CPUs of the relay and of the load; `None`: any.
     pub(crate) pin: Option<(Vec<usize>, Vec<usize>)>,
     /// Whether the load had a rate, so that latencies mean something.
@@ -213,6 +215,7 @@ pub(crate) mod tests {
             outputs: 1,
             connections: 1,
             transport: "unix".to_owned(),
+            floor_read_size: 256 << 10,
             pin: None,
             has_rate: false,
             summary: summarise(&rounds),

@@ -204,6 +204,10 @@ fn a_sink_fails_on_missing_repeated_reordered_and_altered_frames() {
     let (right, report) = verdict(&stream[..at[30]]);
     assert!(!right && report["unfinished"] == 1, "the end is missing: {report}");
 
+    let endless = [&stream[..at[30]], &[0xff; 100]].concat();
+    let (right, report) = verdict(&endless);
+    assert!(!right && report["protocol_errors"][0].as_str().unwrap().contains("exceeds"), "{report}");
+
     let (right, report) = verdict(&stream[..at[50] - 1]);
     assert!(!right && report["sessions_truncated"] == 1, "{report}");
 }
