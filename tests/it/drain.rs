@@ -1,0 +1,325 @@
+//! The end: what has arrived is delivered, writers are told, outputs are ended, and it does not take for ever.
+
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::process::Signal;
+use tapster::queue::WhenFull;
+
+use crate::support::collector::CollectingReader;
+use crate::support::numbered;
+use crate::support::peer::Peer;
+use crate::support::peer::PeerListener;
+use crate::support::process::tapster;
+use crate::support::relay::dropped;
+use crate::support::relay::dropped_for;
+use crate::support::relay::listening;
+use crate::support::relay::relay;
+use crate::support::relay::to;
+use crate::support::relay::to_address;
+use crate::support::relay::to_peer;
+use crate::support::stream::Stream;
+use crate::support::stream::Transport;
+use crate::support::stream::folder;
+use crate::support::wait::eventually;
+use crate::support::wait::millis;
+use crate::support::wire;
+use crate::support::wire::D;
+
+on_both_backends! {
+    fn what_has_arrived_is_delivered_and_writers_get_finish(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let reader = CollectingReader::tcp();
+            let relay = relay(backend).input(listening(transport, folder.path())).output(to(&reader)).start();
+            let mut writers: Vec<Peer> = (0..5).map(|_| relay.writer()).collect();
+            for (number, writer) in writers.iter_mut().enumerate() {
+                // A whole number of frames, and some bytes of the next.
+                writer.send(&numbered::frames(number as u32, 0..300));
+                writer.send(&numbered::frames(number as u32, 300..301)[..40]);
+            }
+            // Without waiting: the bytes are in the kernel, and so they have arrived.
+            let (ledger, collected) = relay.drain_into(reader);
+            for writer in &mut writers {
+                writer.expect(&wire::finish());
+                writer.expect_close();
+            }
+            let expected: Vec<_> = (0..5).map(|number| (number, 0..300)).collect();
+            numbered::assert_complete(collected.payloads(), &expected);
+            assert_eq!(ledger.outputs[0].sessions_finished, 1);
+        }
+    }
+
+    fn a_unidirectional_writer_is_closed_on_without_a_word(backend) {
+        let reader = CollectingReader::tcp();
+        let relay = relay(backend).output(to(&reader)).start();
+        let mut writer = Peer::connect(&relay.address());
+        writer.send(&[wire::start(&[D]), numbered::frames(0, 0..100)].concat());
+        relay.wait_for_frames(100);
+        let (_, collected) = relay.drain_into(reader);
+        writer.expect_close();
+        numbered::assert_complete(collected.payloads(), &[(0, 0..100)]);
+    }
+
+    fn a_writer_that_goes_on_does_not_hold_the_drain(backend) {
+        let reader = CollectingReader::tcp();
+        let relay = relay(backend).drain_timeout(Duration::from_secs(5)).output(to(&reader)).start();
+        let mut writer = relay.writer();
+        let writing = thread::spawn(move || {
+            let mut sequence = 0;
+            while writer.try_send(&numbered::frames_of_len(0, sequence..sequence + 100, 100)).is_ok() {
+                sequence += 100;
+            }
+        });
+        relay.wait_for_frames(1000);
+        let began = Instant::now();
+        let (ledger, collected) = relay.drain_into(reader);
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        writing.join().expect("the relay closed");
+        assert_eq!(collected.frames(), ledger.inputs[0].frames);
+        assert_eq!(collected.sessions.len(), 1);
+        numbered::assert_complete(collected.payloads(), &[(0, 0..ledger.inputs[0].frames)]);
+    }
+
+    fn handshakes_and_silent_connections_are_closed(backend) {
+        let reader = CollectingReader::tcp();
+        let relay = relay(backend).output(to(&reader)).start();
+        let mut silent = Peer::connect(&relay.address());
+        let mut half = Peer::connect(&relay.address());
+        half.send(&wire::ready(&[D])[..20]);
+        let mut accepted = Peer::connect(&relay.address());
+        accepted.send(&wire::ready(&[D]));
+        accepted.expect(&wire::accept(&[D]));
+        let began = Instant::now();
+        relay.drain_into(reader);
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        silent.expect_close();
+        half.expect_close();
+        while accepted.read_some(64).is_ok_and(|bytes| !bytes.is_empty()) {}
+    }
+
+    fn an_output_that_is_down_costs_the_timeout_and_its_frames_are_counted(backend) {
+        let reader = CollectingReader::tcp();
+        let down = PeerListener::tcp().address();
+        let mute = PeerListener::tcp();
+        let relay = relay(backend)
+            .drain_timeout(millis(500))
+            .output(to(&reader))
+            .output(to_address(down))
+            .output(to_peer(&mute))
+            .start();
+        let mut writer = relay.writer();
+        writer.send(&numbered::frames(0, 0..500));
+        relay.wait_for_frames(500);
+        let began = Instant::now();
+        let (ledger, _) = relay.drain_into(reader);
+        let took = began.elapsed();
+        assert!((millis(400)..Duration::from_secs(3)).contains(&took), "{took:?}");
+        assert_eq!(ledger.outputs[0].frames_sent, 500);
+        for output in &ledger.outputs[1..] {
+            assert_eq!(dropped_for(output, "shutdown"), 500, "{output:?}");
+            assert_eq!(output.frames_sent, 0);
+        }
+        writer.expect(&wire::finish());
+    }
+
+    /// Under `block` the relay waits for a reader that is away as long as the drain may take; under the drop
+    /// policies it tries once more and ends.
+    fn an_output_that_is_away_is_waited_for_under_block_alone(backend) {
+        for (when_full, frames) in [(WhenFull::Block, 500), (WhenFull::DropOldest, 0)] {
+            let mut reader = CollectingReader::tcp();
+            reader.die();
+            let relay = relay(backend).output(to(&reader).when_full(when_full)).start();
+            let mut writer = relay.writer();
+            writer.send(&numbered::frames(0, 0..500));
+            relay.wait_for_frames(500);
+            let began = Instant::now();
+            let drain = thread::spawn(move || relay.drain());
+            writer.expect(&wire::finish());
+            if when_full == WhenFull::Block {
+                thread::sleep(millis(300));
+                reader.revive();
+            }
+            let ledger = drain.join().expect("the relay drains");
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+            assert_eq!(ledger.outputs[0].frames_sent, frames);
+            assert_eq!(dropped_for(&ledger.outputs[0], "shutdown"), 500 - frames);
+            assert_eq!(reader.close().frames(), frames);
+        }
+    }
+
+    fn block_keeps_its_promise_while_draining(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp().stalled();
+        // What a unix socket has taken has arrived; of TCP, the writer's own buffer holds megabytes too.
+        let relay = relay(backend)
+            .input(listening(Transport::Unix, folder.path()))
+            .output(to(&reader).when_full(WhenFull::Block).queue(2 << 20))
+            .start();
+        reader.wait_for_sessions(1);
+        let mut writer = relay.writer();
+        let stream = numbered::frames_of_len(0, 0..100_000, 200);
+        let sent = writer.send_until_stalled(&stream, millis(700));
+        assert!(sent < stream.len());
+        let drain = thread::spawn(move || relay.drain());
+        thread::sleep(millis(300));
+        assert!(!drain.is_finished(), "the promise was broken at once");
+        reader.resume();
+        let ledger = drain.join().expect("the relay drains");
+        assert_eq!(dropped(&ledger.outputs[0]), 0);
+        numbered::assert_complete(reader.close().payloads(), &[(0, 0..(sent / 204) as u64)]);
+        drop(writer);
+    }
+
+    fn block_ends_with_the_timeout_too(backend) {
+        let reader = CollectingReader::tcp().stalled();
+        let relay = relay(backend)
+            .drain_timeout(millis(600))
+            .output(to(&reader).when_full(WhenFull::Block).queue(2 << 20))
+            .start();
+        reader.wait_for_sessions(1);
+        let mut writer = relay.writer();
+        writer.send_until_stalled(&numbered::frames_of_len(0, 0..200_000, 200), millis(500));
+        let began = Instant::now();
+        let ledger = relay.drain();
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        assert!(dropped_for(&ledger.outputs[0], "shutdown") > 0, "{ledger:?}");
+        reader.resume();
+        numbered::assert_rising(reader.close().payloads());
+    }
+
+    fn nothing_listens_after_a_drain(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp();
+        let addresses = [Transport::Tcp, Transport::Unix].map(|transport| transport.fresh_address(folder.path()));
+        let relay = relay(backend)
+            .input(crate::support::relay::listening_on(addresses.into()))
+            .output(to(&reader))
+            .start();
+        let listeners = relay.listeners().to_vec();
+        relay.drain_into(reader);
+        for (_, address) in listeners {
+            assert!(Stream::connect(&address).is_err(), "{address}");
+        }
+    }
+
+    /// Descriptors and threads go with the relay: it can be started again and again in one process.
+    fn a_relay_can_be_started_and_drained_many_times_on_one_address(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp();
+        let address = {
+            let probe = PeerListener::tcp();
+            probe.address()
+        };
+        for round in 0..20 {
+            let relay = relay(backend)
+                .input(crate::support::relay::listening_on(vec![
+                    address.clone(),
+                    tapster::transport::Address::Unix(folder.path().join("again.sock")),
+                ]))
+                .output(to(&reader))
+                .start();
+            let mut writer = relay.writer();
+            writer.send(&numbered::frames(round, 0..10));
+            writer.finish();
+            relay.drain();
+        }
+        let expected: Vec<_> = (0..20).map(|round| (round, 0..10)).collect();
+        numbered::assert_complete(reader.close().payloads(), &expected);
+    }
+
+    fn sigterm_and_sigint_drain_the_program(backend) {
+        for signal in [Signal::TERM, Signal::INT] {
+            let folder = folder();
+            let reader = CollectingReader::tcp();
+            let address = Transport::Unix.fresh_address(folder.path());
+            let mut program = tapster(backend)
+                .listen(&address)
+                .to(&reader.address(), "")
+                .summary(folder.path().join("summary.json"))
+                .start();
+            let mut writer = Peer::writer(&address);
+            writer.send(&numbered::frames(0, 0..1000));
+            program.process.signal(signal);
+            program.process.wait_for_success(Duration::from_secs(8));
+            writer.expect(&wire::finish());
+            writer.expect_close();
+            let collected = reader.close();
+            numbered::assert_complete(collected.payloads(), &[(0, 0..1000)]);
+            assert!(collected.sessions[0].stopped);
+            let summary = program.summary();
+            summary.assert_balanced();
+            assert_eq!(summary.input(0, "frames"), 1000);
+            assert_eq!(summary.output(0, "frames_sent"), 1000);
+        }
+    }
+
+    fn a_drain_that_ends_in_time_exits_with_0_where_an_output_was_down(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp();
+        let down = PeerListener::tcp().address();
+        let address = Transport::Unix.fresh_address(folder.path());
+        let config = folder.path().join("tapster.toml");
+        std::fs::write(&config, "drain_timeout = \"500ms\"\n").expect("a file");
+        let mut program = tapster(backend)
+            .arg("-c")
+            .arg(&config)
+            .listen(&address)
+            .to(&reader.address(), "")
+            .to(&down, "")
+            .summary(folder.path().join("summary.json"))
+            .start();
+        let mut writer = Peer::writer(&address);
+        writer.send(&numbered::frames(0, 0..1000));
+        reader.wait_for_frames(1000);
+        program.terminate();
+        let summary = program.summary();
+        summary.assert_balanced();
+        assert_eq!(summary.dropped(1, "shutdown"), 1000);
+        assert_eq!(summary.output(0, "frames_sent"), 1000);
+    }
+
+    fn a_second_signal_ends_at_once(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp().stalled();
+        let address = Transport::Unix.fresh_address(folder.path());
+        let mut program = tapster(backend).listen(&address).to(&reader.address(), "when_full=block&queue=2MiB").start();
+        let mut writer = Peer::writer(&address);
+        writer.send_until_stalled(&numbered::frames_of_len(0, 0..200_000, 200), millis(500));
+        program.process.signal(Signal::TERM);
+        thread::sleep(millis(500));
+        assert!(program.process.poll_exit().is_none(), "the drain should wait for the output");
+        program.process.signal(Signal::TERM);
+        program.process.wait_within(Duration::from_secs(2));
+    }
+
+    /// P02: kill -9 leaves nothing that keeps the next start from working, and no reader sees a damaged frame.
+    fn kill_9_damages_nothing_and_the_next_start_works(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp();
+        let address = Transport::Unix.fresh_address(folder.path());
+        for life in 0..3 {
+            let mut program = tapster(backend).listen(&address).to(&reader.address(), "").start();
+            let mut writer = Peer::writer(&address);
+            writer.send(&numbered::frames(life, 0..20_000));
+            let writing = thread::spawn(move || {
+                let mut sequence = 20_000;
+                while writer.try_send(&numbered::frames(life, sequence..sequence + 100)).is_ok() {
+                    sequence += 100;
+                }
+            });
+            reader.wait_for_sessions(life as usize + 1);
+            eventually("frames flow", || {
+                reader.sessions().last().is_some_and(|session| session.frames > 5000)
+            });
+            program.process.kill();
+            writing.join().expect("the connection broke");
+        }
+        let collected = reader.close();
+        let sequences = numbered::sequences(collected.payloads());
+        for (_, sequence) in sequences {
+            assert_eq!(sequence, (0..sequence.len() as u64).collect::<Vec<_>>());
+        }
+    }
+}

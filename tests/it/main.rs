@@ -1,0 +1,32 @@
+//! The whole relay, seen from outside: one module per behaviour, on both backends.
+//!
+//! Letters and numbers in the names of tests (`h01`, `w10`) are those of the conformance cases: H handshake,
+//! D data, L limits, S splits, X ends, T timeouts, W the relay as writer, P real peers.
+//!
+//! Tests that need a program which is not installed, or io_uring where it is forbidden, say so on stderr and
+//! pass; with `TAPSTER_REQUIRE_PEERS` set they fail. `TAPSTER_GARBAGE_SEED` repeats a run of `garbage`.
+
+#[macro_use]
+mod support;
+
+mod data;
+mod drain;
+mod fanout;
+mod files;
+mod full_queue;
+mod garbage;
+mod handshake;
+mod harness;
+mod isolation;
+mod latency;
+mod ledger;
+mod limits;
+mod many_connections;
+mod peers;
+mod reconnect;
+mod seccomp;
+mod splits;
+mod stop;
+mod timeouts;
+mod unix_sockets;
+mod writer_side;

@@ -1,0 +1,15 @@
+//! What the scenarios are made of.
+
+#[macro_use]
+pub(crate) mod backend;
+pub(crate) mod collector;
+pub(crate) mod dns;
+pub(crate) mod files;
+pub(crate) mod numbered;
+pub(crate) mod peer;
+pub(crate) mod peers;
+pub(crate) mod process;
+pub(crate) mod relay;
+pub(crate) mod stream;
+pub(crate) mod wait;
+pub(crate) mod wire;

@@ -1,0 +1,362 @@
+//! A relay in this process, configured so that a test reads like its scenario.
+
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use tapster::input::ContentTypes;
+use tapster::input::InputConfig;
+use tapster::input::Oversize;
+use tapster::observability::InputLedger;
+use tapster::observability::Ledger;
+use tapster::observability::OutputLedger;
+use tapster::output::Connections;
+use tapster::output::Mode;
+use tapster::output::OutputConfig;
+use tapster::output::Reconnect;
+use tapster::output::Rotate;
+use tapster::protocol::ContentType;
+use tapster::queue::WhenFull;
+use tapster::relay::Relay;
+use tapster::relay::RelayConfig;
+use tapster::transport::Address;
+use tapster::transport::Backend;
+use tapster::transport::BackendChoice;
+
+use super::collector::Collected;
+use super::collector::CollectingReader;
+use super::peer::Peer;
+use super::peer::PeerListener;
+use super::stream::Transport;
+use super::wait::eventually;
+use super::wait::millis;
+
+/// No drain with readers that read comes near it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A relay to be, with two workers, so that batches may have to change threads.
+pub(crate) fn relay(backend: Backend) -> RelayBuilder {
+    let choice = match backend {
+        Backend::Uring => BackendChoice::Uring,
+        Backend::Epoll => BackendChoice::Epoll,
+    };
+    RelayBuilder {
+        backend,
+        config: RelayConfig {
+            workers: 2,
+            backend: choice,
+            drain_timeout: DRAIN_TIMEOUT,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        },
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct RelayBuilder {
+    backend: Backend,
+    config: RelayConfig,
+}
+
+impl RelayBuilder {
+    pub(crate) fn workers(mut self, workers: usize) -> Self {
+        self.config.workers = workers;
+        self
+    }
+
+    pub(crate) fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.config.drain_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn input(mut self, input: InputBuilder) -> Self {
+        let mut config = input.0;
+        config.name = format!("input{}", self.config.inputs.len());
+        self.config.inputs.push(config);
+        self
+    }
+
+    pub(crate) fn output(mut self, output: OutputBuilder) -> Self {
+        let mut config = output.0;
+        config.name = format!("output{}", self.config.outputs.len());
+        self.config.outputs.push(config);
+        self
+    }
+
+    /// Starts it, with an input on a free TCP port if none was named.
+    #[track_caller]
+    pub(crate) fn start(mut self) -> TestRelay {
+        if self.config.inputs.is_empty() {
+            self = self.input(tcp());
+        }
+        let relay =
+            Relay::start(self.config).unwrap_or_else(|error| panic!("the relay does not start: {error}"));
+        assert_eq!(relay.backend(), self.backend);
+        TestRelay { relay }
+    }
+
+    pub(crate) fn config(self) -> RelayConfig {
+        self.config
+    }
+}
+
+/// A running relay.
+#[derive(Debug)]
+pub(crate) struct TestRelay {
+    relay: Relay,
+}
+
+impl TestRelay {
+    /// The address of the first listener.
+    pub(crate) fn address(&self) -> Address {
+        self.relay.listeners()[0].1.clone()
+    }
+
+    pub(crate) fn listeners(&self) -> &[(String, Address)] {
+        self.relay.listeners()
+    }
+
+    /// A writer in the data phase.
+    #[track_caller]
+    pub(crate) fn writer(&self) -> Peer {
+        Peer::writer(&self.address())
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.relay.ledger()
+    }
+
+    pub(crate) fn input(&self) -> InputLedger {
+        self.ledger().inputs.swap_remove(0)
+    }
+
+    pub(crate) fn output(&self, index: usize) -> OutputLedger {
+        self.ledger().outputs.swap_remove(index)
+    }
+
+    /// Waits until the first input has taken so many frames.
+    #[track_caller]
+    pub(crate) fn wait_for_frames(&self, frames: u64) {
+        eventually(&format!("{frames} frames taken"), || self.input().frames >= frames);
+    }
+
+    /// Waits until no connection of an input is open.
+    #[track_caller]
+    pub(crate) fn wait_until_idle(&self) {
+        eventually("every connection ended", || {
+            self.ledger().inputs.iter().all(|input| input.connections_open == 0)
+        });
+    }
+
+    /// Waits until every output has written all it has.
+    #[track_caller]
+    pub(crate) fn wait_until_written(&self) {
+        eventually("everything written", || {
+            self.ledger().outputs.iter().all(|output| output.frames_queued == 0)
+        });
+    }
+
+    /// Waits until this output has written all it has.
+    #[track_caller]
+    pub(crate) fn wait_until_written_to(&self, output: usize) {
+        eventually("everything written", || self.output(output).frames_queued == 0);
+    }
+
+    /// Drains, and fails unless the ledger accounts for every frame with nothing left waiting.
+    #[track_caller]
+    pub(crate) fn drain(self) -> Ledger {
+        let began = Instant::now();
+        let ledger = self.relay.drain();
+        // A test that expects less of its outputs sets a shorter limit.
+        let took = began.elapsed();
+        assert!(took < DRAIN_TIMEOUT * 3 / 4, "the drain ran into its limit, {took:?}: {ledger:?}");
+        for input in &ledger.inputs {
+            assert_eq!(input.connections_open, 0, "{input:?}");
+            let ended: u64 = input.sessions_ended.values().sum();
+            assert_eq!(ended, input.connections, "every connection ended in some way: {input:?}");
+        }
+        for output in &ledger.outputs {
+            assert!(output.balances(), "{output:?}");
+            assert_eq!(output.frames_queued + output.frames_spooled, 0, "nothing waits: {output:?}");
+        }
+        ledger
+    }
+
+    /// Drains, ends the collector of the first output, and fails unless it has what the ledger says was sent.
+    #[track_caller]
+    pub(crate) fn drain_into(self, reader: CollectingReader) -> (Ledger, Collected) {
+        let ledger = self.drain();
+        let collected = reader.close();
+        assert_sent(&ledger.outputs[0], &collected);
+        (ledger, collected)
+    }
+}
+
+/// Fails unless the collector counted what the ledger says was sent, and every session ended with STOP.
+#[track_caller]
+pub(crate) fn assert_sent(output: &OutputLedger, collected: &Collected) {
+    assert_eq!(output.frames_sent, collected.frames(), "{output:?}");
+    assert_eq!(output.bytes_sent, collected.bytes(), "{output:?}");
+    assert_eq!(output.connections, collected.sessions.len() as u64, "{output:?}");
+    let stopped = collected.sessions.iter().filter(|session| session.stopped).count();
+    assert_eq!(output.sessions_finished, stopped as u64, "{output:?}");
+}
+
+/// Frames lost, whatever the reason.
+pub(crate) fn dropped(output: &OutputLedger) -> u64 {
+    output.frames_dropped.values().sum()
+}
+
+/// Frames lost for this reason.
+pub(crate) fn dropped_for(output: &OutputLedger, reason: &str) -> u64 {
+    output.frames_dropped.get(reason).copied().unwrap_or_default()
+}
+
+/// Sessions of an input that ended in this way.
+pub(crate) fn ended(input: &InputLedger, how: &str) -> u64 {
+    input.sessions_ended.get(how).copied().unwrap_or_default()
+}
+
+/// An input on a free TCP port of the IPv4 loopback.
+pub(crate) fn tcp() -> InputBuilder {
+    listening(Transport::Tcp, Path::new("unused"))
+}
+
+/// An input on a fresh address.
+pub(crate) fn listening(transport: Transport, folder: &Path) -> InputBuilder {
+    listening_on(vec![transport.fresh_address(folder)])
+}
+
+pub(crate) fn listening_on(listen: Vec<Address>) -> InputBuilder {
+    InputBuilder(InputConfig { listen, ..InputConfig::default() })
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct InputBuilder(InputConfig);
+
+impl InputBuilder {
+    pub(crate) fn content_types(mut self, types: &[&[u8]]) -> Self {
+        self.0.content_types = ContentTypes::Only(types.iter().map(|bytes| content_type(bytes)).collect());
+        self
+    }
+
+    pub(crate) fn any_content_type(mut self) -> Self {
+        self.0.content_types = ContentTypes::Any;
+        self
+    }
+
+    pub(crate) fn bidirectional_only(mut self) -> Self {
+        self.0.unidirectional = false;
+        self
+    }
+
+    pub(crate) fn frame_len_max(mut self, len: u32) -> Self {
+        self.0.frame_len_max = len;
+        self
+    }
+
+    pub(crate) fn skip_oversize(mut self) -> Self {
+        self.0.oversize = Oversize::Skip;
+        self
+    }
+
+    pub(crate) fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.0.handshake_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn connections_max(mut self, connections: usize) -> Self {
+        self.0.connections_max = connections;
+        self
+    }
+
+    pub(crate) fn socket_mode(mut self, mode: u32) -> Self {
+        self.0.socket_mode = Some(mode);
+        self
+    }
+}
+
+/// An output to a collector.
+pub(crate) fn to(reader: &CollectingReader) -> OutputBuilder {
+    to_address(reader.address()).content_type(reader.content_type())
+}
+
+/// An output to a reader that is played by hand.
+pub(crate) fn to_peer(listener: &PeerListener) -> OutputBuilder {
+    to_address(listener.address())
+}
+
+/// An output to a file.
+pub(crate) fn to_file(pattern: impl AsRef<Path>) -> OutputBuilder {
+    to_address(Address::File(pattern.as_ref().to_str().expect("UTF-8").to_owned()))
+}
+
+/// An output that comes back quickly, so that no test waits long.
+pub(crate) fn to_address(to: Address) -> OutputBuilder {
+    OutputBuilder(OutputConfig {
+        to,
+        reconnect: Reconnect { min: millis(10), max: millis(200) },
+        ..OutputConfig::default()
+    })
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct OutputBuilder(OutputConfig);
+
+impl OutputBuilder {
+    pub(crate) fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.0.when_full = when_full;
+        self
+    }
+
+    /// Room of the queue in bytes.
+    pub(crate) fn queue(mut self, bytes: usize) -> Self {
+        self.0.queue = bytes;
+        self
+    }
+
+    pub(crate) fn one_connection_per_worker(mut self) -> Self {
+        self.0.connections = Connections::PerWorker;
+        self
+    }
+
+    pub(crate) fn unidirectional(mut self) -> Self {
+        self.0.mode = Mode::Unidirectional;
+        self
+    }
+
+    pub(crate) fn content_type(mut self, bytes: &[u8]) -> Self {
+        self.0.content_type = content_type(bytes);
+        self
+    }
+
+    pub(crate) fn frame_len_max(mut self, len: u32) -> Self {
+        self.0.frame_len_max = len;
+        self
+    }
+
+    pub(crate) fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.0.handshake_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn finish_timeout(mut self, timeout: Duration) -> Self {
+        self.0.finish_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn reconnect(mut self, min: Duration, max: Duration) -> Self {
+        self.0.reconnect = Reconnect { min, max };
+        self
+    }
+
+    pub(crate) fn rotate(mut self, size: Option<u64>, every: Option<Duration>) -> Self {
+        self.0.rotate = Rotate { size, every };
+        self
+    }
+}
+
+/// A content type of any bytes.
+fn content_type(bytes: &[u8]) -> ContentType {
+    ContentType::try_from(bytes).expect("at most 256 bytes")
+}
