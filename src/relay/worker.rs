@@ -30,6 +30,7 @@ use crate::transport::Backend;
 use crate::transport::backend::Runtime;
 use crate::transport::socket::Listener;
 use crate::transport::socket::Socket;
+use crate::transport::sys::trim_heap;
 use crate::transport::timer::Timer;
 
 /// Everything that one worker gets.
@@ -109,6 +110,7 @@ impl Worker {
             placement: self.placement,
             mailboxes: self.mailboxes,
             open: Cell::new(0),
+            ended: Cell::new(0),
             none_open: Notify::new(),
         });
         let mut accepting = Vec::new();
@@ -118,7 +120,7 @@ impl Worker {
             accepting.push(spawn_local(accept));
         }
         spawn_local(receive(Rc::clone(&serving), self.mailbox));
-        spawn_local(release_idle_blocks(Rc::clone(&serving)));
+        spawn_local(give_back_memory(Rc::clone(&serving)));
         let readers = Rc::clone(&serving.readers);
         let timer = Timer::new()?;
         spawn_local(async move { readers.gather.run(timer).await });
@@ -165,6 +167,8 @@ struct Serving {
     placement: Placement,
     mailboxes: Vec<UnboundedSender<Handover>>,
     open: Cell<usize>,
+    // Connections that have ended since the beginning.
+    ended: Cell<usize>,
     none_open: Notify,
 }
 
@@ -178,6 +182,7 @@ impl Serving {
             serve(Rc::clone(&serving.readers), input, socket, listener, peer).await;
             serving.placement.release(serving.index);
             serving.open.set(serving.open.get() - 1);
+            serving.ended.set(serving.ended.get() + 1);
             if serving.open.get() == 0 {
                 serving.none_open.notify_one();
             }
@@ -243,13 +248,24 @@ async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>)
     }
 }
 
-async fn release_idle_blocks(serving: Rc<Serving>) {
+/// Takes blocks from silent connections, and trims the heap in the first quiet second after many connections ended.
+async fn give_back_memory(serving: Rc<Serving>) {
+    let mut ended_before = 0;
+    let mut ended_at_trim = 0;
     loop {
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.release_idle_blocks();
+        let ended = serving.ended.get();
+        if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {
+            trim_heap();
+            ended_at_trim = ended;
+        }
+        ended_before = ended;
     }
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that reads nothing for one to two of these waits without a block.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// So many connections, once ended, leave a heap that is worth the time to trim it.
+const MANY_CONNECTIONS: usize = 1000;
