@@ -177,8 +177,8 @@ pub(crate) struct SinkArgs {
 
 /// Copy bytes from one to many: the limit to compare a relay with
 ///
-/// A blocking read, then a blocking write to every output, without looking at frames: a thread and a set of output
-/// connections for each input connection. The first output's answers (ACCEPT, FINISH) go back to the writer.
+/// A blocking read, then a blocking write to every output, without looking at frames: a set of output connections for
+/// each input connection. The first output's answers (ACCEPT, FINISH) go back to the writer.
 /// Unix outputs send from a buffer of 1 MiB. Runs until it is killed.
 #[derive(Debug, Args)]
 pub(crate) struct FloorArgs {
@@ -191,6 +191,9 @@ pub(crate) struct FloorArgs {
     /// Most bytes of one read [default: 256KiB on unix sockets, 1MiB on TCP]
     #[arg(long, value_name = "BYTES", value_parser = units::size)]
     pub(crate) read_size: Option<usize>,
+    /// Connections that share a thread: it waits until so many have come, then copies what is there to be read
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) together: usize,
 }
 
 /// Compare two results of `bench --json`, with verdicts

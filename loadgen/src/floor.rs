@@ -1,6 +1,5 @@
 //! `floor`: read once, write to every output, nothing else. What a relay is to be compared with.
 
-use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
@@ -10,34 +9,41 @@ use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
+use rustix::event::epoll::EventFlags;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::Socket;
 use tapster::transport::Address;
 
+use crate::poller::Poller;
 use crate::socket::Listener;
 use crate::socket::connect;
 
-/// Copies every connection to all outputs, for ever: a thread and a set of output connections for each.
+/// Copies every connection to all outputs, for ever; each has a set of output connections of its own.
+///
+/// `together` connections share a thread, as they are accepted: what costs least, one that blocks on its own reads
+/// for a single connection, one that waits for all of them for many.
 ///
 /// The first output's answers go back to the writer, so that ACCEPT and FINISH reach it; those of the others are
 /// thrown away.
-pub(crate) fn run(listen: &Address, to: &[Address], read_size: Option<usize>) -> Result<()> {
+pub(crate) fn run(listen: &Address, to: &[Address], read_size: Option<usize>, together: usize) -> Result<()> {
     let listener = Listener::bind(listen)?;
     eprintln!("listening on {}", listener.address());
     let read_size = read_size.unwrap_or(match listen {
         Address::Unix(_) => READ_SIZE_UNIX,
         _ => READ_SIZE_TCP,
     });
+    let mut copies = Vec::new();
     loop {
         let input = listener.accept().context("cannot accept")?;
-        let outputs = to.iter().map(open_output).collect::<Result<Vec<_>>>();
-        match outputs {
-            Ok(outputs) => {
-                thread::spawn(move || relay(input, outputs, read_size));
-            }
+        match to.iter().map(open_output).collect::<Result<Vec<_>>>() {
+            Ok(outputs) => copies.push(Copy::begin(input, outputs)),
             // The writer sees its connection closed.
             Err(error) => eprintln!("{error:#}"),
+        }
+        if copies.len() >= together {
+            let copies = std::mem::take(&mut copies);
+            thread::spawn(move || relay(&copies, read_size));
         }
     }
 }
@@ -53,32 +59,67 @@ fn open_output(address: &Address) -> Result<Socket> {
     Ok(socket)
 }
 
-fn relay(input: Socket, outputs: Vec<Socket>, read_size: usize) {
-    let input = Arc::new(input);
-    let outputs: Vec<Arc<Socket>> = outputs.into_iter().map(Arc::new).collect();
-    for (index, output) in outputs.iter().enumerate() {
-        let output = Arc::clone(output);
-        let writer = (index == 0).then(|| Arc::clone(&input));
-        thread::spawn(move || answer(&output, writer.as_deref()));
+/// One connection and where it goes.
+struct Copy {
+    input: Arc<Socket>,
+    outputs: Vec<Arc<Socket>>,
+}
+
+impl Copy {
+    fn begin(input: Socket, outputs: Vec<Socket>) -> Self {
+        let copy = Self { input: Arc::new(input), outputs: outputs.into_iter().map(Arc::new).collect() };
+        for (index, output) in copy.outputs.iter().enumerate() {
+            let output = Arc::clone(output);
+            let writer = (index == 0).then(|| Arc::clone(&copy.input));
+            thread::spawn(move || answer(&output, writer.as_deref()));
+        }
+        copy
     }
-    // An end that went away ends the copy; the other ends see their connections closed.
-    let _ = copy(&input, &outputs, read_size);
-    for output in &outputs {
-        let _ = output.shutdown(Shutdown::Write);
+
+    /// Reads once and writes to every output; `false` at the end of the stream, or when an end went away: the other
+    /// ends see their connections closed.
+    fn step(&self, buffer: &mut [u8]) -> bool {
+        let copied = (&mut &*self.input).read(buffer).and_then(|len| {
+            self.outputs.iter().try_for_each(|output| (&mut &**output).write_all(&buffer[..len]))?;
+            Ok(len)
+        });
+        let goes_on = copied.is_ok_and(|len| len > 0);
+        if !goes_on {
+            for output in &self.outputs {
+                let _ = output.shutdown(Shutdown::Write);
+            }
+        }
+        goes_on
     }
 }
 
-fn copy(input: &Socket, outputs: &[Arc<Socket>], read_size: usize) -> io::Result<()> {
+fn relay(copies: &[Copy], read_size: usize) {
     let mut buffer = vec![0; read_size];
-    loop {
-        let len = (&mut &*input).read(&mut buffer)?;
-        if len == 0 {
-            return Ok(());
-        }
-        for output in outputs {
-            (&mut &**output).write_all(&buffer[..len])?;
+    if let [copy] = copies {
+        while copy.step(&mut buffer) {}
+    } else if let Err(error) = relay_together(copies, &mut buffer) {
+        eprintln!("{error:#}");
+    }
+}
+
+fn relay_together(copies: &[Copy], buffer: &mut [u8]) -> Result<()> {
+    let mut poller = Poller::new()?;
+    for (copy, token) in copies.iter().zip(0..) {
+        poller.add(&*copy.input, token, EventFlags::IN)?;
+    }
+    let mut open = copies.len();
+    while open > 0 {
+        poller.wait(None)?;
+        for event in 0..poller.len() {
+            let (token, _) = poller.event(event);
+            let copy = &copies[usize::try_from(token)?];
+            if !copy.step(buffer) {
+                poller.remove(&*copy.input)?;
+                open -= 1;
+            }
         }
     }
+    Ok(())
 }
 
 /// Passes what an output answers to the writer, or throws it away.

@@ -75,7 +75,9 @@ fn run(command: Command) -> Result<bool> {
             print(&report, &report.text(), args.json)?;
             Ok(report.ok)
         }
-        Command::Floor(args) => floor::run(&args.listen, &args.to, args.read_size).map(|()| true),
+        Command::Floor(args) => {
+            floor::run(&args.listen, &args.to, args.read_size, args.together).map(|()| true)
+        }
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Compare(args) => compare::run(&args.before, &args.after).map(|()| true),

@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bytes::BytesMut;
 use tracing::info;
 use tracing::warn;
 
@@ -21,6 +20,7 @@ use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderSession;
 use crate::route::Fanout;
 use crate::route::Inlet;
+use crate::session::gather::Gather;
 use crate::session::read;
 use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
@@ -36,6 +36,7 @@ pub(crate) struct Readers {
     /// Entrances of the lanes that this worker feeds.
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) pool: RefCell<BufferPool>,
+    pub(crate) gather: Gather,
     streaming: RefCell<Vec<Weak<ReadHandle>>>,
 }
 
@@ -50,7 +51,14 @@ pub(crate) struct WorkerInput {
 
 impl Readers {
     pub(crate) fn new(backend: Backend, drain: DrainSignal, inlets: Vec<Inlet>) -> Self {
-        Self { backend, drain, inlets, pool: RefCell::default(), streaming: RefCell::default() }
+        Self {
+            backend,
+            drain,
+            inlets,
+            pool: RefCell::default(),
+            gather: Gather::new(Instant::now()),
+            streaming: RefCell::default(),
+        }
     }
 
     /// Asks every connection to take what has arrived and end.
@@ -119,10 +127,9 @@ async fn run_session(
     session: &mut ReaderSession,
     peer: &str,
 ) -> ReadEnd {
-    let mut buffer = BytesMut::with_capacity(HANDSHAKE_BUFFER_LEN);
     let mut drain = readers.drain.clone();
     let started = tokio::select! {
-        started = read::handshake(&mut socket, session, &mut buffer) => started,
+        started = read::handshake(&mut socket, session) => started,
         _ = drain.wait(|phase| *phase != Phase::Running) => return ReadEnd::Drained,
     };
     let started = match started {
@@ -151,8 +158,5 @@ async fn run_session(
         fanout.pace().await;
     };
     let handle = readers.register(stream);
-    read::read_frames(&handle, session, buffer, started, &readers.pool, read_len_max, deliver).await
+    read::read_frames(&handle, session, started, &readers.pool, &readers.gather, read_len_max, deliver).await
 }
-
-/// Holds READY and START; what comes with them may be more.
-const HANDSHAKE_BUFFER_LEN: usize = 1024;

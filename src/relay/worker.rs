@@ -30,6 +30,7 @@ use crate::transport::Backend;
 use crate::transport::backend::Runtime;
 use crate::transport::socket::Listener;
 use crate::transport::socket::Socket;
+use crate::transport::timer::Timer;
 
 /// Everything that one worker gets.
 pub(crate) struct Worker {
@@ -118,6 +119,9 @@ impl Worker {
         }
         spawn_local(receive(Rc::clone(&serving), self.mailbox));
         spawn_local(release_idle_blocks(Rc::clone(&serving)));
+        let readers = Rc::clone(&serving.readers);
+        let timer = Timer::new()?;
+        spawn_local(async move { readers.gather.run(timer).await });
         let lanes = self.lanes.into_iter().map(|lane| {
             spawn_local(frame_stream::run(lane.config, lane.backlog, self.backend, self.drain.clone()))
         });

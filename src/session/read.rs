@@ -18,6 +18,7 @@ use crate::protocol::ProtocolError;
 use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
 use crate::protocol::SessionEnd;
+use crate::session::gather::Gather;
 use crate::transport::buffer;
 use crate::transport::buffer::Block;
 use crate::transport::buffer::BufferPool;
@@ -95,32 +96,30 @@ impl fmt::Display for ReadEnd {
 pub(crate) struct Started {
     /// `None` if neither side named one.
     pub(crate) content_type: Option<ContentType>,
+    /// The tail of what came behind START; whole frames of it are in the events of the session.
+    received: BytesMut,
     /// What was wrong in the bytes behind START, if they came with it.
     fault: Option<ProtocolError>,
 }
 
-/// Drives the handshake until START. What came behind START is left in the events of `session` and in `buffer`, for
-/// [`read_frames`]. The connection is given up when this future is dropped.
+/// Drives the handshake until START. The connection is given up when this future is dropped.
 ///
 /// # Errors
 /// How the session ended, if it did not begin.
-pub(crate) async fn handshake(
-    socket: &mut Socket,
-    session: &mut ReaderSession,
-    buffer: &mut BytesMut,
-) -> Result<Started, ReadEnd> {
+pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) -> Result<Started, ReadEnd> {
+    let mut buffer = BytesMut::with_capacity(HANDSHAKE_BUFFER_LEN);
     loop {
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
-        let Ok(count) = tokio::time::timeout_at(deadline.into(), socket.read_buf(buffer)).await else {
+        let Ok(count) = tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await else {
             session.handle_timeout(Instant::now()).map_err(ReadEnd::Protocol)?;
             continue;
         };
         if count.map_err(ReadEnd::Connection)? == 0 {
-            return Err(session.handle_eof(buffer).into());
+            return Err(session.handle_eof(&buffer).into());
         }
-        let result = session.handle_bytes(Instant::now(), buffer);
+        let result = session.handle_bytes(Instant::now(), &mut buffer);
         if let Some(ReaderEvent::Started { content_type, .. }) = session.poll_event() {
-            return Ok(Started { content_type, fault: result.err() });
+            return Ok(Started { content_type, received: buffer, fault: result.err() });
         }
         result.map_err(ReadEnd::Protocol)?;
         while let Some(answer) = session.poll_transmit() {
@@ -169,23 +168,28 @@ impl ReadHandle {
 pub(crate) async fn read_frames(
     handle: &ReadHandle,
     session: &mut ReaderSession,
-    received: BytesMut,
     started: Started,
     pool: &RefCell<BufferPool>,
+    gather: &Gather,
     read_len_max: usize,
     deliver: impl AsyncFn(FrameBatch),
 ) -> ReadEnd {
     let stream = &handle.stream;
     let mut read_len = ReadLen::new(read_len_max);
     // A connection begins idle: without a block.
+    let Started { received, fault, .. } = started;
     let mut block = Block::without_room(&received);
     drop(received);
     let mut idle = true;
-    let mut end = started.fault.map(ReadEnd::Protocol);
+    let mut small_read = false;
+    let mut end = fault.map(ReadEnd::Protocol);
     loop {
         while let Some(event) = session.poll_event() {
             match event {
-                ReaderEvent::Data(batch) => deliver(read_len.compact_if_small(batch)).await,
+                ReaderEvent::Data(batch) => {
+                    gather.took(batch.read_at(), batch.frames());
+                    deliver(read_len.compact_if_small(batch)).await;
+                }
                 ReaderEvent::Finished => end = Some(ReadEnd::Finished),
                 ReaderEvent::Started { .. } => {}
             }
@@ -201,6 +205,9 @@ pub(crate) async fn read_frames(
             }
             pool.borrow_mut().rest(block);
             return end;
+        }
+        if small_read {
+            gather.wait().await;
         }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
@@ -230,6 +237,7 @@ pub(crate) async fn read_frames(
         match result {
             Ok(0) => end = Some(session.handle_eof(&block.bytes).into()),
             Ok(count) => {
+                small_read = count < SMALL_READ;
                 read_len.adapt(count);
                 end = session.handle_bytes(Instant::now(), &mut block.bytes).err().map(ReadEnd::Protocol);
             }
@@ -278,6 +286,12 @@ async fn yield_once() {
     })
     .await;
 }
+
+/// Holds READY and START; what comes with them may be more.
+const HANDSHAKE_BUFFER_LEN: usize = 1024;
+
+/// A read below this many bytes would have been worth waiting for.
+const SMALL_READ: usize = buffer::READ_LEN_MIN;
 
 /// How much to read at once: more when reads come back full, less when they come back nearly empty. Small reads cost
 /// system calls, large ones the processor's cache.

@@ -10,6 +10,7 @@ mod epoll;
 pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod sys;
+pub(crate) mod timer;
 mod uring;
 
 pub use address::Address;

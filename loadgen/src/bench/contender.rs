@@ -81,6 +81,7 @@ impl Contender {
             }
             Self::Floor => {
                 command.args(["floor", "--listen", &input.to_string()]);
+                command.args(["--together", &args.load.connections.to_string()]);
                 for output in outputs {
                     command.args(["--to", &output.to_string()]);
                 }

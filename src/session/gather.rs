@@ -1,0 +1,119 @@
+//! Read later, read larger.
+//!
+//! Many writers that write a frame or two at a time (Unbound does) cost an eager reader a system call, a wake-up and a
+//! send for every frame, and the writers' processors the wake-ups. So connections of one worker whose last read was
+//! small wait for the next beat of a common clock while the worker's rate of frames is high. Then all of them read at
+//! once: on io_uring one system call submits all reads, each finds what gathered in its socket, and one send carries it
+//! all. A worker with a low rate reads at once: a lone frame never waits.
+
+use std::cell::Cell;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::transport::timer::Timer;
+
+/// The clock of one worker.
+pub(crate) struct Gather {
+    since: Cell<Instant>,
+    frames: Cell<u32>,
+    busy: Cell<bool>,
+    waiting: Cell<bool>,
+    wanted: Notify,
+    beat: Notify,
+}
+
+impl Gather {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            since: Cell::new(now),
+            frames: Cell::new(0),
+            busy: Cell::new(false),
+            waiting: Cell::new(false),
+            wanted: Notify::new(),
+            beat: Notify::new(),
+        }
+    }
+
+    /// Tells that a read took so many frames.
+    pub(crate) fn took(&self, now: Instant, frames: u32) {
+        let frames = self.frames.get() + frames;
+        let elapsed = now.duration_since(self.since.get());
+        if elapsed < WINDOW {
+            return self.frames.set(frames);
+        }
+        self.busy.set(f64::from(frames) >= BUSY_FRAMES_PER_SECOND * elapsed.as_secs_f64());
+        self.frames.set(0);
+        self.since.set(now);
+    }
+
+    /// Waits for the next beat if the worker is busy. Cancel-safe.
+    pub(crate) async fn wait(&self) {
+        if !self.busy.get() {
+            return;
+        }
+        if !self.waiting.replace(true) {
+            self.wanted.notify_one();
+        }
+        self.beat.notified().await;
+    }
+
+    /// Gives the beats. Runs as a task of the worker, for ever; a timer that fails beats at once.
+    pub(crate) async fn run(&self, timer: Timer) {
+        loop {
+            self.wanted.notified().await;
+            let _ = timer.sleep(BEAT).await;
+            self.waiting.set(false);
+            self.beat.notify_waiters();
+        }
+    }
+}
+
+/// The rate is taken over at least this time.
+const WINDOW: Duration = Duration::from_millis(2);
+/// From this rate on reads are gathered.
+const BUSY_FRAMES_PER_SECOND: f64 = 20_000.0;
+/// How long input gathers.
+const BEAT: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Backend;
+    use crate::transport::backend::Runtime;
+
+    #[test]
+    fn a_worker_is_busy_above_a_rate_and_not_below() {
+        let mut now = Instant::now();
+        let gather = Gather::new(now);
+        let mut take = |frames, pause| {
+            now += pause;
+            gather.took(now, frames);
+            gather.busy.get()
+        };
+        // 25 frames a millisecond, over a whole window.
+        assert!(!take(25, Duration::from_millis(1)));
+        assert!(take(25, Duration::from_millis(1)));
+        // The first frame after a silence ends it.
+        assert!(!take(1, Duration::from_secs(60)));
+        for _ in 0..100 {
+            assert!(!take(1, Duration::from_millis(1)));
+        }
+    }
+
+    #[test]
+    fn connections_of_a_busy_worker_wait_for_the_same_beat() {
+        Runtime::new(Backend::Epoll).unwrap().block_on(async {
+            let gather = std::rc::Rc::new(Gather::new(Instant::now()));
+            let clock = std::rc::Rc::clone(&gather);
+            tokio::task::spawn_local(async move { clock.run(Timer::new().unwrap()).await });
+            let begin = Instant::now();
+            gather.wait().await;
+            gather.busy.set(true);
+            tokio::join!(gather.wait(), gather.wait(), gather.wait());
+            assert!(begin.elapsed() >= BEAT);
+            assert!(!gather.waiting.get());
+        });
+    }
+}
