@@ -6,6 +6,7 @@ use std::rc::Weak;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use std::time::Instant;
 
 use tracing::info;
@@ -128,9 +129,14 @@ async fn run_session(
     peer: &str,
 ) -> ReadEnd {
     let mut drain = readers.drain.clone();
+    let drained = async {
+        drain.wait(|phase| *phase != Phase::Running).await;
+        tokio::time::sleep(DRAIN_GRACE).await;
+    };
     let started = tokio::select! {
+        biased;
         started = read::handshake(&mut socket, session) => started,
-        _ = drain.wait(|phase| *phase != Phase::Running) => return ReadEnd::Drained,
+        () = drained => return ReadEnd::Drained,
     };
     let started = match started {
         Ok(started) => started,
@@ -160,3 +166,6 @@ async fn run_session(
     let handle = readers.register(stream);
     read::read_frames(&handle, session, started, &readers.pool, &readers.gather, read_len_max, deliver).await
 }
+
+/// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.
+const DRAIN_GRACE: Duration = Duration::from_millis(100);
