@@ -41,13 +41,39 @@ on_both_backends! {
             }
             // Without waiting: the bytes are in the kernel, and so they have arrived.
             let (ledger, collected) = relay.drain_into(reader);
+            let expected: Vec<_> = (0..5).map(|number| (number, 0..300)).collect();
+            assert_eq!(ledger.inputs[0].frames, 1500, "{transport:?}: {ledger:?}");
+            numbered::assert_complete(collected.payloads(), &expected);
             for writer in &mut writers {
                 writer.expect(&wire::finish());
                 writer.expect_close();
             }
-            let expected: Vec<_> = (0..5).map(|number| (number, 0..300)).collect();
-            numbered::assert_complete(collected.payloads(), &expected);
             assert_eq!(ledger.outputs[0].sessions_finished, 1);
+        }
+    }
+
+    /// START and all behind it have arrived, but the relay may not have looked yet.
+    fn what_has_arrived_of_a_session_that_has_just_begun_is_delivered_too(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let reader = CollectingReader::tcp();
+            let relay = relay(backend).input(listening(transport, folder.path())).output(to(&reader)).start();
+            let mut writers: Vec<Peer> = (0..20).map(|_| Peer::connect(&relay.address())).collect();
+            for writer in &mut writers {
+                writer.send(&wire::ready(&[D]));
+                writer.expect(&wire::accept(&[D]));
+            }
+            let frames = (0..20).map(|number| numbered::frames(number, 0..50));
+            let streams: Vec<Vec<u8>> = frames.map(|frames| [wire::start(&[D]), frames].concat()).collect();
+            writers.iter_mut().zip(&streams).for_each(|(writer, stream)| writer.send(stream));
+            let (ledger, collected) = relay.drain_into(reader);
+            assert_eq!(ledger.inputs[0].frames, 1000, "{transport:?}: {ledger:?}");
+            let expected: Vec<_> = (0..20).map(|number| (number, 0..50)).collect();
+            numbered::assert_complete(collected.payloads(), &expected);
+            for writer in &mut writers {
+                writer.expect(&wire::finish());
+                writer.expect_close();
+            }
         }
     }
 

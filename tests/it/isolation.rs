@@ -111,7 +111,7 @@ fn healthy_beside_stalled_and_dying(backend: Backend) -> Result<(), String> {
     let folder = folder();
     let healthy = CollectingReader::start(Transport::Unix, folder.path());
     let stalled = CollectingReader::tcp().stalled();
-    let mut mortal = CollectingReader::tcp();
+    let mut mortal = CollectingReader::start(Transport::Unix, folder.path());
     // The pauses of the default configuration: what an operator gets.
     let relay = relay(backend)
         .drain_timeout(Duration::from_secs(5))

@@ -15,6 +15,7 @@ use tapster::transport::Backend;
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
 use crate::support::peer::Peer;
+use crate::support::peer::PeerListener;
 use crate::support::process::Tapster;
 use crate::support::process::tapster;
 use crate::support::stream::Transport;
@@ -74,7 +75,7 @@ fn relay_with_idle_writers(backend: Backend, transport: Transport) {
     let unix = Transport::Unix.fresh_address(folder.path());
     let address = match transport {
         Transport::Unix => unix.clone(),
-        _ => crate::support::peer::PeerListener::tcp().address(),
+        _ => PeerListener::tcp().address(),
     };
     let mut program = tapster(backend)
         .arg("--workers")
@@ -155,6 +156,38 @@ on_both_backends! {
         assert!(program.process.memory() < memory + 32 * MIB);
         program.terminate();
         program.summary().assert_balanced();
+    }
+
+    /// U7: an accept loop without a pause would burn a core; one without a retry would never serve again.
+    fn running_out_of_descriptors_costs_no_processor_time_and_passes(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp();
+        let addresses = [Transport::Unix.fresh_address(folder.path()), PeerListener::tcp().address()];
+        let mut program = tapster(backend)
+            .listen(&addresses[0])
+            .listen(&addresses[1])
+            .to(&reader.address(), "")
+            .start();
+        for (round, address) in addresses.iter().enumerate() {
+            busy_session(address, &reader, round as u32, 1000);
+        }
+        let open = program.process.descriptors();
+        program.process.limit_descriptors(open as u64 + 20);
+        // They stay in the kernel's queue of the listener, or are accepted and wait for their handshake.
+        let crowds = addresses.each_ref().map(|address| crowd(address, 60, b""));
+        thread::sleep(millis(200));
+        let before = program.process.cpu_ticks();
+        thread::sleep(Duration::from_secs(1));
+        let ticks = program.process.cpu_ticks() - before;
+        assert!(ticks <= 15, "{ticks} % of a core for connections that cannot be accepted");
+        drop(crowds);
+        for (round, address) in addresses.iter().enumerate() {
+            busy_session(address, &reader, round as u32 + 2, 1000);
+        }
+        wait_for_descriptors(&program, open);
+        program.terminate();
+        let writers: Vec<_> = (0..4).map(|writer| (writer, 0..1000)).collect();
+        numbered::assert_complete(reader.close().payloads(), &writers);
     }
 
     /// U2: nothing is allocated because a peer announced it.
@@ -249,7 +282,7 @@ on_both_backends! {
     fn an_idle_relay_uses_no_processor_time(backend) {
         let folder = folder();
         let reader = CollectingReader::tcp();
-        let down = crate::support::peer::PeerListener::tcp().address();
+        let down = PeerListener::tcp().address();
         let address = Transport::Unix.fresh_address(folder.path());
         let mut program = tapster(backend).listen(&address).to(&reader.address(), "").to(&down, "").start();
         let _writer = Peer::writer(&address);

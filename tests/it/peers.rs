@@ -276,8 +276,8 @@ fn main_job(backend: Backend) -> Option<()> {
     let folder = folder();
     let unix = Transport::Unix.fresh_address(folder.path());
     let tcp = free_address(Transport::Tcp, folder.path());
-    let steady = Capture::start(Transport::Unix, folder.path())?;
-    let restarted = Capture::start(Transport::Tcp, folder.path())?;
+    let steady = Capture::start(Transport::Tcp, folder.path())?;
+    let restarted = Capture::start(Transport::Unix, folder.path())?;
     let behind = CollectingReader::start(Transport::Unix, folder.path());
     let dnstap = free_address(Transport::Tcp, folder.path());
     let mut passing = dnstap_passes_on(&dnstap, &behind.address())?;

@@ -89,8 +89,10 @@ on_both_backends! {
             let output = &ledger.outputs[0];
             assert_eq!((output.frames_sent, dropped(output)), (frames, 0), "{output:?}");
             assert_eq!(output.connections, 7);
-            // What died in buffers is known in bytes.
-            assert!(output.bytes_unconfirmed >= lost * (LEN as u64 + 4), "{lost} frames lost: {output:?}");
+            // What died in buffers is known in bytes, but for what the reader's kernel had taken over TCP.
+            if transport == Transport::Unix {
+                assert!(output.bytes_unconfirmed >= lost * (LEN as u64 + 4), "{lost} frames lost: {output:?}");
+            }
         }
     }
 

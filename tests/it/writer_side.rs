@@ -159,6 +159,22 @@ on_both_backends! {
         assert_eq!(dropped(&ledger.outputs[0]), 0);
     }
 
+    fn w07_the_deadline_is_for_the_whole_answer_and_not_for_each_byte(backend) {
+        let listener = PeerListener::tcp();
+        let relay = relay_to(backend, &listener);
+        let mut reader = listener.accept();
+        reader.expect(&wire::ready(&[D]));
+        let answer = wire::accept(&[D]);
+        let taken = answer.iter().take_while(|byte| {
+            thread::sleep(millis(50));
+            reader.try_send(&[**byte]).is_ok()
+        });
+        assert!(taken.count() < answer.len(), "the whole of ACCEPT was taken");
+        listener.accept_session();
+        drop(listener);
+        relay.drain();
+    }
+
     fn w08_stop_is_sent_after_the_last_frame_and_finish_is_counted(backend) {
         let listener = PeerListener::tcp();
         let relay = relay_to(backend, &listener);

@@ -15,8 +15,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::Pid;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 use rustix::process::Signal;
 use rustix::process::kill_process;
+use rustix::process::prlimit;
 use tapster::transport::Address;
 use tapster::transport::Backend;
 
@@ -126,6 +129,12 @@ impl Process {
     /// Open descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a running child").count()
+    }
+
+    /// Allows it no more descriptors than these.
+    pub(crate) fn limit_descriptors(&self, limit: u64) {
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a child of ours");
     }
 
     /// Resident memory in bytes.
