@@ -152,7 +152,10 @@ on_both_backends! {
             });
             let mut files = Vec::new();
             for life in 0..3 {
-                thread::sleep(millis(250));
+                // Killed with a stream under way: connected, and a few hundred frames on.
+                eventually("the capture is written to", || relay.output(0).connections == life + 1);
+                let sent = relay.output(0).frames_sent;
+                eventually("frames go out", || relay.output(0).frames_sent.min(30_000) >= (sent + 500).min(30_000));
                 capture.kill();
                 files.push(capture.path().to_owned());
                 let path = folder.path().join(format!("{transport:?}-{life}.fstrm"));
@@ -160,6 +163,7 @@ on_both_backends! {
             }
             writing.join().expect("the writer ends well");
             healthy.wait_for_frames(before + 30_000);
+            eventually("the last life is written to", || relay.output(0).connections == 4);
             relay.wait_until_written();
             let ledger = relay.drain();
             capture.terminate();
