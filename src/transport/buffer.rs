@@ -18,7 +18,7 @@ const READS_PER_BLOCK: usize = 2;
 /// Resting blocks that are looked at before a new one is allocated.
 const TRIES: usize = 8;
 /// Resting blocks that are remembered, bytes; others are freed with their last batch.
-const RESTING_MAX: usize = 16 << 20;
+const RESTING_MAX: usize = 4 << 20;
 
 /// What a connection reads into: the tail of a frame, and room behind it.
 #[derive(Default)]
@@ -163,7 +163,7 @@ mod tests {
             pool.rest(Block { bytes: BytesMut::new(), len: 1 << 20 });
             pool.rest(Block::without_room(b"tail"));
         }
-        assert_eq!((pool.resting.len(), pool.resting_bytes), (16, RESTING_MAX));
+        assert_eq!((pool.resting.len(), pool.resting_bytes), (4, RESTING_MAX));
     }
 
     #[test]
