@@ -88,6 +88,23 @@ pub enum StartError {
 }
 
 /// A running relay. Dropping it ends it at once; [`Relay::drain`] ends it well.
+///
+/// ```no_run
+/// use tapster::input::InputConfig;
+/// use tapster::output::OutputConfig;
+/// use tapster::relay::Relay;
+/// use tapster::relay::RelayConfig;
+///
+/// let input = InputConfig { listen: vec!["tcp://127.0.0.1:0".parse()?], ..InputConfig::default() };
+/// let output = OutputConfig { to: "unix:/run/collector.sock".parse()?, ..OutputConfig::default() };
+/// let relay = Relay::start(RelayConfig { inputs: vec![input], outputs: vec![output], ..RelayConfig::default() })?;
+/// for (input, address) in relay.listeners() {
+///     println!("{input} listens on {address}");
+/// }
+/// let ledger = relay.drain();
+/// assert!(ledger.outputs[0].balances());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Relay {
     backend: Backend,
