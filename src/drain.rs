@@ -1,7 +1,6 @@
 //! The end of a relay: asked for once, seen everywhere, over by a deadline.
 
 use std::pin::Pin;
-use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -11,9 +10,9 @@ pub(crate) enum Phase {
     /// Frames flow.
     Running,
     /// Inputs take what has arrived and answer FINISH.
-    Inputs { deadline: Instant },
+    Inputs,
     /// Nothing comes any more; outputs write what waits and send STOP.
-    Outputs { deadline: Instant },
+    Outputs,
     /// What is left is lost, and counted.
     Over,
 }
@@ -21,7 +20,7 @@ pub(crate) enum Phase {
 impl Phase {
     /// Whether nothing comes in any more.
     pub(crate) fn inputs_ended(&self) -> bool {
-        matches!(self, Self::Outputs { .. } | Self::Over)
+        matches!(self, Self::Outputs | Self::Over)
     }
 }
 

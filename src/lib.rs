@@ -43,8 +43,9 @@
 //!   lives and dies on one worker, and a worker never blocks: files have threads of their own.
 //! - **A lane is one downstream connection**, fed by one queue, written by one task. A connection from a DNS server
 //!   always uses the same lane of an output, so its order is kept.
-//! - **The producer comes first.** Accepting, ACCEPT and FINISH wait for no output; reading waits for those that an
-//!   operator set to [`Block`](queue::WhenFull::Block), and otherwise a few milliseconds at most.
+//! - **The producer comes first.** Accepting, ACCEPT and FINISH wait for no output that is stalled or away; reading waits
+//!   for those that an operator set to [`Block`](queue::WhenFull::Block), and for others 5 ms, up to 20 ms while they
+//!   move, each time that what waits for them has doubled.
 //! - **An operation of the ring is polled to its end**, never dropped: a dropped read swallows what arrives next.
 //!   `Stream::cancel` ends it in order.
 //! - **The ledger balances**, per output, in frames:

@@ -242,10 +242,10 @@ impl Relay {
 
     fn end(&mut self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
-        self.drain.enter(Phase::Inputs { deadline });
+        self.drain.enter(Phase::Inputs);
         // The sender is never used: the channel ends when the last worker has no connection any more.
         let _ = self.inputs_ended.recv_timeout(timeout);
-        self.drain.enter(Phase::Outputs { deadline });
+        self.drain.enter(Phase::Outputs);
         for queue in &self.queues {
             queue.close();
         }
