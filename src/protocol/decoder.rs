@@ -44,10 +44,12 @@ pub enum ScanStop {
 
 /// Counts the whole data frames at the front of `bytes`, of at most `frame_len_max` payload bytes each.
 ///
-/// Reads one length word per frame and no payload: this is all that a relay does for a frame.
+/// Looks at one length word per frame, and at payloads only to have the cache lines of later length words fetched: this
+/// is all that a relay does for a frame.
 pub fn scan(bytes: &[u8], frame_len_max: u32) -> Scan {
     let mut frames = 0u32;
     let mut payload_len_max = 0;
+    let mut touched = 0;
     let mut rest = bytes;
     let stop = loop {
         let Some((word, tail)) = rest.split_first_chunk() else {
@@ -58,6 +60,9 @@ pub fn scan(bytes: &[u8], frame_len_max: u32) -> Scan {
         if len.wrapping_sub(1) >= frame_len_max {
             break if len == 0 { ScanStop::Escape } else { ScanStop::TooLong { len } };
         }
+        if let Some(ahead) = rest.get(TOUCH_AHEAD..=TOUCH_AHEAD + CACHE_LINE) {
+            touched |= ahead[0] | ahead[CACHE_LINE];
+        }
         let Some(tail) = tail.get(len as usize..) else {
             break ScanStop::Incomplete { missing: len as usize - tail.len() };
         };
@@ -66,8 +71,15 @@ pub fn scan(bytes: &[u8], frame_len_max: u32) -> Scan {
         payload_len_max = payload_len_max.max(len);
         rest = tail;
     };
+    std::hint::black_box(touched);
     Scan { frames, bytes: bytes.len() - rest.len(), payload_len_max, stop }
 }
+
+/// Where the next length word is depends on this one, so that a scan waits for the cache once per frame. Two loads on
+/// which nothing depends bring what comes soon into the first level: 2.8 ns per frame of the usual mix, not 5.6 (0.2 ns
+/// are left to the prefetch instruction, which is not safe code).
+const TOUCH_AHEAD: usize = 768;
+const CACHE_LINE: usize = 64;
 
 /// Takes frames one by one out of bytes fed in any pieces.
 ///
