@@ -10,10 +10,8 @@ use plotters::style::text_anchor::HPos;
 use plotters::style::text_anchor::Pos;
 use plotters::style::text_anchor::VPos;
 
-use crate::bench::contender::Contender;
 use crate::bench::result::BenchResult;
 use crate::bench::result::Summary;
-use crate::bench::result::merged_latency;
 use crate::report::thousands;
 
 /// Writes the plot as SVG.
@@ -33,27 +31,31 @@ fn draw_on(root: &Area<'_>, result: &BenchResult) -> DrawResult {
         result.outputs, result.connections, result.transport, result.machine.processor
     );
     let (left, right) = root.titled(&title, (FONT, 22))?.split_horizontally(SIZE.0 / 2);
-    let bar = |summary: &Summary| {
-        let value = summary.cpu_ns_per_frame.median;
+    let bar = |(index, summary): (usize, &Summary)| {
+        let value = summary.cpu_ns_per_frame?.median;
         let ratio = summary.ratio_to_floor.map_or(String::new(), |ratio| format!(" ({:.2}x)", ratio.median));
-        Bar { contender: summary.contender, value, label: format!("{value:.0}{ratio}") }
+        let name = summary.contender.clone();
+        Some(Bar { colour: colour(&name, index), name, value, label: format!("{value:.0}{ratio}") })
     };
-    bars(&left, "CPU per frame, ns", &result.summary.iter().map(bar).collect::<Vec<_>>())?;
-    let bar = |summary: &Summary| {
+    let costs: Vec<Bar> = result.summary.iter().enumerate().filter_map(bar).collect();
+    bars(&left, "CPU per frame, ns", &costs)?;
+    let bar = |(index, summary): (usize, &Summary)| {
         let value = summary.frames_per_second.median;
-        Bar { contender: summary.contender, value, label: format!("{:.2} M", value / 1e6) }
+        let name = summary.contender.clone();
+        Bar { colour: colour(&name, index), name, value, label: format!("{:.2} M", value / 1e6) }
     };
     if result.has_rate {
         latencies(&right, result)?;
     } else {
-        bars(&right, "frames per second", &result.summary.iter().map(bar).collect::<Vec<_>>())?;
+        bars(&right, "frames per second", &result.summary.iter().enumerate().map(bar).collect::<Vec<_>>())?;
     }
     root.present()?;
     Ok(())
 }
 
 struct Bar {
-    contender: Contender,
+    name: String,
+    colour: RGBColor,
     value: f64,
     label: String,
 }
@@ -71,7 +73,7 @@ fn bars(area: &Area<'_>, title: &str, bars: &[Bar]) -> DrawResult {
     let name = |x: &f64| {
         let nearest = x.round();
         let bar = bars.get(nearest as usize).filter(|_| (x - nearest).abs() < 0.01 && nearest >= 0.0);
-        bar.map(|bar| bar.contender.name().to_owned()).unwrap_or_default()
+        bar.map(|bar| bar.name.clone()).unwrap_or_default()
     };
     chart
         .configure_mesh()
@@ -83,7 +85,7 @@ fn bars(area: &Area<'_>, title: &str, bars: &[Bar]) -> DrawResult {
         .draw()?;
     chart.draw_series((0..).zip(bars).map(|(index, bar)| {
         let middle = f64::from(index);
-        Rectangle::new([(middle - 0.35, 0.0), (middle + 0.35, bar.value)], colour(bar.contender).filled())
+        Rectangle::new([(middle - 0.35, 0.0), (middle + 0.35, bar.value)], bar.colour.filled())
     }))?;
     let style = TextStyle::from((FONT, 16)).pos(Pos::new(HPos::Center, VPos::Bottom));
     chart.draw_series((0..).zip(bars).map(|(index, bar)| {
@@ -95,13 +97,12 @@ fn bars(area: &Area<'_>, title: &str, bars: &[Bar]) -> DrawResult {
 /// Latency over percentile, a line for every contender; the further right, the rarer.
 fn latencies(area: &Area<'_>, result: &BenchResult) -> DrawResult {
     let curve = |summary: &Summary| -> Vec<(f64, f64)> {
-        let rounds = result.rounds.iter().filter(|round| round.contender == summary.contender);
-        let histogram = merged_latency(&rounds.collect::<Vec<_>>());
+        let histogram = result.latency_of(&summary.contender);
         let nines = (0..=40).map(|step| f64::from(step) / 10.0);
         nines.map(|nines| (nines, us(histogram.value_at_quantile(1.0 - 0.1_f64.powf(nines))))).collect()
     };
-    let curves: Vec<(Contender, Vec<(f64, f64)>)> =
-        result.summary.iter().map(|summary| (summary.contender, curve(summary))).collect();
+    let curves: Vec<(&str, Vec<(f64, f64)>)> =
+        result.summary.iter().map(|summary| (&*summary.contender, curve(summary))).collect();
     let top = curves.iter().flat_map(|(_, curve)| curve).map(|(_, us)| *us).fold(10.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption("latency by percentile, microseconds", (FONT, 19))
@@ -116,11 +117,11 @@ fn latencies(area: &Area<'_>, result: &BenchResult) -> DrawResult {
         .x_label_formatter(&|nines| format!("{}%", 100.0 * (1.0 - 0.1_f64.powf(*nines))))
         .y_label_formatter(&|us| thousands(*us as u64))
         .draw()?;
-    for (contender, curve) in curves {
-        let colour = colour(contender);
+    for (index, (contender, curve)) in curves.into_iter().enumerate() {
+        let colour = colour(contender, index);
         let line = LineSeries::new(curve, colour.stroke_width(2));
         let legend = move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2));
-        chart.draw_series(line)?.label(contender.name()).legend(legend);
+        chart.draw_series(line)?.label(contender).legend(legend);
     }
     chart
         .configure_series_labels()
@@ -135,16 +136,20 @@ fn us(nanos: u64) -> f64 {
     (nanos as f64 / 1e3).max(1.0)
 }
 
-fn colour(contender: Contender) -> RGBColor {
+/// A contender's colour; variants have one by their place.
+fn colour(contender: &str, index: usize) -> RGBColor {
     match contender {
-        Contender::Relay => RGBColor(0, 114, 178),
-        Contender::Floor => RGBColor(120, 120, 120),
-        Contender::Dnstap => RGBColor(213, 94, 0),
-        Contender::Haproxy => RGBColor(0, 158, 115),
-        Contender::Socat => RGBColor(204, 121, 167),
+        "relay" => RGBColor(0, 114, 178),
+        "floor" => RGBColor(120, 120, 120),
+        "dnstap" => RGBColor(213, 94, 0),
+        "haproxy" => RGBColor(0, 158, 115),
+        "socat" => RGBColor(204, 121, 167),
+        "direct" => RGBColor(0, 0, 0),
+        _ => VARIANTS[index % VARIANTS.len()],
     }
 }
 
+const VARIANTS: [RGBColor; 3] = [RGBColor(230, 159, 0), RGBColor(86, 180, 233), RGBColor(148, 103, 189)];
 const FONT: &str = "sans-serif";
 const SIZE: (u32, u32) = (1000, 420);
 

@@ -72,6 +72,37 @@ fn bench_measures_in_pairs_and_writes_what_compare_reads() {
 }
 
 #[test]
+fn variants_and_the_way_without_a_relay_take_part_in_the_same_rounds() {
+    let folder = TempDir::new().unwrap();
+    let relay = stand_in(&folder);
+    let json = folder.path().join("a.json");
+    let other = format!("other:path={},queue=1MiB", path_text(&relay));
+    let mut bench = loadgen(&["bench", "--relay", path_text(&relay), "--variant", &other]);
+    bench.args(["--against", "direct", "--rounds", "2", "--duration", "200ms", "--rate", "1000"]);
+    let (right, text) = output(bench.args(["--outputs", "2", "--pin", "0:0", "--json"]).arg(&json));
+    assert!(right, "{text}");
+    let result: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    let rounds = result["rounds"].as_array().unwrap();
+    let contenders: Vec<&str> = rounds.iter().map(|round| round["contender"].as_str().unwrap()).collect();
+    assert_eq!(contenders, ["relay", "other", "direct", "relay", "other", "direct"]);
+    let [relay, other, direct] = [0, 1, 2].map(|index| &result["summary"][index]);
+    assert!(relay["added"]["p99_us"]["median"].is_f64() && relay["ratio_to_relay"].is_null(), "{result}");
+    assert!(other["added"]["p50_us"]["median"].is_f64(), "{result}");
+    assert!(other["ratio_to_relay"]["median"].as_f64() > Some(0.0), "{result}");
+    assert!(direct["cpu_ns_per_frame"].is_null() && direct["lost"] == 0, "{result}");
+    assert!(text.contains("against relay") && text.contains("added to direct"), "{text}");
+}
+
+#[test]
+fn a_variant_without_its_binary_is_refused_before_anything_runs() {
+    let folder = TempDir::new().unwrap();
+    let relay = stand_in(&folder);
+    let mut bench = loadgen(&["bench", "--relay", path_text(&relay), "--variant", "old:path=/nowhere/old"]);
+    let (right, text) = output(&mut bench);
+    assert!(!right && text.contains("/nowhere/old is not there"), "{text}");
+}
+
+#[test]
 fn bench_without_a_relay_tells_how_to_build_it() {
     let (right, text) = output(&mut loadgen(&["bench", "--relay", "/nowhere/tapster"]));
     assert!(!right);
