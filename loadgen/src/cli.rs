@@ -12,6 +12,7 @@ use tapster::transport::Address;
 
 use crate::bench::BenchArgs;
 use crate::demo::DemoArgs;
+use crate::idle::IdleArgs;
 use crate::payload::PayloadKind;
 use crate::payload::Sizes;
 use crate::schedule::Rate;
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     Floor(FloorArgs),
     Bench(BenchArgs),
     Compare(CompareArgs),
+    Idle(IdleArgs),
     Demo(DemoArgs),
 }
 

@@ -145,8 +145,17 @@ impl Process {
 
     /// Most memory that it had resident at a time, in bytes; `None` if it has ended already.
     pub(crate) fn memory_peak(&mut self) -> Option<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// Memory that it has resident now, in bytes; `None` if it has ended already.
+    pub(crate) fn memory_resident(&mut self) -> Option<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&mut self, field: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child().id())).ok()?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?;
+        let kib = status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?;
         Some(kib.parse::<u64>().ok()? << 10)
     }
 
@@ -265,7 +274,8 @@ mod tests {
     fn a_process_tells_its_cpu_time_and_memory_and_ends() {
         let mut process = Process::start(Command::new("sleep").arg("60"), None).unwrap();
         assert!(process.cpu_time().unwrap() < Duration::from_secs(1));
-        assert!(process.memory_peak().unwrap() > 0);
+        let resident = process.memory_resident().unwrap();
+        assert!(resident > 0 && process.memory_peak().unwrap() >= resident);
         process.terminate().unwrap();
 
         let mut ended = Process::start(&mut Command::new("true"), None).unwrap();

@@ -10,6 +10,7 @@ use std::process::Output;
 use tempfile::TempDir;
 
 use crate::support::loadgen;
+use crate::support::result;
 
 /// A stand-in for the relay, which need not be built for these tests: `floor` behind the relay's arguments.
 fn stand_in(folder: &TempDir) -> PathBuf {
@@ -100,6 +101,22 @@ fn a_variant_without_its_binary_is_refused_before_anything_runs() {
     let mut bench = loadgen(&["bench", "--relay", path_text(&relay), "--variant", "old:path=/nowhere/old"]);
     let (right, text) = output(&mut bench);
     assert!(!right && text.contains("/nowhere/old is not there"), "{text}");
+}
+
+#[test]
+fn idle_tells_what_connections_cost_that_send_nothing() {
+    let folder = TempDir::new().unwrap();
+    let relay = stand_in(&folder);
+    for transport in ["unix", "tcp"] {
+        let mut idle = loadgen(&["idle", "--relay", path_text(&relay), "--transport", transport, "--json"]);
+        let (right, report) =
+            result(&idle.args(["--connections", "50", "--hold", "200ms"]).output().unwrap());
+        assert!(right, "{report}");
+        assert_eq!((&report["connections"], &report["problems"]), (&50.into(), &serde_json::json!([])));
+        // The stand-in has two threads for each connection, whose stacks it touches.
+        assert!(report["bytes_per_connection"].as_f64() > Some(4096.0), "{report}");
+        assert!(report["resident"].as_u64() > report["resident_before"].as_u64(), "{report}");
+    }
 }
 
 #[test]
