@@ -15,6 +15,7 @@ use crate::demo::DemoArgs;
 use crate::idle::IdleArgs;
 use crate::payload::PayloadKind;
 use crate::payload::Sizes;
+use crate::plot::PlotArgs;
 use crate::schedule::Rate;
 use crate::units;
 
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     Compare(CompareArgs),
     Idle(IdleArgs),
+    Plot(PlotArgs),
     Demo(DemoArgs),
 }
 

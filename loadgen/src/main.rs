@@ -86,6 +86,7 @@ fn run(command: Command) -> Result<bool> {
             print(&report, &report.text(), args.json)?;
             Ok(report.ok)
         }
+        Command::Plot(args) => plot::run(&args).map(|()| true),
         Command::Compare(args) => compare::run(&args.before, &args.after).map(|()| true),
     }
 }

@@ -70,6 +70,22 @@ fn bench_measures_in_pairs_and_writes_what_compare_reads() {
     let (right, text) = output(loadgen(&["compare"]).arg(file("a.json")).arg(file("b.json")));
     assert!(right, "{text}");
     assert!(text.contains("relay, ratio to floor") && text.contains("shape differs"), "{text}");
+    for by in ["outputs", "percentile"] {
+        let svg = file(&format!("{by}.svg"));
+        let mut plot = loadgen(&["plot", "--by", by, "--out", path_text(&svg)]);
+        let (right, text) = output(plot.arg(file("a.json")));
+        assert!(right, "{text}");
+        assert!(fs::read_to_string(&svg).unwrap().contains("</svg>"));
+    }
+}
+
+#[test]
+fn plot_says_what_it_cannot_draw() {
+    let folder = TempDir::new().unwrap();
+    let missing = folder.path().join("missing.json");
+    let mut plot = loadgen(&["plot", "--by", "outputs", path_text(&missing), "--out", "/nowhere/a.svg"]);
+    let (right, text) = output(&mut plot);
+    assert!(!right && text.contains("cannot read"), "{text}");
 }
 
 #[test]
