@@ -132,13 +132,15 @@ fn groups(
             drawn.push((index, left, left + 0.9 * width, spread));
         }
     }
-    let top = drawn.iter().map(|(_, _, _, spread)| scaled(spread.quartiles.1)).fold(0.1, f64::max) * 1.3;
+    let top = drawn.iter().map(|(_, _, _, spread)| scaled(spread.quartiles.1)).fold(0.1, f64::max) * 1.1;
+    // The names stand once, in the second chart, right of its bars.
+    let right_end = results.len() as f64 - if logarithmic { 0.5 } else { -0.3 };
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 19))
         .margin(12)
         .x_label_area_size(48)
         .y_label_area_size(70)
-        .build_cartesian_2d(-0.5..results.len() as f64 - 0.5, 0.0..top)?;
+        .build_cartesian_2d(-0.5..right_end, 0.0..top)?;
     let outputs = |x: &f64| {
         let nearest = x.round();
         let result = results.get(nearest as usize).filter(|_| (x - nearest).abs() < 0.01 && nearest >= 0.0);
@@ -152,6 +154,8 @@ fn groups(
         .x_labels(2 * results.len() + 1)
         .x_label_formatter(&outputs)
         .y_label_formatter(&|y| match logarithmic {
+            // Whole decades only.
+            true if (y - y.round()).abs() > 0.01 => String::new(),
             true => thousands(10_f64.powf(*y).round() as u64),
             false => format!("{y:.1}"),
         })
@@ -169,12 +173,14 @@ fn groups(
             PathElement::new([(middle, scaled(*low)), (middle, scaled(*high))], BLACK)
         }))?;
     }
-    chart
-        .configure_series_labels()
-        .position(if logarithmic { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight })
-        .label_font((FONT, 15))
-        .background_style(WHITE)
-        .draw()?;
+    if !logarithmic {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font((FONT, 15))
+            .background_style(WHITE)
+            .draw()?;
+    }
     Ok(())
 }
 
@@ -244,6 +250,7 @@ fn latencies(area: &Area<'_>, result: &BenchResult) -> DrawResult {
     let mut chart = ChartBuilder::on(area)
         .caption("latency", (FONT, 19))
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(48)
         .y_label_area_size(80)
         .build_cartesian_2d(0.0..4.0, (bottom * 0.8..top * 1.2).log_scale())?;
@@ -323,9 +330,9 @@ mod tests {
         fs::read_to_string(&path).unwrap()
     }
 
-    /// Filled rectangles of a colour: bars, and one in the legend of each of two charts.
+    /// Filled rectangles of a colour, but for the one in the legend: bars.
     fn bars(svg: &str, colour: &str) -> usize {
-        svg.matches(&format!("fill=\"{colour}\"")).count() - 2
+        svg.matches(&format!("fill=\"{colour}\"")).count() - 1
     }
 
     #[test]
