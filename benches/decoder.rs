@@ -48,6 +48,25 @@ fn reader_session(bencher: Bencher, payload_len: usize) {
         });
 }
 
+/// A read ends somewhere within a frame, as it does on a busy connection, and the next one brings the rest.
+#[divan::bench(args = PAYLOAD_LENS)]
+fn reader_session_partial_tail(bencher: Bencher, payload_len: usize) {
+    let now = Instant::now();
+    let block = block(payload_len);
+    let frames = scan(&block, FRAME_LEN_MAX_DEFAULT).frames;
+    let (read, rest) = block.split_at(block.len() - payload_len / 2);
+    bencher
+        .counter(ItemsCount::new(frames))
+        .with_inputs(|| (started_session(now), BytesMut::from(read)))
+        .bench_refs(|(session, bytes)| {
+            session.handle_bytes(now, bytes).expect("a valid stream");
+            let batch = session.poll_event();
+            bytes.extend_from_slice(rest);
+            session.handle_bytes(now, bytes).expect("a valid stream");
+            (batch, session.poll_event())
+        });
+}
+
 #[divan::bench(args = PAYLOAD_LENS)]
 fn decoder_frame_by_frame(bencher: Bencher, payload_len: usize) {
     let block = block(payload_len);

@@ -65,6 +65,9 @@
 pub mod protocol;
 
 #[cfg(feature = "relay")]
+#[doc(hidden)]
+pub mod bench;
+#[cfg(feature = "relay")]
 pub mod config;
 #[cfg(feature = "relay")]
 pub mod dnstap;

@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["protocol", "dnstap", "transport", "observability", "drain"],
     &["session", "queue"],
     &["route"],
-    &["input", "output"],
+    &["input", "output", "bench"],
     &["config"],
     &["relay"],
     &["admin"],

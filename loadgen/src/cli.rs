@@ -12,8 +12,10 @@ use tapster::transport::Address;
 
 use crate::bench::BenchArgs;
 use crate::demo::DemoArgs;
+use crate::idle::IdleArgs;
 use crate::payload::PayloadKind;
 use crate::payload::Sizes;
+use crate::plot::PlotArgs;
 use crate::schedule::Rate;
 use crate::units;
 
@@ -38,6 +40,8 @@ pub(crate) enum Command {
     Floor(FloorArgs),
     Bench(BenchArgs),
     Compare(CompareArgs),
+    Idle(IdleArgs),
+    Plot(PlotArgs),
     Demo(DemoArgs),
 }
 

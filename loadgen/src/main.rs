@@ -25,6 +25,7 @@ mod connection;
 mod demo;
 mod dnstap;
 mod floor;
+mod idle;
 mod latency;
 mod mark;
 mod payload;
@@ -80,6 +81,12 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Idle(args) => {
+            let report = idle::run(&args)?;
+            print(&report, &report.text(), args.json)?;
+            Ok(report.ok)
+        }
+        Command::Plot(args) => plot::run(&args).map(|()| true),
         Command::Compare(args) => compare::run(&args.before, &args.after).map(|()| true),
     }
 }

@@ -168,7 +168,8 @@ impl SinkReport {
     }
 }
 
-fn add_problems(text: &mut String, problems: &[String]) {
+/// What went wrong, a line each.
+pub(crate) fn add_problems(text: &mut String, problems: &[String]) {
     if problems.is_empty() {
         text.push_str("nothing wrong\n");
     }

@@ -12,21 +12,33 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 use clap::ValueEnum;
-use serde::Deserialize;
-use serde::Serialize;
 use tapster::transport::Address;
 
 use crate::bench::BenchArgs;
 use crate::bench::Transport;
+use crate::bench::relay::RelayArgs;
+
+/// The name of the relay that variants are compared with.
+pub(crate) const RELAY: &str = "relay";
 
 /// Something that takes frames from the generator and passes them to the sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
-    /// tapster
-    Relay,
+    /// tapster, under a name for each way in which it is set.
+    Relay {
+        name: String,
+        args: RelayArgs,
+    },
+    Peer(Peer),
+}
+
+/// What the relay is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
     /// loadgen floor: the raw copy
     Floor,
+    /// Nothing: the generator writes to the first sink; others add their latency to this one
+    Direct,
     /// The dnstap command
     Dnstap,
     /// HAProxy in TCP mode; one output
@@ -36,11 +48,35 @@ pub(crate) enum Contender {
 }
 
 impl Contender {
-    /// Its name in tables and file names.
+    /// Its name in tables, results and file names.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Relay { name, .. } => name,
+            Self::Peer(peer) => peer.name(),
+        }
+    }
+
+    /// The command that takes from `input` and passes to every one of `outputs`; `None` for [`Peer::Direct`].
+    pub(crate) fn command(
+        &self,
+        args: &BenchArgs,
+        input: &Address,
+        outputs: &[Address],
+        folder: &Path,
+    ) -> Result<Option<Command>> {
+        match self {
+            Self::Relay { args: relay, .. } => relay.command(args.class, input, outputs).map(Some),
+            Self::Peer(peer) => peer.command(args, input, outputs, folder),
+        }
+    }
+}
+
+impl Peer {
+    /// Its name in tables, results and file names.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Relay => "relay",
             Self::Floor => "floor",
+            Self::Direct => "direct",
             Self::Dnstap => "dnstap",
             Self::Haproxy => "haproxy",
             Self::Socat => "socat",
@@ -50,7 +86,7 @@ impl Contender {
     /// Why it cannot take part; `None` if it can.
     pub(crate) fn hindrance(self, args: &BenchArgs) -> Option<&'static str> {
         match self {
-            Self::Relay | Self::Floor => None,
+            Self::Floor | Self::Direct => None,
             Self::Haproxy | Self::Socat if args.outputs > 1 => Some("it cannot fan out"),
             Self::Socat if args.load.connections > 1 => Some("it serves one connection"),
             _ if find_program(self.name()).is_none() => Some("it is not installed"),
@@ -58,27 +94,20 @@ impl Contender {
         }
     }
 
-    /// The command that takes from `input` and passes to every one of `outputs`.
-    pub(crate) fn command(
+    fn command(
         self,
         args: &BenchArgs,
         input: &Address,
         outputs: &[Address],
         folder: &Path,
-    ) -> Result<Command> {
-        let mut command = match self {
-            Self::Relay => Command::new(relay_path(args)?),
-            Self::Floor => Command::new(env::current_exe()?),
-            _ => Command::new(find_program(self.name()).context("it was there a moment ago")?),
-        };
+    ) -> Result<Option<Command>> {
+        let mut command = args.class.command(match self {
+            Self::Direct => return Ok(None),
+            Self::Floor => env::current_exe()?,
+            _ => find_program(self.name()).context("it was there a moment ago")?,
+        });
         match self {
-            Self::Relay => {
-                command.args(["run", "--listen", &input.to_string()]);
-                for output in outputs {
-                    command.args(["--to", &format!("{output}?{}", args.relay_keys)]);
-                }
-                command.args(["--workers", &args.workers.to_string(), "--backend", &args.backend]);
-            }
+            Self::Direct => {}
             Self::Floor => {
                 command.args(["floor", "--listen", &input.to_string()]);
                 command.args(["--together", &args.load.connections.to_string()]);
@@ -121,7 +150,7 @@ impl Contender {
                 ]);
             }
         }
-        Ok(command)
+        Ok(Some(command))
     }
 }
 
@@ -134,21 +163,6 @@ pub(crate) fn free_address(transport: Transport, folder: &Path) -> Result<Addres
             Address::Tcp { host: "127.0.0.1".to_owned(), port }
         }
     })
-}
-
-/// The relay's binary: as told, or beside this one.
-pub(crate) fn relay_path(args: &BenchArgs) -> Result<PathBuf> {
-    let path = match &args.relay {
-        Some(path) => path.clone(),
-        None => env::current_exe()?.with_file_name("tapster"),
-    };
-    if !path.is_file() {
-        bail!(
-            "{} is not there: build it with `cargo build --release`, or name it with --relay PATH",
-            path.display()
-        );
-    }
-    Ok(path)
 }
 
 /// Finds a program in `PATH`, and where the system keeps its daemons.

@@ -12,49 +12,58 @@ use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
+use anyhow::bail;
 use clap::Args;
 use clap::ValueEnum;
 use fastrand::Rng;
 use tapster::config::units::parse_duration;
 
 use crate::bench::contender::Contender;
-use crate::bench::contender::relay_path;
+use crate::bench::contender::Peer;
+use crate::bench::contender::RELAY;
+use crate::bench::process::Class;
 use crate::bench::process::Pin;
+use crate::bench::relay::RelayArgs;
+use crate::bench::relay::Variant;
 use crate::bench::result::BenchResult;
 use crate::bench::result::Machine;
 use crate::bench::result::Round;
-use crate::bench::result::Summary;
-use crate::bench::result::merged_latency;
 use crate::bench::result::summarise;
+use crate::bench::tables::text;
 use crate::cli::LoadArgs;
 use crate::floor;
 use crate::latency::percentile_distribution;
 use crate::plot;
 use crate::progress::Progress;
-use crate::report::bytes;
-use crate::report::micros;
-use crate::report::thousands;
 use crate::schedule::Rate;
-use crate::table::Table;
 
 pub(crate) mod contender;
 pub(crate) mod process;
+pub(crate) mod relay;
 pub(crate) mod result;
 mod round;
+mod tables;
 
 /// Measure the relay against the raw copy and other programs
 ///
 /// Runs relay, generator and sink as processes, the relay on CPUs of its own. Every contender runs once in every round,
 /// in random order, after a warm-up; "ratio" is the median of the CPU per frame relative to the floor of the same
 /// round. CPU is user and system time of the relay process per frame sent, whatever the number of outputs.
+/// With a rate and `--against direct`, "added" is the latency less that of the same load without a relay, percentile by
+/// percentile, the median of the differences within a round.
 /// Builds nothing: `cargo build --release` first. Exits with 1 if frames were lost or altered.
 ///
-/// Example: loadgen bench --outputs 2 --rounds 11 --json result.json
+/// Examples: loadgen bench --outputs 2 --rounds 11 --json result.json;
+/// loadgen bench --variant two:workers=2,connections=per_worker --variant old:path=/tmp/tapster --pin none;
+/// loadgen bench --rate 1000 --against direct,floor --pin 0:0 --class fifo
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// The relay's binary [default: tapster beside loadgen]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) relay: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) relay: RelayArgs,
+    /// The relay once more with other settings, in the same rounds: path, workers, backend, and keys of its outputs; may
+    /// be repeated
+    #[arg(long = "variant", value_name = "NAME:KEY=VALUE,...")]
+    pub(crate) variants: Vec<Variant>,
     /// Outputs of the relay, each with a verifying sink
     #[arg(long, value_name = "M", default_value_t = 1, value_parser = outputs)]
     pub(crate) outputs: usize,
@@ -66,21 +75,15 @@ pub(crate) struct BenchArgs {
     /// How long the generator sends in every round
     #[arg(long, value_name = "T", default_value = "3s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
-    /// Worker threads of the relay
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) workers: usize,
-    /// Backend of the relay: auto, uring or epoll
-    #[arg(long, value_name = "B", default_value = "auto")]
-    pub(crate) backend: String,
-    /// Configuration keys of the relay's outputs
-    #[arg(long, value_name = "KEYS", default_value = "when_full=block&queue=64MiB")]
-    pub(crate) relay_keys: String,
     /// CPUs of the relay and of the load, or `none` [default: 0:1 where there are two]
     #[arg(long, value_name = "RELAYCPUS:LOADCPUS", value_parser = pin)]
     pub(crate) pin: Option<PinChoice>,
+    /// How the scheduler treats relay and load; latencies are repeatable on one CPU (--pin 0:0) in class fifo
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) class: Class,
     /// What to compare with; what is not installed or cannot do it is left out
     #[arg(long, value_enum, value_delimiter = ',', default_value = "floor,dnstap,haproxy,socat")]
-    pub(crate) against: Vec<Contender>,
+    pub(crate) against: Vec<Peer>,
     /// How many times
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
@@ -136,8 +139,7 @@ fn outputs(text: &str) -> Result<usize, String> {
 
 /// Runs the rounds, prints the table and writes the files; `false` if anything was lost or altered.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
-    relay_path(args)?;
-    let contenders = contenders(args);
+    let contenders = contenders(args)?;
     let pin = match &args.pin {
         None => Pin::default_of_machine(),
         Some(PinChoice::Nowhere) => None,
@@ -153,33 +155,45 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         seed,
         outputs: args.outputs,
         connections: args.load.connections,
-        transport: args.transport.to_possible_value().expect("none is skipped").get_name().to_owned(),
+        transport: name(&args.transport),
         floor_read_size: args.transport.floor_read_size(),
         pin: pin.map(|pin| (pin.relay, pin.load)),
+        class: name(&args.class),
         has_rate: args.load.rate != Rate::Max,
         summary: summarise(&rounds),
         rounds,
     };
-    print!("{}", table(&result));
+    print!("{}", text(&result));
     for round in result.rounds.iter().filter(|round| !round.problems.is_empty()) {
         let problems = round.problems.join("; ");
-        println!("wrong: round {}, {}: {problems}", round.number + 1, round.contender.name());
+        println!("wrong: round {}, {}: {problems}", round.number + 1, round.contender);
     }
     write_files(args, &result)?;
     Ok(result.summary.iter().all(|summary| summary.problems == 0))
 }
 
-/// The relay, and those of the others that can take part.
-fn contenders(args: &BenchArgs) -> Vec<Contender> {
-    let mut contenders = vec![Contender::Relay];
-    for &contender in &args.against {
-        match contender.hindrance(args) {
-            Some(hindrance) => eprintln!("without {}: {hindrance}", contender.name()),
-            None if contenders.contains(&contender) => {}
-            None => contenders.push(contender),
+/// The relay, its variants, and those of the others that can take part.
+fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
+    let mut contenders = vec![Contender::Relay { name: RELAY.to_owned(), args: args.relay.clone() }];
+    for variant in &args.variants {
+        if contenders.iter().any(|contender| contender.name() == variant.name) {
+            bail!("two variants are called {}", variant.name);
+        }
+        contenders.push(Contender::Relay { name: variant.name.clone(), args: variant.of(&args.relay)? });
+    }
+    for contender in &contenders {
+        if let Contender::Relay { args, .. } = contender {
+            args.path()?;
         }
     }
-    contenders
+    for &peer in &args.against {
+        match peer.hindrance(args) {
+            Some(hindrance) => eprintln!("without {}: {hindrance}", peer.name()),
+            None if contenders.contains(&Contender::Peer(peer)) => {}
+            None => contenders.push(Contender::Peer(peer)),
+        }
+    }
+    Ok(contenders)
 }
 
 fn all_rounds(
@@ -189,15 +203,17 @@ fn all_rounds(
     seed: u64,
 ) -> Result<Vec<Round>> {
     let mut rng = Rng::with_seed(seed);
-    let mut order = contenders.to_vec();
+    let mut order: Vec<&Contender> = contenders.iter().collect();
     let progress = Progress::runs(stderr().is_terminal(), u64::from(args.rounds + 1) * order.len() as u64);
-    // Others may be installed and yet not run here; without the relay and the floor there is nothing to compare.
+    // Other programs may be installed and yet not run here; without ours there is nothing to compare.
     let warm_up = BenchArgs { duration: args.duration.min(WARM_UP), ..args.clone() };
     for contender in contenders {
-        match round::run(&warm_up, *contender, 0, pin) {
-            Err(error) if !matches!(contender, Contender::Relay | Contender::Floor) => {
+        match round::run(&warm_up, contender, 0, pin) {
+            Err(error)
+                if matches!(contender, Contender::Peer(Peer::Dnstap | Peer::Haproxy | Peer::Socat)) =>
+            {
                 eprintln!("without {}: {error:#}", contender.name());
-                order.retain(|other| other != contender);
+                order.retain(|other| *other != contender);
             }
             result => drop(result.with_context(|| format!("warm-up of {}", contender.name()))?),
         }
@@ -206,48 +222,23 @@ fn all_rounds(
     let mut rounds = Vec::new();
     for number in 0..args.rounds {
         rng.shuffle(&mut order);
-        for &contender in &order {
+        for contender in &order {
             let round = round::run(args, contender, number, pin);
             rounds.push(round.with_context(|| format!("round {} of {}", number + 1, contender.name()))?);
             progress.step();
         }
     }
+    // The order of the first round is random; results are shown in the order of the command line.
+    rounds.sort_by_key(|round: &Round| {
+        let place = contenders.iter().position(|contender| contender.name() == round.contender);
+        (round.number, place)
+    });
     Ok(rounds)
 }
 
-fn table(result: &BenchResult) -> String {
-    let mut table = Table::new(["", "CPU ns/frame", "ratio", "quartiles", "frames/s", "peak memory", "lost"]);
-    for summary in &result.summary {
-        let ratio = summary.ratio_to_floor;
-        table.row([
-            summary.contender.name().to_owned(),
-            format!("{:.1}", summary.cpu_ns_per_frame.median),
-            ratio.map_or("-".to_owned(), |ratio| format!("{:.3}", ratio.median)),
-            ratio
-                .map_or("-".to_owned(), |ratio| format!("{:.3}-{:.3}", ratio.quartiles.0, ratio.quartiles.1)),
-            thousands(summary.frames_per_second.median as u64),
-            summary.memory_peak.map_or("-".to_owned(), bytes),
-            summary.lost.to_string(),
-        ]);
-    }
-    let BenchResult { outputs, connections, transport, machine, .. } = result;
-    let mut text = format!(
-        "{outputs} outputs, {connections} connections, {transport}, floor reads {}; {}, {}\n{}",
-        bytes(result.floor_read_size as u64),
-        machine.processor,
-        machine.kernel,
-        table.text()
-    );
-    if result.has_rate {
-        let mut table = Table::new(["latency", "p50", "p90", "p99", "p99.9", "max"]);
-        for Summary { contender, latency, .. } in &result.summary {
-            let values = [latency.p50_us, latency.p90_us, latency.p99_us, latency.p99_9_us, latency.max_us];
-            let [p50, p90, p99, p99_9, max] = values.map(micros);
-            table.row([contender.name().to_owned(), p50, p90, p99, p99_9, max]);
-        }
-        text.push_str(&table.text());
-    }
-    text
+/// The name of a value as it is written on the command line.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().expect("none is skipped").get_name().to_owned()
 }
 
 fn write_files(args: &BenchArgs, result: &BenchResult) -> Result<()> {
@@ -257,10 +248,9 @@ fn write_files(args: &BenchArgs, result: &BenchResult) -> Result<()> {
     }
     if let Some(folder) = &args.hgrm {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        for Summary { contender, .. } in &result.summary {
-            let rounds = result.rounds.iter().filter(|round| round.contender == *contender);
-            let histogram = merged_latency(&rounds.collect::<Vec<_>>());
-            let path = folder.join(format!("{}.hgrm", contender.name()));
+        for summary in &result.summary {
+            let histogram = result.latency_of(&summary.contender);
+            let path = folder.join(format!("{}.hgrm", summary.contender));
             fs::write(&path, percentile_distribution(&histogram))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }

@@ -1,5 +1,6 @@
 //! Child processes of a benchmark: pinned, timed, and ended.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
+use clap::ValueEnum;
 use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use rustix::process::Pid;
@@ -50,6 +52,31 @@ impl FromStr for Pin {
         let (relay, load) =
             parsed.ok_or_else(|| format!("`{text}`: write RELAYCPUS:LOADCPUS, as in 0:1 or 0-1:2,3"))?;
         Ok(Self { relay, load })
+    }
+}
+
+/// How the scheduler treats the processes of a benchmark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Class {
+    /// As any other process
+    #[default]
+    Normal,
+    /// SCHED_FIFO, ahead of everything else on its CPUs; asks for the privilege, and for `chrt`
+    Fifo,
+}
+
+impl Class {
+    /// A command that runs in this class.
+    pub(crate) fn command(self, program: impl AsRef<OsStr>) -> Command {
+        match self {
+            Self::Normal => Command::new(program),
+            Self::Fifo => {
+                let mut command = Command::new("chrt");
+                // It becomes the program: the process that is measured has its id.
+                command.args(["--fifo", FIFO_PRIORITY]).arg(program);
+                command
+            }
+        }
     }
 }
 
@@ -118,8 +145,17 @@ impl Process {
 
     /// Most memory that it had resident at a time, in bytes; `None` if it has ended already.
     pub(crate) fn memory_peak(&mut self) -> Option<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// Memory that it has resident now, in bytes; `None` if it has ended already.
+    pub(crate) fn memory_resident(&mut self) -> Option<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&mut self, field: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child().id())).ok()?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?;
+        let kib = status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?;
         Some(kib.parse::<u64>().ok()? << 10)
     }
 
@@ -204,6 +240,7 @@ fn is_listening(address: &Address) -> Result<bool> {
 const UNIX_LISTENING: &str = "00010000";
 /// `TCP_LISTEN` as a state.
 const TCP_LISTENING: &str = "0A";
+const FIFO_PRIORITY: &str = "10";
 const START_PATIENCE: Duration = Duration::from_secs(10);
 const END_PATIENCE: Duration = Duration::from_secs(12);
 
@@ -237,7 +274,8 @@ mod tests {
     fn a_process_tells_its_cpu_time_and_memory_and_ends() {
         let mut process = Process::start(Command::new("sleep").arg("60"), None).unwrap();
         assert!(process.cpu_time().unwrap() < Duration::from_secs(1));
-        assert!(process.memory_peak().unwrap() > 0);
+        let resident = process.memory_resident().unwrap();
+        assert!(resident > 0 && process.memory_peak().unwrap() >= resident);
         process.terminate().unwrap();
 
         let mut ended = Process::start(&mut Command::new("true"), None).unwrap();

@@ -14,6 +14,7 @@ use tapster::transport::Address;
 use crate::bench::BenchArgs;
 use crate::bench::Transport;
 use crate::bench::contender::Contender;
+use crate::bench::contender::Peer;
 use crate::bench::contender::free_address;
 use crate::bench::process::Pin;
 use crate::bench::process::Process;
@@ -23,27 +24,39 @@ use crate::report::SinkReport;
 use crate::schedule::Rate;
 
 /// Runs it.
-pub(crate) fn run(args: &BenchArgs, contender: Contender, number: u32, pin: Option<&Pin>) -> Result<Round> {
+pub(crate) fn run(args: &BenchArgs, contender: &Contender, number: u32, pin: Option<&Pin>) -> Result<Round> {
     let folder = tempfile::tempdir()?;
     let load_cpus = pin.map(|pin| &pin.load[..]);
     let relay_cpus = pin.map(|pin| &pin.relay[..]);
 
-    let mut sink = Process::start(&mut sink_command(args, folder.path())?, load_cpus)?;
-    let outputs = sink.addresses(args.outputs)?;
-    let input = free_address(args.transport, folder.path())?;
+    // The generator has one place to write to: without a relay, that is one sink.
+    let outputs = if *contender == Contender::Peer(Peer::Direct) { 1 } else { args.outputs };
+    let mut sink = Process::start(&mut sink_command(args, outputs, folder.path())?, load_cpus)?;
+    let addresses = sink.addresses(outputs)?;
+    let mut input = free_address(args.transport, folder.path())?;
     let log = folder.path().join("log");
-    let mut command = contender.command(args, &input, &outputs, folder.path())?;
-    command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
-    let mut relay = Process::start(&mut command, relay_cpus)?;
-    let listening = relay.await_listening(&input);
-    listening.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+    let mut relay = match contender.command(args, &input, &addresses, folder.path())? {
+        Some(mut command) => {
+            command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+            let mut relay = Process::start(&mut command, relay_cpus)?;
+            let listening = relay.await_listening(&input);
+            listening.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+            Some(relay)
+        }
+        None => {
+            input.clone_from(addresses.first().context("the sink listens once")?);
+            None
+        }
+    };
 
-    let before = relay.cpu_time()?;
+    let before = relay.as_mut().map(Process::cpu_time).transpose()?;
     let send = Process::start(&mut send_command(args, &input)?, load_cpus)?.output()?;
     let sink = sink.output()?;
-    let cpu = relay.cpu_time()?.saturating_sub(before);
-    let memory_peak = relay.memory_peak();
-    relay.terminate()?;
+    let after = relay.as_mut().map(Process::cpu_time).transpose()?;
+    let memory_peak = relay.as_mut().and_then(Process::memory_peak);
+    if let Some(relay) = relay {
+        relay.terminate()?;
+    }
 
     let sent: SendReport = serde_json::from_slice(&send.stdout)
         .with_context(|| format!("generator: {}", String::from_utf8_lossy(&send.stderr)))?;
@@ -51,20 +64,20 @@ pub(crate) fn run(args: &BenchArgs, contender: Contender, number: u32, pin: Opti
     let arrived: u64 = received.consumers.iter().map(|consumer| consumer.verdict.frames).sum();
     Ok(Round {
         number,
-        contender,
+        contender: contender.name().to_owned(),
         frames: sent.frames,
         bytes: sent.bytes,
-        cpu_ns: cpu.as_nanos() as u64,
+        cpu_ns: after.zip(before).map(|(after, before)| after.saturating_sub(before).as_nanos() as u64),
         memory_peak,
-        lost: (sent.frames * args.outputs as u64).saturating_sub(arrived),
+        lost: (sent.frames * outputs as u64).saturating_sub(arrived),
         frames_per_second: sent.frames_per_second,
         latency: received.latency,
         problems: [sent.problems, received.problems].concat(),
     })
 }
 
-fn sink_command(args: &BenchArgs, folder: &Path) -> Result<Command> {
-    let mut command = Command::new(env::current_exe()?);
+fn sink_command(args: &BenchArgs, outputs: usize, folder: &Path) -> Result<Command> {
+    let mut command = args.class.command(env::current_exe()?);
     command.args(["sink", "--json"]);
     if args.load.rate != Rate::Max || args.hgrm.is_some() {
         command.arg("--buckets");
@@ -73,7 +86,7 @@ fn sink_command(args: &BenchArgs, folder: &Path) -> Result<Command> {
     // What lost its last frames ends by silence; the dnstap command keeps its last ones for five seconds.
     command.args(["--idle-exit", "10s", "--time-limit"]);
     command.arg(format!("{}ms", (args.duration + TIME_LIMIT).as_millis()));
-    for index in 0..args.outputs {
+    for index in 0..outputs {
         let listen = match args.transport {
             Transport::Unix => Address::Unix(folder.join(format!("out{index}.sock"))),
             Transport::Tcp => Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 },
@@ -85,7 +98,7 @@ fn sink_command(args: &BenchArgs, folder: &Path) -> Result<Command> {
 }
 
 fn send_command(args: &BenchArgs, to: &Address) -> Result<Command> {
-    let mut command = Command::new(env::current_exe()?);
+    let mut command = args.class.command(env::current_exe()?);
     command.args(["send", "--json", "--to", &to.to_string()]);
     command.arg(format!("--duration={}ms", args.duration.as_millis()));
     command.args(args.load.to_args());

@@ -1,0 +1,52 @@
+//! The path of a batch from reading to writing, without connections: for the programs in `benches/`, which see public
+//! items only. No part of the library's interface.
+
+use std::sync::Arc;
+
+use crate::observability::metrics::LaneMetrics;
+use crate::protocol::FrameBatch;
+use crate::queue::Queue;
+use crate::queue::WhenFull;
+use crate::queue::channel::charge;
+use crate::route::Fanout;
+use crate::route::Inlet;
+
+/// One input's lanes, one to each output.
+#[derive(Clone, Debug)]
+pub struct Lanes {
+    fanout: Fanout,
+    queues: Vec<Arc<Queue>>,
+}
+
+impl Lanes {
+    /// So many lanes that block, each with a queue of `queue_bytes_max` bytes.
+    pub fn new(outputs: usize, queue_bytes_max: usize) -> Self {
+        let inlet = |_| {
+            let metrics = Arc::new(LaneMetrics::default());
+            let when_full = WhenFull::Block;
+            let queue = Queue::new("bench".to_owned(), queue_bytes_max, when_full, Arc::clone(&metrics));
+            Inlet { content_type: None, frame_len_max: u32::MAX, when_full, queue: Arc::new(queue), metrics }
+        };
+        let inlets: Vec<Inlet> = (0..outputs).map(inlet).collect();
+        let queues = inlets.iter().map(|inlet| Arc::clone(&inlet.queue)).collect();
+        Self { fanout: Fanout::new(&inlets, None), queues }
+    }
+
+    /// Gives a batch to every lane; waits while one is full.
+    pub async fn deliver(&self, batch: FrameBatch) {
+        self.fanout.deliver(batch).await;
+    }
+
+    /// Waits until a lane has a batch.
+    pub async fn ready(&self, lane: usize) {
+        self.queues[lane].ready().await;
+    }
+
+    /// Takes the next batch of a lane, as if it were written at once.
+    pub fn take(&self, lane: usize) -> Option<FrameBatch> {
+        let queue = &self.queues[lane];
+        let batch = queue.pop()?;
+        queue.release(charge(&batch));
+        Some(batch)
+    }
+}
