@@ -5,12 +5,16 @@ use std::time::Duration;
 use crate::config::raw::Value;
 use crate::config::section::Origin;
 use crate::config::section::Section;
+use crate::config::units::format_size;
 use crate::config::value;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::input::Oversize;
+use crate::output::Ack;
+use crate::output::Checkpoint;
 use crate::output::Connections;
 use crate::output::Mode;
+use crate::output::Order;
 use crate::output::OutputConfig;
 use crate::output::Reconnect;
 use crate::output::Rotate;
@@ -107,6 +111,7 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     take_frame_len_max(&mut section, &mut output.frame_len_max);
     section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut output.handshake_timeout);
     section.set("finish_timeout", value::duration(Duration::ZERO..=HOUR), &mut output.finish_timeout);
+    take_delivery(&mut section, &mut output);
     take_reconnect(&mut section, &mut output.reconnect);
     take_rotate(&mut section, &mut output.rotate);
 
@@ -115,6 +120,7 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
             "must be larger than `frame_len_max` and 4 bytes more: the longest frame must find room";
         section.fault("queue", message.to_owned());
     }
+    check_delivery(&mut section, &output);
     match to {
         Some(to) => {
             check_keys_of_kind(&mut section, &output, &to);
@@ -132,6 +138,10 @@ fn check_keys_of_kind(section: &mut Section<'_>, output: &OutputConfig, to: &Add
         if section.has("rotate") {
             section.fault("rotate", format!("is for file outputs, and this one writes to {to}"));
         }
+        if output.replay_margin > 0 && matches!(to, Address::Unix(_)) {
+            let message = "is for TCP: a unix socket tells what its reader has read; leave this key out";
+            section.fault("replay_margin", message.to_owned());
+        }
         return;
     }
     if output.connections == Connections::PerWorker {
@@ -140,7 +150,8 @@ fn check_keys_of_kind(section: &mut Section<'_>, output: &OutputConfig, to: &Add
     if section.has("mode") && output.mode == Mode::Bidirectional {
         section.fault("mode", "nobody answers in a file: leave this key out".to_owned());
     }
-    for key in ["handshake_timeout", "finish_timeout"] {
+    let answers = ["handshake_timeout", "finish_timeout", "ack", "replay_margin", "checkpoint", "order"];
+    for key in answers {
         if section.has(key) {
             section.fault(key, "nobody answers in a file: leave this key out".to_owned());
         }
@@ -171,6 +182,95 @@ fn take_frame_len_max(section: &mut Section<'_>, target: &mut u32) {
     if let Some(len) = section.take("frame_len_max", value::size(FRAME_LEN_MIN..=FRAME_LEN_MAX)) {
         *target = u32::try_from(len).unwrap_or(u32::MAX);
     }
+}
+
+/// The keys that say when a frame has been delivered.
+fn take_delivery(section: &mut Section<'_>, output: &mut OutputConfig) {
+    let acks = [("written", Ack::Written), ("received", Ack::Received)];
+    section.set("ack", value::choice(&acks), &mut output.ack);
+    if let Some(margin) = section.take("replay_margin", value::size(0..=QUEUE_MAX)) {
+        output.replay_margin = usize::try_from(margin).unwrap_or(usize::MAX);
+    }
+    output.checkpoint = section.take("checkpoint", checkpoint);
+    let orders = [("per_connection", Order::PerConnection), ("strict", Order::Strict)];
+    section.set("order", value::choice(&orders), &mut output.order);
+    if output.checkpoint.is_some() {
+        if section.has("ack") && output.ack == Ack::Written {
+            let message = "`checkpoint` holds frames until FINISH: write \"received\", or leave this key out";
+            section.fault("ack", message.to_owned());
+        }
+        output.ack = Ack::Received;
+        if !section.has("finish_timeout") {
+            output.finish_timeout = CHECKPOINT_FINISH_TIMEOUT;
+        }
+    }
+}
+
+/// What cannot be had together, and what the queue cannot hold.
+fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
+    let queue = output.queue as u64;
+    let longest = u64::from(output.frame_len_max) + LENGTH_WORD;
+    if output.checkpoint.is_some() && output.mode == Mode::Unidirectional {
+        let message =
+            "waits for FINISH, which a unidirectional output does not get: leave one of the two out";
+        section.fault("checkpoint", message.to_owned());
+    }
+    if section.has("order") && output.checkpoint.is_none() {
+        section.fault(
+            "order",
+            "is for outputs with a `checkpoint`: without one order is always kept".to_owned(),
+        );
+    }
+    if let Some(Checkpoint::Bytes(bytes)) = output.checkpoint {
+        let needed = 2 * bytes as u64 + longest;
+        if needed > queue {
+            let message = format!(
+                "{bytes} for the stream that waits for FINISH, {bytes} for the next one and {longest} for the longest \
+                 frame make {needed}, and `queue` has {queue}: give it room, or have checkpoints sooner",
+                bytes = format_size(bytes as u64),
+                longest = format_size(longest),
+                needed = format_size(needed),
+                queue = format_size(queue),
+            );
+            section.fault("checkpoint", message);
+        }
+    }
+    if output.replay_margin == 0 {
+        return;
+    }
+    if output.checkpoint.is_some() {
+        let message =
+            "with a `checkpoint` everything since the last FINISH is sent again: leave one of the two out";
+        section.fault("replay_margin", message.to_owned());
+    } else if output.ack == Ack::Written {
+        section
+            .fault("replay_margin", "needs ack = \"received\": without it nothing is sent again".to_owned());
+    }
+    // As much again is on its way to the reader before it is acknowledged.
+    let margin = output.replay_margin as u64;
+    let needed = 2 * margin + longest;
+    if needed > queue {
+        let message = format!(
+            "{margin} that is kept, {margin} on its way and {longest} for the longest frame make {needed}, and `queue` \
+             has {queue}",
+            margin = format_size(margin),
+            longest = format_size(longest),
+            needed = format_size(needed),
+            queue = format_size(queue),
+        );
+        section.fault("replay_margin", message);
+    }
+}
+
+/// A time or a size.
+fn checkpoint(written: &Value) -> Result<Checkpoint, String> {
+    let bytes = value::size(CHECKPOINT_BYTES_MIN..=QUEUE_MAX);
+    let every = value::duration(CHECKPOINT_EVERY_MIN..=DAY);
+    let is_size = matches!(written, Value::Text(text) if text.trim_end().ends_with('B'));
+    if is_size {
+        return bytes(written).map(|bytes| Checkpoint::Bytes(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    }
+    every(written).map(Checkpoint::Every).map_err(|error| format!("{error}; or a size as in \"16MiB\""))
 }
 
 fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
@@ -216,6 +316,10 @@ const QUEUE_MIN: u64 = 1 << 10;
 const QUEUE_MAX: u64 = 1 << 40;
 const ROTATE_SIZE_MIN: u64 = 4 << 10;
 const ROTATE_SIZE_MAX: u64 = 1 << 50;
+const CHECKPOINT_EVERY_MIN: Duration = Duration::from_millis(100);
+const CHECKPOINT_BYTES_MIN: u64 = 64 << 10;
+/// A reader that is slow at FINISH is a slow reader, not a broken one.
+const CHECKPOINT_FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
 const RECONNECT_MIN: Duration = Duration::from_millis(1);

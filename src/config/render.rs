@@ -7,8 +7,11 @@ use crate::config::units::format_size;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::input::Oversize;
+use crate::output::Ack;
+use crate::output::Checkpoint;
 use crate::output::Connections;
 use crate::output::Mode;
+use crate::output::Order;
 use crate::output::OutputConfig;
 use crate::output::Rotate;
 use crate::protocol::ContentType;
@@ -94,6 +97,26 @@ fn write_connection_keys(document: &mut String, output: &OutputConfig) {
     line(document, "mode", &quoted(mode));
     line(document, "handshake_timeout", &quoted(&format_duration(output.handshake_timeout)));
     line(document, "finish_timeout", &quoted(&format_duration(output.finish_timeout)));
+    let ack = match output.ack {
+        Ack::Written => "written",
+        Ack::Received => "received",
+    };
+    line(document, "ack", &quoted(ack));
+    if output.replay_margin > 0 {
+        line(document, "replay_margin", &quoted(&format_size(output.replay_margin as u64)));
+    }
+    if let Some(checkpoint) = output.checkpoint {
+        let checkpoint = match checkpoint {
+            Checkpoint::Every(every) => format_duration(every),
+            Checkpoint::Bytes(bytes) => format_size(bytes as u64),
+        };
+        let order = match output.order {
+            Order::PerConnection => "per_connection",
+            Order::Strict => "strict",
+        };
+        line(document, "checkpoint", &quoted(&checkpoint));
+        line(document, "order", &quoted(order));
+    }
 }
 
 fn write_rotate(document: &mut String, rotate: Rotate) {

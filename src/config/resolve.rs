@@ -206,6 +206,8 @@ mod tests {
     use super::*;
     use crate::config::to_toml;
     use crate::input::ContentTypes;
+    use crate::output::Ack;
+    use crate::output::Checkpoint;
     use crate::output::Connections;
     use crate::output::Rotate;
     use crate::queue::WhenFull;
@@ -273,6 +275,24 @@ mod tests {
         assert_eq!((siem.queue, siem.reconnect.min), (256 << 20, Duration::from_secs(1)));
         assert_eq!(file.to, Address::File("%Y.fstrm".to_owned()));
         assert_eq!(file.rotate.every, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn a_checkpoint_implies_that_frames_are_held_and_that_finish_may_take_long() {
+        let output = |query: &str| to(&format!("tcp://a:1?{query}")).unwrap().config.outputs.remove(0);
+        let every = output("checkpoint=60s");
+        assert_eq!(every.checkpoint, Some(Checkpoint::Every(Duration::from_secs(60))));
+        assert_eq!((every.ack, every.finish_timeout), (Ack::Received, Duration::from_secs(30)));
+        assert_eq!(output("checkpoint=16MiB&finish_timeout=1s").finish_timeout, Duration::from_secs(1));
+        for query in ["checkpoint=60s&order=strict", "checkpoint=16MiB", "ack=received&replay_margin=1MiB"] {
+            let resolved = to(&format!("tcp://a:1?{query}")).unwrap();
+            assert_eq!(from_file(&to_toml(&resolved.config)).unwrap(), resolved, "{query}");
+        }
+        let fault = to("tcp://a:1?checkpoint=32MiB").unwrap_err().to_string();
+        assert!(fault.contains("32MiB for the next one and 1048580B for the longest"), "{fault}");
+        assert!(fault.contains("make 68157444B, and `queue` has 64MiB"), "{fault}");
+        let margin = output("ack=received&replay_margin=256KiB");
+        assert_eq!((margin.replay_margin, margin.finish_timeout), (256 << 10, Duration::from_secs(5)));
     }
 
     #[test]
@@ -383,6 +403,17 @@ mod tests {
             ("file:a.fstrm?connections=per_worker", "connections"),
             ("file:a.fstrm?mode=bidirectional", "mode"),
             ("file:a.fstrm?finish_timeout=1s", "finish_timeout"),
+            ("file:a.fstrm?ack=received", "ack"),
+            ("file:a.fstrm?checkpoint=60s", "checkpoint"),
+            ("tcp://a:1?checkpoint=60s&mode=unidirectional", "checkpoint"),
+            ("tcp://a:1?checkpoint=60", "checkpoint"),
+            ("tcp://a:1?checkpoint=64MiB", "checkpoint"),
+            ("tcp://a:1?checkpoint=60s&ack=written", "ack"),
+            ("tcp://a:1?order=strict", "order"),
+            ("tcp://a:1?replay_margin=1MiB", "replay_margin"),
+            ("tcp://a:1?ack=received&replay_margin=32MiB", "replay_margin"),
+            ("tcp://a:1?checkpoint=60s&replay_margin=1MiB", "replay_margin"),
+            ("unix:/a?ack=received&replay_margin=1MiB", "replay_margin"),
         ] {
             assert_eq!(keys(to(address)), [key], "{address}");
         }

@@ -8,6 +8,8 @@ use serde::Serialize;
 ///
 /// Per output, at every moment and exactly at exit:
 /// `frames_received == frames_sent + frames_filtered + Σ frames_dropped + frames_queued + frames_spooled`.
+/// Where the output waits for acknowledgements, once nothing moves:
+/// `frames_sent == frames_acknowledged + frames_unacknowledged`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ledger {
     /// In the order of the configuration.
@@ -48,8 +50,16 @@ pub struct OutputLedger {
     pub name: String,
     /// Frames that inputs had for this output.
     pub frames_received: u64,
-    /// Frames wholly written to a connection or file.
+    /// Frames wholly written to a connection or file, each counted once.
     pub frames_sent: u64,
+    /// Frames (part of `frames_sent`) that were acknowledged. Zero, like the next, where the output waits for no
+    /// acknowledgement.
+    pub frames_acknowledged: u64,
+    /// Frames (part of `frames_sent`) that were not acknowledged: kept, to be sent again if their connection breaks. At
+    /// exit: those of which nobody knows whether they arrived.
+    pub frames_unacknowledged: u64,
+    /// Frames wholly written once more, after a connection broke: as often as they were.
+    pub frames_resent: u64,
     /// Frames that a filter kept back.
     pub frames_filtered: u64,
     /// Frames waiting in memory.
@@ -58,11 +68,12 @@ pub struct OutputLedger {
     pub frames_spooled: u64,
     /// Frames lost, by reason: `queue_full`, `frame_too_long`, `shutdown`.
     pub frames_dropped: BTreeMap<String, u64>,
-    /// Bytes of data frames written.
+    /// Bytes of `frames_sent`.
     pub bytes_sent: u64,
     /// Bytes (part of `bytes_sent`) on their way to readers whose connections died before FINISH: what the reader's
     /// kernel had not acknowledged (TCP), at most what the socket buffer holds (unix). What a kernel had acknowledged
-    /// and its reader had not read is in neither: nobody can see it from here.
+    /// and its reader had not read is in neither: nobody can see it from here. Zero where the output waits for
+    /// acknowledgements: such bytes are sent again.
     pub bytes_unconfirmed: u64,
     /// Sessions begun: connections that reached START, or files opened.
     pub connections: u64,

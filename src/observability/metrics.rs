@@ -40,6 +40,9 @@ pub(crate) struct LaneMetrics {
     dropped: [AtomicU64; DropReason::ALL.len()],
     bytes_sent: AtomicU64,
     bytes_unconfirmed: AtomicU64,
+    acknowledged: AtomicU64,
+    unacknowledged: AtomicU64,
+    resent: AtomicU64,
     connections: AtomicU64,
     sessions_finished: AtomicU64,
 }
@@ -60,6 +63,27 @@ impl LaneMetrics {
 
     pub(crate) fn unconfirmed(&self, bytes: u64) {
         self.bytes_unconfirmed.fetch_add(bytes, Relaxed);
+    }
+
+    /// Frames that were sent wait for their acknowledgement.
+    pub(crate) fn unacknowledged(&self, frames: u64) {
+        self.unacknowledged.fetch_add(frames, Relaxed);
+    }
+
+    /// Frames that waited for it were acknowledged.
+    pub(crate) fn acknowledged(&self, frames: u64) {
+        self.unacknowledged.fetch_sub(frames, Relaxed);
+        self.acknowledged.fetch_add(frames, Relaxed);
+    }
+
+    /// Frames were sent again.
+    pub(crate) fn resent(&self, frames: u64) {
+        self.resent.fetch_add(frames, Relaxed);
+    }
+
+    /// Frames that wait for their acknowledgement now.
+    pub(crate) fn unacknowledged_now(&self) -> u64 {
+        self.unacknowledged.load(Relaxed)
     }
 
     pub(crate) fn connected(&self) {
@@ -98,6 +122,9 @@ impl LaneMetrics {
         ledger.frames_queued += received - left;
         ledger.bytes_sent += self.bytes_sent.load(Relaxed);
         ledger.bytes_unconfirmed += self.bytes_unconfirmed.load(Relaxed);
+        ledger.frames_acknowledged += self.acknowledged.load(Relaxed);
+        ledger.frames_unacknowledged += self.unacknowledged.load(Relaxed);
+        ledger.frames_resent += self.resent.load(Relaxed);
         ledger.connections += self.connections.load(Relaxed);
         ledger.sessions_finished += self.sessions_finished.load(Relaxed);
     }

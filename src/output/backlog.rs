@@ -1,4 +1,5 @@
-//! What an output has taken from its queue and not wholly written.
+//! What an output has taken from its queue and not settled: what is to be written, and what was written and is not
+//! acknowledged.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,30 +8,48 @@ use bytes::Bytes;
 
 use crate::observability::metrics::DropReason;
 use crate::observability::metrics::LaneMetrics;
-use crate::protocol::FrameBatch;
+use crate::output::window::Prefix;
+use crate::output::window::Taken;
+use crate::output::window::Window;
 use crate::queue::Queue;
 use crate::queue::channel::charge;
 use crate::transport::sys::SEND_BUFFERS_MAX;
 
-/// The consumer's end of a lane. Batches leave it when their last byte is written; a connection that dies in the
-/// middle of one leaves the frames that were not wholly written for the next.
+/// The consumer's end of a lane. A batch is settled when its last byte is written or, for an output that waits for
+/// acknowledgements, when that is acknowledged. A connection that dies leaves the frames that were not for the next.
+///
+/// ```text
+/// queue ─► again ─► taken ─► window ─► ending ─► settled
+///          died     to be    written,  its stream waits
+///          once     written  kept      for FINISH
+/// ```
 pub(crate) struct Backlog {
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<LaneMetrics>,
+    // Whether batches are kept until they are acknowledged.
+    keeps: bool,
+    // What dead connections left, in order: written before what waits in the queue.
+    again: VecDeque<Taken>,
     taken: VecDeque<Taken>,
-    // Bytes of the first batch that the present connection has taken: front_written < its length.
+    // Bytes of the first of `taken` that the present connection has got: front_written < its length.
     front_written: usize,
-}
-
-struct Taken {
-    batch: FrameBatch,
-    // What the queue charged, to be given back whole.
-    charge: usize,
+    window: Window,
+    ending: Option<Window>,
 }
 
 impl Backlog {
-    pub(crate) fn new(queue: Arc<Queue>, metrics: Arc<LaneMetrics>) -> Self {
-        Self { queue, metrics, taken: VecDeque::new(), front_written: 0 }
+    /// A backlog whose batches are settled when they are written, or, if it `keeps` them, when they are acknowledged.
+    pub(crate) fn new(queue: Arc<Queue>, metrics: Arc<LaneMetrics>, keeps: bool) -> Self {
+        Self {
+            queue,
+            metrics,
+            keeps,
+            again: VecDeque::new(),
+            taken: VecDeque::new(),
+            front_written: 0,
+            window: Window::default(),
+            ending: None,
+        }
     }
 
     /// Takes what waits, as much as one write should have, if nothing is left to write.
@@ -38,15 +57,38 @@ impl Backlog {
         let len_max = self.queue.write_len_max();
         let mut len: usize = self.taken.iter().map(|taken| taken.batch.byte_len()).sum();
         while len < len_max && self.taken.len() < SEND_BUFFERS_MAX {
-            let Some(batch) = self.queue.pop() else { return };
-            len += batch.byte_len();
-            self.taken.push_back(Taken { charge: charge(&batch), batch });
+            let Some(taken) = self.next() else { return };
+            len += taken.batch.byte_len();
+            self.taken.push_back(taken);
         }
     }
 
-    /// Whether everything is written and the queue is closed.
+    fn next(&mut self) -> Option<Taken> {
+        self.again.pop_front().or_else(|| {
+            let batch = self.queue.pop()?;
+            Some(Taken { charge: charge(&batch), batch, sent: Prefix::default() })
+        })
+    }
+
+    /// Waits until [`Backlog::fill`] has something to take, or nothing will come. Cancel-safe. Pending for ever while
+    /// only a FINISH can bring more.
+    pub(crate) async fn ready(&self) {
+        if !self.again.is_empty() {
+            return;
+        }
+        self.queue.ready().await;
+        if self.all_written() && self.ending.is_some() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether everything is written, no stream waits for FINISH and the queue is closed.
     pub(crate) fn nothing_to_come(&self) -> bool {
-        self.taken.is_empty() && self.queue.is_closed() && self.queue.is_empty()
+        self.all_written() && self.ending.is_none()
+    }
+
+    fn all_written(&self) -> bool {
+        self.taken.is_empty() && self.again.is_empty() && self.queue.is_closed() && self.queue.is_empty()
     }
 
     /// The bytes to write on a new connection, in order.
@@ -60,33 +102,141 @@ impl Backlog {
         let mut written = self.front_written + count;
         while let Some(front) = self.taken.front()
             && front.batch.byte_len() <= written
+            && let Some(mut taken) = self.taken.pop_front()
         {
-            written -= front.batch.byte_len();
-            self.metrics.sent(u64::from(front.batch.frames()), front.batch.byte_len() as u64);
-            self.queue.release(front.charge);
-            self.taken.pop_front();
+            written -= taken.batch.byte_len();
+            let whole = taken.whole();
+            self.count_sent(&mut taken, whole);
+            if self.keeps {
+                self.queue.hold(taken.charge);
+                self.window.push(taken);
+            } else {
+                self.settle(taken);
+            }
         }
         self.front_written = written;
     }
 
-    /// The connection is gone: frames that were wholly written are sent, the first that was not begins the next.
-    /// Returns how many bytes of that one were written.
-    pub(crate) fn connection_lost(&mut self) -> usize {
-        let Some(front) = self.taken.front_mut() else { return 0 };
-        let len = front.batch.byte_len();
-        let frames = front.batch.advance(self.front_written);
-        let whole = len - front.batch.byte_len();
-        self.metrics.sent(u64::from(frames), whole as u64);
-        std::mem::take(&mut self.front_written) - whole
+    /// Counts the first frames of a batch as wholly written: as sent where they were not before, else as resent.
+    fn count_sent(&self, taken: &mut Taken, written: Prefix) {
+        let again = taken.sent.min(written);
+        let first = written.minus(again);
+        self.metrics.sent(u64::from(first.frames), first.bytes as u64);
+        if self.keeps {
+            self.metrics.unacknowledged(u64::from(first.frames));
+            self.metrics.resent(u64::from(again.frames));
+            if written.bytes > taken.sent.bytes {
+                taken.sent = written;
+            }
+        }
     }
 
-    /// The end: what is left here and in the queue is lost.
-    pub(crate) fn abandon(mut self) {
+    /// Lets go of a batch for good: as far as this output wants to know, its frames have arrived.
+    fn settle(&self, taken: Taken) {
+        let Taken { batch, charge, .. } = taken;
+        if self.keeps {
+            self.metrics.acknowledged(u64::from(batch.frames()));
+            self.queue.release_held(charge);
+        } else {
+            self.queue.release(charge);
+        }
+    }
+
+    /// Bytes of data frames that the present connection has got.
+    pub(crate) fn position(&self) -> u64 {
+        self.window.end() + self.front_written as u64
+    }
+
+    /// What the queue charges for what the present connection has got and not acknowledged.
+    pub(crate) fn unacknowledged_charge(&self) -> usize {
+        self.window.charge()
+    }
+
+    /// Settles what the present connection has acknowledged: every byte before `position`.
+    pub(crate) fn acknowledged(&mut self, position: u64) {
+        self.window.acknowledge(position);
+        while let Some(taken) = self.window.pop_acknowledged() {
+            self.settle(taken);
+        }
+    }
+
+    /// The present connection has acknowledged everything; the next begins at 0.
+    pub(crate) fn finished(&mut self) {
+        debug_assert!(self.taken.is_empty());
+        let window = std::mem::take(&mut self.window);
+        self.settle_all(window);
+    }
+
+    /// The present stream ends, everything that was taken is written, and another begins: what the old one has not
+    /// acknowledged waits for its FINISH.
+    pub(crate) fn end_stream(&mut self) {
+        debug_assert!(self.taken.is_empty() && self.ending.is_none());
+        self.ending = Some(std::mem::take(&mut self.window));
+    }
+
+    /// The stream that was ended is finished: all of it has arrived.
+    pub(crate) fn ended_stream_finished(&mut self) {
+        let window = self.ending.take().unwrap_or_default();
+        self.settle_all(window);
+    }
+
+    /// The stream that was ended is not acknowledged: all of it is to be written again.
+    pub(crate) fn ended_stream_lost(&mut self) {
+        let window = self.ending.take().unwrap_or_default();
+        self.write_again(window, VecDeque::new());
+    }
+
+    fn settle_all(&self, mut window: Window) {
+        while let Some(taken) = window.pop() {
+            self.settle(taken);
+        }
+    }
+
+    /// The connection is gone: the next begins with the first frame that was not wholly written, or not acknowledged.
+    /// Returns how many bytes of a frame were written in part.
+    pub(crate) fn connection_lost(&mut self) -> usize {
+        let mut taken = std::mem::take(&mut self.taken);
+        let mut window = std::mem::take(&mut self.window);
+        let front_written = std::mem::take(&mut self.front_written);
+        let mut cut = 0;
+        if let Some(front) = taken.front_mut() {
+            let whole = front.prefix(front_written);
+            self.count_sent(front, whole);
+            cut = front_written - whole.bytes;
+            if !self.keeps {
+                window.acknowledge(whole.bytes as u64);
+            }
+        }
+        self.write_again(window, taken);
+        cut
+    }
+
+    /// Puts what a dead connection has got, and what was taken for it, before everything else.
+    fn write_again(&mut self, window: Window, taken: VecDeque<Taken>) {
+        self.queue.unhold(window.charge());
+        let (mut rest, acknowledged) = window.into_unacknowledged();
+        rest.extend(taken);
+        if let Some(first) = rest.front_mut() {
+            let gone = first.advance(acknowledged);
+            if self.keeps {
+                self.metrics.acknowledged(u64::from(gone.frames));
+            }
+        }
+        rest.append(&mut self.again);
+        self.again = rest;
+    }
+
+    /// The end: what is left here and in the queue, and was never written, is lost. Returns how many frames were
+    /// written and are not acknowledged.
+    pub(crate) fn abandon(mut self) -> u64 {
         self.connection_lost();
-        for taken in self.taken.drain(..) {
-            self.metrics.dropped(DropReason::Shutdown, u64::from(taken.batch.frames()));
+        self.ended_stream_lost();
+        for taken in self.again.drain(..) {
+            let never_sent = taken.batch.frames() - taken.sent.frames;
+            self.metrics.dropped(DropReason::Shutdown, u64::from(never_sent));
         }
         self.queue.abandon();
+        self.metrics.unacknowledged_now()
     }
 }
 
@@ -96,13 +246,15 @@ mod tests {
 
     use super::*;
     use crate::observability::OutputLedger;
+    use crate::protocol::FrameBatch;
     use crate::queue::WhenFull;
 
-    fn backlog() -> Backlog {
+    fn backlog(keeps: bool) -> Backlog {
         let metrics = Arc::<LaneMetrics>::default();
         Backlog::new(
             Arc::new(Queue::new("test".to_owned(), 1 << 20, WhenFull::Block, Arc::clone(&metrics))),
             metrics,
+            keeps,
         )
     }
 
@@ -125,7 +277,7 @@ mod tests {
         let all: Vec<u8> = (0..3).flat_map(|n| batch(3 * n, 3).into_bytes()).collect();
         for first in 0..all.len() {
             for second in 0..all.len() {
-                let mut backlog = backlog();
+                let mut backlog = backlog(false);
                 for n in 0..3 {
                     backlog.queue.push(batch(3 * n, 3)).await;
                 }
@@ -152,7 +304,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn what_is_left_at_the_end_is_counted_to_the_frame() {
-        let mut backlog = backlog();
+        let mut backlog = backlog(false);
         backlog.queue.push(batch(0, 5)).await;
         backlog.fill();
         backlog.queue.push(batch(5, 5)).await;
@@ -161,5 +313,122 @@ mod tests {
         backlog.abandon();
         let ledger = ledger(&metrics);
         assert_eq!((ledger.frames_sent, ledger.frames_dropped["shutdown"]), (2, 8));
+    }
+
+    /// What one connection made of a backlog: the bytes that it was given, of which it took `written`.
+    fn connection(backlog: &mut Backlog, written: usize) -> Vec<u8> {
+        let mut stream = Vec::new();
+        while stream.len() < written {
+            backlog.fill();
+            let given: Vec<u8> = backlog.buffers().flatten().collect();
+            if given.is_empty() {
+                break;
+            }
+            let taken = given.len().min(written - stream.len());
+            stream.extend_from_slice(&given[..taken]);
+            backlog.written(taken);
+        }
+        stream
+    }
+
+    /// Wherever a connection dies and however much it had acknowledged: the next begins with the first frame that it had
+    /// not wholly acknowledged, and everything adds up at every step.
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_a_dead_connection_had_not_acknowledged_comes_again_wherever_it_dies() {
+        let all: Vec<u8> = (0..3).flat_map(|n| batch(3 * n, 3).into_bytes()).collect();
+        for written in 0..=all.len() {
+            for acknowledged in 0..=written {
+                let mut backlog = backlog(true);
+                for n in 0..3 {
+                    backlog.queue.push(batch(3 * n, 3)).await;
+                }
+                let metrics = Arc::clone(&backlog.metrics);
+                let queue = Arc::clone(&backlog.queue);
+                let case = format!("{written} {acknowledged}");
+                let frames = |bytes: usize| bytes as u64 / 14;
+
+                assert_eq!(connection(&mut backlog, written), all[..written], "{case}");
+                // In two looks, the first of which saw less.
+                backlog.acknowledged(acknowledged as u64 / 2);
+                backlog.acknowledged(acknowledged as u64);
+                backlog.connection_lost();
+                let after = ledger(&metrics);
+                assert_eq!(after.frames_sent, frames(written), "{case}");
+                assert_eq!(after.bytes_sent, 14 * after.frames_sent, "{case}");
+                assert_eq!(after.frames_acknowledged, frames(acknowledged), "{case}");
+                assert_eq!(after.frames_unacknowledged, frames(written) - frames(acknowledged), "{case}");
+
+                let rest = acknowledged / 14 * 14;
+                assert_eq!(connection(&mut backlog, usize::MAX), all[rest..], "{case}");
+                let again = ledger(&metrics);
+                assert_eq!((again.frames_sent, again.bytes_sent), (9, all.len() as u64), "{case}");
+                assert_eq!(again.frames_resent, frames(written) - frames(acknowledged), "{case}");
+                assert_eq!(again.frames_acknowledged + again.frames_unacknowledged, 9, "{case}");
+                assert!(acknowledged == all.len() || queue.charged() > 0, "{case}");
+                backlog.finished();
+                assert_eq!(ledger(&metrics).frames_acknowledged, 9, "{case}");
+                assert_eq!(queue.charged(), 0, "{case}");
+                assert_eq!(backlog.abandon(), 0, "{case}");
+            }
+        }
+    }
+
+    /// A batch of which a part was sent is sent again by a connection that dies too: each frame counts once as sent, and
+    /// as resent as often as it was.
+    #[tokio::test(flavor = "current_thread")]
+    async fn frames_count_once_as_sent_and_each_time_as_resent() {
+        for first in 0..=5 * 14 {
+            for second in 0..=5 * 14 {
+                let mut backlog = backlog(true);
+                backlog.queue.push(batch(0, 5)).await;
+                let metrics = Arc::clone(&backlog.metrics);
+                for written in [first, second] {
+                    connection(&mut backlog, written);
+                    backlog.connection_lost();
+                }
+                let (first, second) = (first as u64 / 14, second as u64 / 14);
+                let got = ledger(&metrics);
+                assert_eq!((got.frames_sent, got.frames_resent), (first.max(second), first.min(second)));
+                assert_eq!(got.frames_unacknowledged, got.frames_sent);
+                assert_eq!(backlog.abandon(), got.frames_sent);
+                let end = ledger(&metrics);
+                let never_sent = end.frames_dropped.get("shutdown").copied().unwrap_or_default();
+                assert_eq!((end.frames_sent, never_sent), (got.frames_sent, 5 - got.frames_sent));
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_ended_stream_is_settled_by_its_finish_and_comes_again_without_it() {
+        for finished in [true, false] {
+            let mut backlog = backlog(true);
+            backlog.queue.push(batch(0, 3)).await;
+            connection(&mut backlog, usize::MAX);
+            backlog.end_stream();
+            backlog.queue.push(batch(3, 3)).await;
+            // One and a half frames of the next stream.
+            connection(&mut backlog, 21);
+            backlog.queue.close();
+            let metrics = Arc::clone(&backlog.metrics);
+            assert_eq!((ledger(&metrics).frames_sent, ledger(&metrics).frames_unacknowledged), (3, 3));
+            if finished {
+                backlog.ended_stream_finished();
+            } else {
+                backlog.ended_stream_lost();
+            }
+            backlog.connection_lost();
+            let acknowledged = if finished { 3 } else { 0 };
+            assert_eq!(ledger(&metrics).frames_acknowledged, acknowledged);
+            assert_eq!(ledger(&metrics).frames_unacknowledged, 4 - acknowledged);
+            assert!(!backlog.nothing_to_come());
+            let stream = connection(&mut backlog, usize::MAX);
+            // The present stream was the younger one, but died after the older: it is first.
+            let expected = if finished { vec![batch(3, 3)] } else { vec![batch(3, 3), batch(0, 3)] };
+            assert_eq!(stream, expected.into_iter().flat_map(FrameBatch::into_bytes).collect::<Vec<u8>>());
+            backlog.finished();
+            assert!(backlog.nothing_to_come());
+            assert_eq!((ledger(&metrics).frames_sent, ledger(&metrics).frames_unacknowledged), (6, 0));
+            assert_eq!(ledger(&metrics).frames_resent, if finished { 1 } else { 4 });
+        }
     }
 }

@@ -110,7 +110,7 @@ async fn fill_file(
             return Ok(false);
         }
         tokio::select! {
-            () = backlog.queue.ready() => {}
+            () = backlog.ready() => {}
             () = tokio::time::sleep(age_left.unwrap_or_default()), if age_left.is_some() && file.has_frames => {}
             () = over.reached() => over_reached = true,
         }

@@ -4,6 +4,7 @@ pub(crate) mod backlog;
 pub(crate) mod backoff;
 pub(crate) mod file;
 pub(crate) mod frame_stream;
+pub(crate) mod window;
 
 use std::time::Duration;
 
@@ -35,6 +36,16 @@ pub struct OutputConfig {
     pub handshake_timeout: Duration,
     /// From STOP to FINISH.
     pub finish_timeout: Duration,
+    /// What must have happened to a frame before the output lets go of it; sockets only.
+    pub ack: Ack,
+    /// Bytes before the acknowledged position that are sent again after a break, for what a dead reader had not read;
+    /// [`Ack::Received`] over TCP without a checkpoint only.
+    pub replay_margin: usize,
+    /// When to have the frames sent so far acknowledged by FINISH, if at all: with it frames are held until FINISH,
+    /// whatever `ack` says; bidirectional sockets only.
+    pub checkpoint: Option<Checkpoint>,
+    /// What a checkpoint does to the order of frames.
+    pub order: Order,
     /// Pause between attempts to connect.
     pub reconnect: Reconnect,
     /// When a file output begins a new file.
@@ -61,6 +72,37 @@ pub enum Mode {
     Unidirectional,
 }
 
+/// When a frame has been delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ack {
+    /// Once it is written to the socket. What its buffers held is lost with a connection that breaks.
+    #[default]
+    Written,
+    /// Once the reader's kernel has it (TCP), or the reader itself has read it (unix). Until then it stays in the queue, to
+    /// be sent again if the connection breaks.
+    Received,
+}
+
+/// When a stream is ended, to have its FINISH, and the next begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// So long after the stream has begun.
+    Every(Duration),
+    /// Once its frames take so many bytes of the queue.
+    Bytes(usize),
+}
+
+/// In which order a reader gets the frames around a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// In order on each connection. The next stream flows while FINISH of the last is awaited: a reader may take its
+    /// first frames before the last ones of the other.
+    #[default]
+    PerConnection,
+    /// In order altogether: nothing is written between STOP and FINISH.
+    Strict,
+}
+
 /// Doubling, jittered pause between attempts to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reconnect {
@@ -80,6 +122,11 @@ pub struct Rotate {
 }
 
 impl OutputConfig {
+    /// Whether frames are kept until they are acknowledged.
+    pub(crate) fn keeps_unacknowledged(&self) -> bool {
+        self.checkpoint.is_some() || self.ack == Ack::Received
+    }
+
     /// The content type of START; `None` where it is configured as the empty one.
     pub(crate) fn stream_type(&self) -> Option<ContentType> {
         (!self.content_type.as_bytes().is_empty()).then(|| self.content_type.clone())
@@ -99,6 +146,10 @@ impl Default for OutputConfig {
             frame_len_max: 1 << 20,
             handshake_timeout: Duration::from_secs(5),
             finish_timeout: Duration::from_secs(5),
+            ack: Ack::Written,
+            replay_margin: 0,
+            checkpoint: None,
+            order: Order::PerConnection,
             reconnect: Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(30) },
             rotate: Rotate::default(),
         }

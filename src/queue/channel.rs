@@ -38,6 +38,8 @@ pub(crate) struct Queue {
     // larger than max, and for the moment between push and drop of `DropOldest`.
     charged: AtomicUsize,
     max: usize,
+    // The part of it that the consumer has written and keeps until it is acknowledged: held <= charged.
+    held: AtomicUsize,
     // Charged no more than this, the queue counts as low: the consumer keeps up, producers that wait go on.
     low: usize,
     consumer_asleep: AtomicBool,
@@ -66,6 +68,7 @@ impl Queue {
             when_full,
             charged: AtomicUsize::new(0),
             max,
+            held: AtomicUsize::new(0),
             low: AHEAD_MAX.min(max / 2),
             consumer_asleep: AtomicBool::new(false),
             data: Notify::new(),
@@ -122,6 +125,31 @@ impl Queue {
         if (falls_to(self.low) || after == 0) && self.producers_waiting.load(Ordering::Relaxed) > 0 {
             self.room.notify_waiters();
         }
+    }
+
+    /// Tells that a batch was written and stays charged until [`Queue::release_held`]: nobody has to wait for it to be
+    /// written any more.
+    pub(crate) fn hold(&self, batch_charge: usize) {
+        self.released.fetch_add(1, Ordering::Relaxed);
+        self.held.fetch_add(batch_charge, Ordering::AcqRel);
+        self.wake_producers_if_low();
+    }
+
+    /// Tells that a batch that was held is to be written again.
+    pub(crate) fn unhold(&self, batch_charge: usize) {
+        self.held.fetch_sub(batch_charge, Ordering::AcqRel);
+    }
+
+    /// Gives back the room of a batch that was held.
+    pub(crate) fn release_held(&self, batch_charge: usize) {
+        self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
+        self.held.fetch_sub(batch_charge, Ordering::AcqRel);
+        self.wake_producers_if_low();
+    }
+
+    /// Bytes that are to be had in all.
+    pub(crate) fn max(&self) -> usize {
+        self.max
     }
 
     /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
@@ -239,7 +267,19 @@ impl Queue {
     }
 
     fn is_low(&self) -> bool {
-        self.charged.load(Ordering::Relaxed) <= self.low
+        // Two loads that others may come between: what counts is what is there when nothing moves.
+        let held = self.held.load(Ordering::Relaxed);
+        self.charged.load(Ordering::Relaxed).saturating_sub(held) <= self.low
+    }
+
+    fn wake_producers_if_low(&self) {
+        fence(Ordering::SeqCst);
+        if self.is_low() {
+            self.waited_at.store(0, Ordering::Relaxed);
+            if self.producers_waiting.load(Ordering::Relaxed) > 0 {
+                self.room.notify_waiters();
+            }
+        }
     }
 
     /// Waits until `condition` holds, which is asked when the queue has become low or empty, or until the queue is

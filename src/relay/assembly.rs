@@ -86,6 +86,8 @@ impl Assembly {
     pub(crate) fn add_output(&mut self, config: OutputConfig) {
         let owner = self.accounts.outputs.len() % self.workers.len();
         let mut account = Account { name: config.name.clone(), metrics: Vec::new() };
+        // A file has the frames when they are written.
+        let keeps = config.keeps_unacknowledged() && !matches!(config.to, Address::File(_));
         let config = Arc::new(config);
         let lanes = match config.connections {
             Connections::One => vec![(owner, 0..self.workers.len())],
@@ -101,7 +103,7 @@ impl Assembly {
                 config.when_full,
                 Arc::clone(&metrics),
             ));
-            let backlog = Backlog::new(Arc::clone(&queue), Arc::clone(&metrics));
+            let backlog = Backlog::new(Arc::clone(&queue), Arc::clone(&metrics), keeps);
             for feeder in feeders {
                 self.workers[feeder].inlets.push(Inlet {
                     content_type: config.stream_type(),

@@ -54,8 +54,13 @@ pub(crate) struct WriteSession {
     session: WriterSession,
     // `None` once the connection has ended: no operation is left under way then.
     incoming: Option<Incoming>,
+    handshake_len: u64,
+    // Since the handshake.
     bytes_written: u64,
     unix: bool,
+    bidirectional: bool,
+    // The reader closed after the end of the stream, and had read everything.
+    read_to_the_end: bool,
 }
 
 impl WriteSession {
@@ -67,16 +72,27 @@ impl WriteSession {
     ) -> Result<Self, WriteFault> {
         let begin = Instant::now();
         let timeout = config.handshake_timeout;
+        let bidirectional = config.bidirectional;
         let mut session = WriterSession::new(config, begin).map_err(WriteFault::Protocol)?;
         let mut socket = tokio::time::timeout(timeout, Socket::connect(address))
             .await
             .map_err(|_| WriteFault::ConnectTimeout)?
             .map_err(WriteFault::Connect)?;
-        handshake(&mut socket, &mut session).await?;
+        let handshake_len = handshake(&mut socket, &mut session).await?;
         let fd = socket.into_fd().map_err(WriteFault::Connection)?;
         let stream = Stream::new(fd, backend).map_err(WriteFault::Connection)?;
         let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
-        Ok(Self { stream, session, incoming, bytes_written: 0, unix: matches!(address, Address::Unix(_)) })
+        let unix = matches!(address, Address::Unix(_));
+        Ok(Self {
+            stream,
+            session,
+            incoming,
+            handshake_len,
+            bytes_written: 0,
+            unix,
+            bidirectional,
+            read_to_the_end: false,
+        })
     }
 
     /// Writes `list`, all of it or a part, and says how many bytes; `Err` when the connection has ended, with the bytes
@@ -126,11 +142,18 @@ impl WriteSession {
     /// # Errors
     /// The stream is not acknowledged, and why.
     pub(crate) async fn finish(&mut self, over: &mut Over) -> Result<(), WriteFault> {
+        // What the reader has said by now was not said in answer to STOP.
+        tokio::select! {
+            biased;
+            heard = self.hear() => heard?,
+            () = tokio::task::yield_now() => {}
+        }
         self.session.stop(Instant::now());
+        let deadline = self.session.poll_timeout();
         let mut list = SendList::new();
         list.extend(std::iter::from_fn(|| self.session.poll_transmit()));
         while !list.is_empty() {
-            let (written, result, back) = self.write(list, over).await;
+            let (written, result, back) = self.write_before(deadline, list, over).await;
             result?;
             list = back;
             list.advance(written);
@@ -145,7 +168,47 @@ impl WriteSession {
                 () = over.reached() => return Err(WriteFault::Protocol(ProtocolError::NotAcknowledged)),
             }
         }
+        // A reader that has not got STOP did not answer it: FINISH was on its way before.
+        if self.bidirectional && self.stream.unsent_bytes() > 0 {
+            return Err(WriteFault::Protocol(ProtocolError::UnexpectedBytes));
+        }
         Ok(())
+    }
+
+    /// Writes as [`WriteSession::write`] does, and gives up at the deadline.
+    async fn write_before(
+        &mut self,
+        deadline: Option<Instant>,
+        list: SendList,
+        over: &mut Over,
+    ) -> (usize, Result<(), WriteFault>, SendList) {
+        let Some(deadline) = deadline else { return self.write(list, over).await };
+        let stream = self.stream.clone();
+        let mut write = std::pin::pin!(self.write(list, over));
+        tokio::select! {
+            biased;
+            done = &mut write => done,
+            () = tokio::time::sleep_until(deadline.into()) => {
+                stream.cancel();
+                write.await
+            }
+        }
+    }
+
+    /// How many bytes, of those written since the handshake, have arrived: in the kernel of the reader (TCP), at the
+    /// reader itself (unix). `None` where that cannot be told: the kernel forgets what was not read when the reader of a
+    /// unix socket closes.
+    pub(crate) fn arrived_bytes(&self) -> Option<u64> {
+        if !self.unix {
+            let count = self.stream.acknowledged_bytes().ok()?;
+            return Some(count.saturating_sub(self.handshake_len).min(self.bytes_written));
+        }
+        if self.read_to_the_end {
+            return Some(self.bytes_written);
+        }
+        // The socket counts memory: never less than the bytes that were not read.
+        let unread = self.stream.unsent_bytes() as u64;
+        (!self.stream.is_hung_up()).then(|| self.bytes_written.saturating_sub(unread))
     }
 
     /// Bytes that were written and may not have reached the reader: what its kernel had not acknowledged (TCP); at
@@ -174,7 +237,12 @@ impl WriteSession {
         let (result, mut buffer) = incoming.await;
         self.incoming = None;
         match result {
-            Ok(0) => self.session.handle_eof().map_err(WriteFault::Protocol),
+            // A reader that closes with something unread resets the connection.
+            Ok(0) => {
+                self.session.handle_eof().map_err(WriteFault::Protocol)?;
+                self.read_to_the_end = true;
+                Ok(())
+            }
             Ok(_) => {
                 self.session.handle_bytes(Instant::now(), &mut buffer).map_err(WriteFault::Protocol)?;
                 buffer.reserve(INCOMING_LEN);
@@ -194,14 +262,17 @@ fn listen(stream: &Stream, buffer: BytesMut) -> Incoming {
     Box::pin(async move { stream.read(buffer, INCOMING_LEN).await })
 }
 
-async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(), WriteFault> {
+/// Returns how many bytes were written.
+async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<u64, WriteFault> {
     let mut buffer = BytesMut::with_capacity(INCOMING_LEN);
+    let mut written = 0;
     loop {
         while let Some(bytes) = session.poll_transmit() {
             socket.write_all(&bytes).await.map_err(WriteFault::Connection)?;
+            written += bytes.len() as u64;
         }
         if let Some(WriterEvent::Started { .. }) = session.poll_event() {
-            return Ok(());
+            return Ok(written);
         }
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
         match tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await {

@@ -6,6 +6,9 @@ use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::time::Timespec;
 
 use crate::transport::Backend;
 use crate::transport::epoll;
@@ -93,6 +96,19 @@ impl Stream {
     /// Bytes written by us that the peer (unix) or its kernel (TCP) has not taken.
     pub(crate) fn unsent_bytes(&self) -> usize {
         sys::unsent_bytes(self).unwrap_or(0)
+    }
+
+    /// Bytes that the peer's kernel has acknowledged, on TCP, counted from connect; readable after a reset too.
+    pub(crate) fn acknowledged_bytes(&self) -> io::Result<u64> {
+        // The SYN counts as one.
+        sys::tcp_bytes_acked(self).map(|count| count.saturating_sub(1))
+    }
+
+    /// Whether the peer has closed or broken the connection.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        let mut poll = [PollFd::new(self, PollFlags::RDHUP)];
+        // HUP and ERR need not be asked for.
+        rustix::event::poll(&mut poll, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(0)
     }
 
     /// Size of the socket's send buffer.
@@ -210,6 +226,61 @@ mod tests {
             peer.read_to_end(&mut read).unwrap();
             assert!(0 < written && written < 64 * (64 << 10));
             assert_eq!(read.len(), written);
+        });
+    }
+
+    /// What an output builds on that resends what a dead peer had not acknowledged.
+    #[test]
+    fn tcp_tells_what_was_acknowledged_even_after_a_reset() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket2::SockRef::from(&listener).set_recv_buffer_size(16 << 10).unwrap();
+        let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let wait_for = |condition: &dyn Fn() -> bool| {
+            let begin = std::time::Instant::now();
+            while !condition() {
+                assert!(begin.elapsed() < Duration::from_secs(10));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let acknowledged = |socket: &std::net::TcpStream| sys::tcp_bytes_acked(socket).unwrap() - 1;
+        assert_eq!(acknowledged(&ours), 0);
+        ours.write_all(&[7; 1000]).unwrap();
+        wait_for(&|| acknowledged(&ours) == 1000);
+        // More than the peer's buffer takes: the rest waits in ours.
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[7; 64 << 10]).is_ok() {}
+        wait_for(&|| {
+            let before = acknowledged(&ours);
+            std::thread::sleep(Duration::from_millis(20));
+            acknowledged(&ours) == before
+        });
+        let before = acknowledged(&ours);
+        assert!(before > 1000 && sys::unsent_bytes(&ours).unwrap() > 0);
+        socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        wait_for(&|| ours.take_error().unwrap().is_some());
+        assert_eq!(acknowledged(&ours), before);
+    }
+
+    /// What a unix socket holds is never less than what its peer has not read, until the peer closes.
+    #[test]
+    fn a_unix_socket_holds_at_least_what_was_not_read_and_forgets_it_when_the_peer_closes() {
+        on_every_backend(|stream, mut peer| async move {
+            let (mut written, mut read) = (0, 0);
+            for round in 0..500usize {
+                let len = [1, 13, 4096, 30_000][round % 4];
+                written += stream.write_now(Bytes::from(vec![7; len])).unwrap_or(0);
+                let mut buffer = vec![0; [7, 500, 10_000][round % 3]];
+                if read < written {
+                    read += peer.read(&mut buffer).unwrap();
+                }
+                assert!(stream.unsent_bytes() >= written - read, "round {round}");
+            }
+            assert!(read < written && !stream.is_hung_up());
+            drop(peer);
+            assert_eq!(stream.unsent_bytes(), 0);
+            assert!(stream.is_hung_up());
         });
     }
 

@@ -119,6 +119,29 @@ pub(crate) fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
 }
 
+/// Bytes that the peer's kernel has acknowledged on a TCP connection, its SYN included; readable after a reset too.
+///
+/// # Errors
+/// What `getsockopt` says; `Unsupported` on kernels before 4.1.
+pub(crate) fn tcp_bytes_acked(socket: &impl AsFd) -> io::Result<u64> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes to the structure, and to `len` how many it wrote.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let end_of_field = std::mem::offset_of!(libc::tcp_info, tcpi_bytes_acked) + size_of::<u64>();
+    if (len as usize) < end_of_field {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: a structure of integers, for which all zeroes and whatever the kernel wrote are values.
+    Ok(unsafe { info.assume_init() }.tcpi_bytes_acked)
+}
+
 /// Tells the C library to give large blocks back to the system as soon as they are freed.
 ///
 /// glibc keeps what is freed for later: after the first free of a block of 128 KiB such blocks come from the heap, between

@@ -9,7 +9,9 @@
 #[macro_use]
 mod support;
 
+mod checkpoint;
 mod data;
+mod delivery;
 mod drain;
 mod fanout;
 mod files;

@@ -185,6 +185,25 @@ impl Peer {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
+    /// Reads as a collector does, from wherever the session is, until FINISH or the end of the connection.
+    pub(crate) fn serve(mut self) {
+        while let Ok(frame) = Frame::read(&mut self.stream) {
+            let answer = match frame {
+                Frame::Control(ready) if ready == wire::ready(&[D])[8..] => wire::accept(&[D]),
+                Frame::Control(stop) if stop == wire::stop()[8..] => wire::finish(),
+                _ => continue,
+            };
+            if self.stream.write_all(&answer).is_err() || answer == wire::finish() {
+                return;
+            }
+        }
+    }
+
+    /// Bytes that have arrived and were not read.
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        self.stream.unread_bytes()
+    }
+
     pub(crate) fn set_receive_buffer(&self, bytes: usize) {
         self.stream.set_receive_buffer(bytes);
     }

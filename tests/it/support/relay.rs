@@ -10,8 +10,11 @@ use tapster::input::Oversize;
 use tapster::observability::InputLedger;
 use tapster::observability::Ledger;
 use tapster::observability::OutputLedger;
+use tapster::output::Ack;
+use tapster::output::Checkpoint;
 use tapster::output::Connections;
 use tapster::output::Mode;
+use tapster::output::Order;
 use tapster::output::OutputConfig;
 use tapster::output::Reconnect;
 use tapster::output::Rotate;
@@ -177,6 +180,8 @@ impl TestRelay {
         }
         for output in &ledger.outputs {
             assert!(output.balances(), "{output:?}");
+            let kept = output.frames_acknowledged + output.frames_unacknowledged;
+            assert!(kept == 0 || kept == output.frames_sent, "sent, and neither: {output:?}");
             assert_eq!(output.frames_queued + output.frames_spooled, 0, "nothing waits: {output:?}");
         }
         ledger
@@ -342,6 +347,27 @@ impl OutputBuilder {
 
     pub(crate) fn finish_timeout(mut self, timeout: Duration) -> Self {
         self.0.finish_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn ack_received(mut self) -> Self {
+        self.0.ack = Ack::Received;
+        self
+    }
+
+    pub(crate) fn replay_margin(mut self, bytes: usize) -> Self {
+        self.0.replay_margin = bytes;
+        self
+    }
+
+    pub(crate) fn checkpoint(mut self, checkpoint: Checkpoint) -> Self {
+        self.0.ack = Ack::Received;
+        self.0.checkpoint = Some(checkpoint);
+        self
+    }
+
+    pub(crate) fn strict_order(mut self) -> Self {
+        self.0.order = Order::Strict;
         self
     }
 

@@ -97,6 +97,14 @@ impl Stream {
         .expect("a receive buffer size");
     }
 
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        match self {
+            Self::Tcp(stream) => rustix::io::ioctl_fionread(stream),
+            Self::Unix(stream) => rustix::io::ioctl_fionread(stream),
+        }
+        .expect("a number of bytes")
+    }
+
     pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(how),

@@ -1,0 +1,228 @@
+//! Checkpoints: the stream ends, FINISH acknowledges it, and the next one flows meanwhile.
+
+use std::ops::Range;
+use std::thread;
+use std::time::Duration;
+
+use tapster::output::Checkpoint;
+use tapster::queue::WhenFull;
+use tapster::transport::Backend;
+
+use crate::support::collector::CollectingReader;
+use crate::support::numbered;
+use crate::support::numbered::Number;
+use crate::support::peer::A_WHILE;
+use crate::support::peer::Peer;
+use crate::support::peer::PeerListener;
+use crate::support::relay::TestRelay;
+use crate::support::relay::dropped;
+use crate::support::relay::listening;
+use crate::support::relay::relay;
+use crate::support::relay::to;
+use crate::support::relay::to_peer;
+use crate::support::stream::Transport;
+use crate::support::stream::folder;
+use crate::support::wait::eventually;
+use crate::support::wait::millis;
+use crate::support::wire;
+use crate::support::wire::Frame;
+
+const SOON: Checkpoint = Checkpoint::Every(Duration::from_millis(100));
+
+/// Two streams around a checkpoint: the first with ten frames, ended by STOP; the second with ten more.
+fn around_a_checkpoint(
+    backend: Backend,
+    listener: &PeerListener,
+    finish_timeout: Duration,
+) -> (TestRelay, Peer, Peer, Peer) {
+    let output = to_peer(listener).checkpoint(SOON).finish_timeout(finish_timeout);
+    let relay = relay(backend).output(output).start();
+    let mut writer = relay.writer();
+    let mut first = listener.accept_session();
+    writer.send(&numbered::frames(0, 0..10));
+    expect_frames(&mut first, 0..10);
+    let mut second = listener.accept_session();
+    first.expect(&wire::stop());
+    assert_eq!((relay.output(0).frames_acknowledged, relay.output(0).frames_unacknowledged), (0, 10));
+    // The first waits for FINISH.
+    writer.send(&numbered::frames(0, 10..20));
+    expect_frames(&mut second, 10..20);
+    (relay, writer, first, second)
+}
+
+/// Drains the relay, whose present stream has nothing more to read but STOP.
+fn drain(relay: TestRelay, mut writer: Peer, last: Peer) -> tapster::observability::OutputLedger {
+    writer.send(&wire::stop());
+    writer.expect(&wire::finish());
+    let draining = thread::spawn(move || relay.drain());
+    last.expect_stop();
+    draining.join().expect("the relay drains").outputs.remove(0)
+}
+
+on_both_backends! {
+    fn finish_acknowledges_the_stream_while_the_next_one_flows(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let listener = PeerListener::bind(transport, folder.path());
+            let (relay, writer, mut first, mut second) = around_a_checkpoint(backend, &listener, millis(20_000));
+            eventually("all is kept", || relay.output(0).frames_unacknowledged == 20);
+            first.send(&wire::finish());
+            first.expect_close();
+            eventually("acknowledged", || relay.output(0).frames_acknowledged == 10);
+            // One checkpoint at a time: the next comes now.
+            let third = listener.accept_session();
+            second.expect(&wire::stop());
+            second.send(&wire::finish());
+            let output = drain(relay, writer, third);
+            assert_eq!((output.frames_sent, output.frames_acknowledged, output.frames_resent), (20, 20, 0));
+            assert_eq!((output.connections, output.sessions_finished), (3, 3), "{output:?}");
+        }
+    }
+
+    fn a_stream_without_finish_comes_again(backend) {
+        for transport in Transport::BOTH {
+            for closes in [true, false] {
+                let folder = folder();
+                let listener = PeerListener::bind(transport, folder.path());
+                let (relay, writer, first, mut second) = around_a_checkpoint(backend, &listener, millis(300));
+                if closes {
+                    drop(first);
+                }
+                expect_frames(&mut second, 0..10);
+                // Acknowledged by the checkpoint that follows.
+                let third = listener.accept_session();
+                second.expect(&wire::stop());
+                second.send(&wire::finish());
+                let output = drain(relay, writer, third);
+                assert_eq!((output.frames_sent, output.frames_acknowledged, output.frames_resent), (20, 20, 10));
+                assert_eq!((output.connections, output.sessions_finished), (3, 2), "{output:?}");
+            }
+        }
+    }
+
+    fn finish_before_stop_acknowledges_nothing(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let listener = PeerListener::bind(transport, folder.path());
+            let relay = relay(backend).output(to_peer(&listener).checkpoint(Checkpoint::Bytes(1 << 20))).start();
+            let mut writer = relay.writer();
+            let mut first = listener.accept_session();
+            writer.send(&numbered::frames(0, 0..10));
+            expect_frames(&mut first, 0..10);
+            first.send(&wire::finish());
+            first.expect_close();
+            let mut second = listener.accept_session();
+            expect_frames(&mut second, 0..10);
+            assert_eq!(relay.output(0).frames_acknowledged, 0);
+            let output = drain(relay, writer, second);
+            assert_eq!((output.frames_sent, output.frames_acknowledged, output.frames_resent), (10, 10, 10));
+        }
+    }
+
+    fn everything_since_the_last_finish_comes_again_after_a_death(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let listener = PeerListener::bind(transport, folder.path());
+            let (relay, mut writer, mut first, second) = around_a_checkpoint(backend, &listener, millis(20_000));
+            // Before the next checkpoint: the first waits for FINISH as yet.
+            writer.send(&numbered::frames(0, 20..30));
+            let mut second = second;
+            expect_frames(&mut second, 20..30);
+            second.reset();
+            first.send(&wire::finish());
+            let mut third = listener.accept_session();
+            expect_frames(&mut third, 10..30);
+            // The next checkpoint may come before the end.
+            writer.send(&wire::stop());
+            let serving = thread::spawn(move || third.serve());
+            let draining = thread::spawn(move || relay.drain());
+            eventually("the relay drains", || {
+                if let Some(reader) = listener.poll_accept() {
+                    reader.serve();
+                }
+                draining.is_finished()
+            });
+            serving.join().expect("the reader ends well");
+            let output = draining.join().expect("the relay drains").outputs.remove(0);
+            assert_eq!((output.frames_sent, output.frames_acknowledged, output.frames_resent), (30, 30, 20));
+        }
+    }
+
+    fn in_strict_order_nothing_is_written_before_finish(backend) {
+        for finishes in [true, false] {
+            let listener = PeerListener::tcp();
+            let output = to_peer(&listener).checkpoint(SOON).strict_order().finish_timeout(millis(500));
+            let relay = relay(backend).output(output).start();
+            let mut writer = relay.writer();
+            let mut first = listener.accept_session();
+            writer.send(&numbered::frames(0, 0..10));
+            expect_frames(&mut first, 0..10);
+            let mut second = listener.accept_session();
+            first.expect(&wire::stop());
+            writer.send(&numbered::frames(0, 10..20));
+            second.expect_silence(A_WHILE);
+            if finishes {
+                first.send(&wire::finish());
+                expect_frames(&mut second, 10..20);
+            } else {
+                drop(first);
+                expect_frames(&mut second, 0..20);
+            }
+            let third = listener.accept_session();
+            second.expect(&wire::stop());
+            second.send(&wire::finish());
+            let output = drain(relay, writer, third);
+            assert_eq!((output.frames_acknowledged, output.frames_unacknowledged), (20, 0));
+        }
+    }
+
+    /// Held data is a part of the queue: a checkpoint comes before it is full of it.
+    fn a_checkpoint_comes_sooner_than_the_queue_is_full(backend) {
+        for transport in Transport::BOTH {
+            for checkpoint in [Checkpoint::Every(Duration::from_secs(3600)), Checkpoint::Bytes(256 << 10)] {
+                let folder = folder();
+                let reader = CollectingReader::start(transport, folder.path());
+                let output = to(&reader).checkpoint(checkpoint).queue(1 << 20).when_full(WhenFull::Block);
+                let relay = relay(backend).input(listening(transport, folder.path())).output(output).start();
+                let mut writer = relay.writer();
+                writer.send(&numbered::frames(0, 0..100_000));
+                writer.finish();
+                let (ledger, collected) = relay.drain_into(reader);
+                // In order on each connection; the threads of two may note them in another order than they came.
+                collected.sessions.iter().for_each(|session| numbered::assert_rising(wire::payloads(&session.encoded)));
+                let mut sequence = numbered::sequences(collected.payloads()).remove(&0).expect("frames");
+                sequence.sort_unstable();
+                assert!(sequence.into_iter().eq(0..100_000), "each frame once");
+                let output = &ledger.outputs[0];
+                assert_eq!((output.frames_acknowledged, output.frames_resent, dropped(output)), (100_000, 0, 0));
+                assert!(output.connections > 10, "{output:?}");
+            }
+        }
+    }
+
+    /// A reader that takes one connection only: no checkpoint, and the flow goes on.
+    fn without_a_next_connection_the_stream_goes_on(backend) {
+        let listener = PeerListener::tcp();
+        let relay = relay(backend).output(to_peer(&listener).checkpoint(SOON)).start();
+        let mut writer = relay.writer();
+        let mut reader = listener.accept_session();
+        drop(listener);
+        for round in 0..10 {
+            writer.send(&numbered::frames(0, 10 * round..10 * round + 10));
+            expect_frames(&mut reader, 10 * round..10 * round + 10);
+            thread::sleep(millis(50));
+        }
+        let output = drain(relay, writer, reader);
+        assert_eq!((output.connections, output.frames_acknowledged, output.frames_resent), (1, 100, 0));
+    }
+}
+
+#[track_caller]
+fn expect_frames(reader: &mut Peer, sequence: Range<u64>) {
+    for sequence in sequence {
+        let Frame::Data(payload) = reader.read_frame() else {
+            panic!("a control frame in place of {sequence}")
+        };
+        assert_eq!(Number::of(&payload).sequence, sequence);
+    }
+}
