@@ -12,13 +12,14 @@ use tracing::warn;
 
 use crate::drain::DrainSignal;
 use crate::drain::Over;
-use crate::output::Ack;
-use crate::output::Checkpoint;
 use crate::output::Mode;
 use crate::output::Order;
 use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::backoff::Backoff;
+use crate::output::rollover::Rollover;
+use crate::output::rollover::joined;
+use crate::output::watch::Watch;
 use crate::protocol::WriterConfig;
 use crate::queue::WhenFull;
 use crate::session::write::WriteFault;
@@ -248,8 +249,7 @@ impl Lane {
         if self.ending.is_none() && rollover.is_due(&self.backlog) {
             let (config, writer, backend) =
                 (Arc::clone(&self.config), Arc::clone(&self.writer), self.backend);
-            rollover.next =
-                Some(spawn_local(async move { WriteSession::open(&config.to, writer, backend).await }));
+            rollover.open(async move { WriteSession::open(&config.to, writer, backend).await });
         }
     }
 
@@ -284,144 +284,11 @@ async fn end_stream(mut session: WriteSession, mut over: Over) -> Result<(), Wri
     finished
 }
 
-/// Waits for the task that is under way, and takes it out. Cancel-safe; pending for ever where there is none.
-async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> T {
-    let Some(handle) = task else { return std::future::pending().await };
-    let output = handle.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-    *task = None;
-    output
-}
-
 /// Sleeps; for ever where there is no time.
 async fn sleep_if(duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Looks at what has arrived, for outputs whose frames are acknowledged by that.
-struct Watch {
-    margin: u64,
-    // A look for so many bytes written at least.
-    bytes: u64,
-    looked_at: u64,
-    arrived: u64,
-    pause: Duration,
-}
-
-impl Watch {
-    /// For a new connection; `None` where acknowledgements come in another way, or are not asked for.
-    fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
-        (config.ack == Ack::Received && config.checkpoint.is_none()).then(|| Self {
-            margin: config.replay_margin as u64,
-            bytes: (backlog.queue.max() / 8).min(LOOK_BYTES) as u64,
-            looked_at: 0,
-            arrived: 0,
-            pause: LOOK_PAUSE_MIN,
-        })
-    }
-
-    /// Looks after writes, now and then. One look costs a system call.
-    fn look_if_much_was_written(&mut self, session: &WriteSession, backlog: &mut Backlog) {
-        if backlog.position() - self.looked_at >= self.bytes {
-            self.look(session, backlog);
-        }
-        self.pause = LOOK_PAUSE_MIN;
-    }
-
-    /// Looks now. Returns after which time to look again; `None` if everything has arrived.
-    fn look(&mut self, session: &WriteSession, backlog: &mut Backlog) -> Option<Duration> {
-        self.looked_at = backlog.position();
-        if let Some(arrived) = session.arrived_bytes() {
-            self.arrived = arrived;
-            backlog.acknowledged(arrived.saturating_sub(self.margin));
-        }
-        if self.arrived >= self.looked_at {
-            return None;
-        }
-        let pause = self.pause;
-        self.pause = (2 * pause).min(LOOK_PAUSE_MAX);
-        Some(pause)
-    }
-}
-
-/// The change from one stream to the next, for outputs with checkpoints.
-struct Rollover {
-    every: Option<Duration>,
-    // A checkpoint comes sooner when the queue charges so much for what it will acknowledge.
-    charge_max: usize,
-    due: Option<Instant>,
-    not_before: Instant,
-    next: Option<JoinHandle<Result<WriteSession, WriteFault>>>,
-    opened: Option<Result<WriteSession, WriteFault>>,
-}
-
-impl Rollover {
-    fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
-        let (every, charge_max) = match config.checkpoint? {
-            Checkpoint::Every(every) => (Some(every), backlog.queue.max() / 4),
-            Checkpoint::Bytes(bytes) => (None, bytes),
-        };
-        let not_before = Instant::now();
-        let mut rollover = Self { every, charge_max, due: None, not_before, next: None, opened: None };
-        rollover.begin_stream();
-        Some(rollover)
-    }
-
-    fn begin_stream(&mut self) {
-        self.due = self.every.and_then(|every| Instant::now().checked_add(every));
-    }
-
-    fn try_later(&mut self) {
-        self.not_before = Instant::now() + ROLLOVER_PAUSE;
-    }
-
-    /// The connection that was wanted, if it is there, or why it is not.
-    async fn opened(&mut self) -> Option<Result<WriteSession, WriteFault>> {
-        if self.next.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.opened = Some(joined(&mut self.next).await);
-        }
-        self.opened.take()
-    }
-
-    fn is_due(&self, backlog: &Backlog) -> bool {
-        self.next.is_none() && self.due_at(backlog).is_some_and(|due| due <= Instant::now())
-    }
-
-    /// When the next connection is wanted; `None` while nothing asks for it.
-    fn due_at(&self, backlog: &Backlog) -> Option<Instant> {
-        let charge = backlog.unacknowledged_charge();
-        match self.due {
-            _ if charge == 0 || backlog.queue.is_closed() => None,
-            _ if charge >= self.charge_max => Some(self.not_before),
-            due => due.map(|due| due.max(self.not_before)),
-        }
-    }
-
-    /// Waits until the next connection is there, or wanted. Cancel-safe.
-    async fn progress(rollover: &mut Option<Self>, backlog: &Backlog, may_roll: bool) {
-        let Some(rollover) = rollover else { return std::future::pending().await };
-        if rollover.next.is_some() {
-            rollover.opened = Some(joined(&mut rollover.next).await);
-            return;
-        }
-        match rollover.due_at(backlog) {
-            Some(due) if may_roll => tokio::time::sleep_until(due.into()).await,
-            _ => std::future::pending().await,
-        }
-    }
-
-    /// Closes the next connection: the present one has ended, and is followed by another in its own time.
-    async fn give_up(mut self) {
-        if let Some(next) = self.next.take() {
-            // Opening is cancel-safe. If it was finished already, this changes nothing.
-            next.abort();
-            self.opened = next.await.ok();
-        }
-        if let Some(Ok(session)) = self.opened {
-            session.close().await;
-        }
     }
 }
 
@@ -434,13 +301,6 @@ fn writer_config(config: &OutputConfig) -> WriterConfig {
     }
 }
 
-/// How often what has arrived is looked at: after so many bytes, and, while some have not and nothing is written, after
-/// pauses that double.
-const LOOK_BYTES: usize = 256 << 10;
-const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(10);
-/// After a next connection that could not be had.
-const ROLLOVER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts while the relay ends.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_millis(500);
 
