@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::observability::metrics::LaneMetrics;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;
+use crate::queue::Queued;
 use crate::queue::WhenFull;
 use crate::queue::channel::charge;
 use crate::route::Fanout;
@@ -45,7 +46,7 @@ impl Lanes {
     /// Takes the next batch of a lane, as if it were written at once.
     pub fn take(&self, lane: usize) -> Option<FrameBatch> {
         let queue = &self.queues[lane];
-        let batch = queue.pop()?;
+        let Queued { batch, .. } = queue.pop()?;
         queue.release(charge(&batch));
         Some(batch)
     }

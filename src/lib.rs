@@ -43,6 +43,8 @@
 //!   lives and dies on one worker, and a worker never blocks: files have threads of their own.
 //! - **A lane is one downstream connection**, fed by one queue, written by one task. A connection from a DNS server
 //!   always uses the same lane of an output, so its order is kept.
+//! - **A group is one queue and several lanes** on one worker: a batch stays charged to the queue until one of its members
+//!   has settled it, and goes to another member when its own dies or stalls.
 //! - **The producer comes first.** Accepting, ACCEPT and FINISH wait for no output that is stalled or away; reading waits
 //!   for those that an operator set to [`Block`](queue::WhenFull::Block), and for others 5 ms, up to 20 ms while they
 //!   move, each time that what waits for them has doubled.
@@ -56,7 +58,7 @@
 //! # What happened to the frame?
 //!
 //! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], `route` (too long for the output),
-//! `output/backlog` (left at the end). At the wrong place: `route`, `relay/placement`.
+//! `output/backlog` (left at the end). At the wrong place: `route`, `relay/placement`, `output/balance`.
 
 #![deny(unsafe_code)]
 // The links of this page into the relay.

@@ -67,6 +67,11 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
         let place = format!("--to {}", args.to);
         return Err(Faults(vec![Fault { place, key: "to".to_owned(), message }]).into());
     }
+    if output.group.is_some() {
+        let message = "a replay goes to one reader: start a relay to have it dealt out".to_owned();
+        let place = format!("--to {}", args.to);
+        return Err(Faults(vec![Fault { place, key: "to".to_owned(), message }]).into());
+    }
     let pace = match (args.speed, args.rate) {
         (Some(speed), _) => Pace::Speed(speed),
         (None, Rate::PerSecond(rate)) => Pace::Rate(rate),

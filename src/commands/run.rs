@@ -129,7 +129,7 @@ fn announce(relay: &Relay, config: &RelayConfig) {
     }
     for output in &config.outputs {
         let queue = format_size(output.queue as u64);
-        info!(output = output.name, to = %output.to, when_full = %output.when_full, queue, "writing");
+        info!(output = output.name, to = output.addresses_text(), when_full = %output.when_full, queue, "writing");
     }
     info!(backend = %relay.backend(), workers = relay.workers(), version = env!("CARGO_PKG_VERSION"), "relaying");
 }

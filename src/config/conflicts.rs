@@ -63,12 +63,12 @@ pub(super) fn check_addresses(
         }
     }
     for Entry { origin, config } in outputs {
-        if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(&config.to, address)) {
-            let message = format!(
-                "{} is where input `{input}` listens: every frame would go round for ever",
-                config.to
-            );
-            findings.fault(origin, "to", message);
+        for to in config.addresses() {
+            if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
+                let message =
+                    format!("{to} is where input `{input}` listens: every frame would go round for ever");
+                findings.fault(origin, "to", message);
+            }
         }
     }
 }

@@ -11,8 +11,10 @@ use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::input::Oversize;
 use crate::output::Ack;
+use crate::output::Balance;
 use crate::output::Checkpoint;
 use crate::output::Connections;
+use crate::output::GroupConfig;
 use crate::output::Mode;
 use crate::output::Order;
 use crate::output::OutputConfig;
@@ -83,7 +85,8 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     if !output.name.is_empty() {
         section.set_label(format!("output `{}`", output.name));
     }
-    let to = section.take("to", value::output_address);
+    let is_group = section.is_list("to");
+    let to = section.take_list("to", value::output_address);
     if !section.has("to") {
         section.fault("to", "is missing: write to = \"tcp://HOST:PORT\"".to_owned());
     }
@@ -120,16 +123,91 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
             "must be larger than `frame_len_max` and 4 bytes more: the longest frame must find room";
         section.fault("queue", message.to_owned());
     }
+    // Where a fault has been noted: a placeholder that does not meet an input's address.
+    let to = to.unwrap_or_else(|| vec![Address::File(String::new())]);
+    if is_group {
+        output.group = take_group(&mut section, &output, &to);
+    } else {
+        refuse_group_keys(&mut section);
+    }
     check_delivery(&mut section, &output);
-    match to {
-        Some(to) => {
-            check_keys_of_kind(&mut section, &output, &to);
-            output.to = to;
+    let unset = |to: &&Address| **to != Address::File(String::new());
+    if let Some(first) = to.first() {
+        // Members of a group are sockets all: one fault for each key.
+        let example = to.iter().find(|to| matches!(to, Address::Unix(_))).unwrap_or(first);
+        if let Some(example) = Some(example).filter(unset) {
+            check_keys_of_kind(&mut section, &output, example);
         }
-        // A fault has been noted; the placeholder must not meet an input's address.
-        None => output.to = Address::File(String::new()),
+        output.to = first.clone();
     }
     Entry { config: output, origin: section.finish() }
+}
+
+/// The keys of a group, whose members are at `to`; `None` where that is none.
+fn take_group(section: &mut Section<'_>, output: &OutputConfig, to: &[Address]) -> Option<GroupConfig> {
+    let mut group = GroupConfig::new(to.iter().cloned());
+    let balances = [
+        ("round_robin", Balance::RoundRobin),
+        ("least_backlog", Balance::LeastBacklog),
+        ("failover", Balance::Failover),
+        ("sticky", Balance::Sticky),
+    ];
+    section.set("balance", value::choice(&balances), &mut group.balance);
+    section.set("stall_timeout", value::duration(STALL_MIN..=HOUR), &mut group.stall_timeout);
+    section.set("slow_start", value::duration(Duration::ZERO..=HOUR), &mut group.slow_start);
+    let weights = section.take_list("weights", value::integer(1..=WEIGHT_MAX));
+    match &weights {
+        Some(_) if group.balance == Balance::Failover => {
+            section.fault(
+                "weights",
+                "means nothing under `failover`, where the order of `to` counts".to_owned(),
+            );
+        }
+        Some(weights) if weights.len() != to.len() => {
+            let (weights, members) = (weights.len(), to.len());
+            section.fault("weights", format!("has {weights} numbers for {members} members: one for each"));
+        }
+        _ => {}
+    }
+    for (member, weight) in group.members.iter_mut().zip(weights.unwrap_or_default()) {
+        member.weight = u32::try_from(weight).unwrap_or(u32::MAX);
+    }
+    match to {
+        [] => return None,
+        // A placeholder.
+        [Address::File(pattern)] if pattern.is_empty() => return None,
+        [one] => {
+            section.fault("to", format!("a group has two members or more: write to = \"{one}\""));
+            return None;
+        }
+        _ => {}
+    }
+    if to.len() > MEMBERS_MAX {
+        section.fault("to", format!("a group has at most {MEMBERS_MAX} members, not {}", to.len()));
+    }
+    if let Some(file) = to.iter().find(|to| matches!(to, Address::File(_))) {
+        let message =
+            format!("{file} cannot be in a group: a file never stalls; give it an output of its own");
+        section.fault("to", message);
+        return None;
+    }
+    if let Some((_, twice)) = to.iter().enumerate().find(|(index, address)| to[..*index].contains(address)) {
+        section.fault("to", format!("has {twice} twice: a larger share is given by `weights`"));
+    }
+    if output.connections == Connections::PerWorker {
+        section
+            .fault("connections", "each member of a group has one connection: leave this key out".to_owned());
+    }
+    Some(group)
+}
+
+fn refuse_group_keys(section: &mut Section<'_>) {
+    for key in ["balance", "weights", "stall_timeout", "slow_start"] {
+        section.take(key, |_| Ok(()));
+        if section.has(key) {
+            section.fault(key, "is for groups: outputs whose `to` is a list".to_owned());
+        }
+    }
 }
 
 /// Keys that mean nothing for this kind of address would be obeyed in vain.
@@ -210,6 +288,8 @@ fn take_delivery(section: &mut Section<'_>, output: &mut OutputConfig) {
 fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
     let queue = output.queue as u64;
     let longest = u64::from(output.frame_len_max) + LENGTH_WORD;
+    let members = output.group.as_ref().map_or(1, |group| group.members.len()) as u64;
+    let each = if members > 1 { format!(", for {members} members") } else { String::new() };
     if output.checkpoint.is_some() && output.mode == Mode::Unidirectional {
         let message =
             "waits for FINISH, which a unidirectional output does not get: leave one of the two out";
@@ -222,11 +302,11 @@ fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
         );
     }
     if let Some(Checkpoint::Bytes(bytes)) = output.checkpoint {
-        let needed = 2 * bytes as u64 + longest;
+        let needed = members * 2 * bytes as u64 + longest;
         if needed > queue {
             let message = format!(
                 "{bytes} for the stream that waits for FINISH, {bytes} for the next one and {longest} for the longest \
-                 frame make {needed}, and `queue` has {queue}: give it room, or have checkpoints sooner",
+                 frame make {needed}{each}, and `queue` has {queue}: give it room, or have checkpoints sooner",
                 bytes = format_size(bytes as u64),
                 longest = format_size(longest),
                 needed = format_size(needed),
@@ -248,10 +328,10 @@ fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
     }
     // As much again is on its way to the reader before it is acknowledged.
     let margin = output.replay_margin as u64;
-    let needed = 2 * margin + longest;
+    let needed = members * 2 * margin + longest;
     if needed > queue {
         let message = format!(
-            "{margin} that is kept, {margin} on its way and {longest} for the longest frame make {needed}, and `queue` \
+            "{margin} that is kept, {margin} on its way and {longest} for the longest frame make {needed}{each}, and `queue` \
              has {queue}",
             margin = format_size(margin),
             longest = format_size(longest),
@@ -312,6 +392,11 @@ const FRAME_LEN_MAX: u64 = (1 << 31) - 1;
 const FRAME_LEN_USUAL: u32 = 66_560;
 /// The length word before every data frame.
 const LENGTH_WORD: u64 = 4;
+/// So that each has a part of the queue worth speaking of.
+const MEMBERS_MAX: usize = 64;
+const WEIGHT_MAX: usize = 1000;
+/// Shorter pauses happen to readers that are well.
+const STALL_MIN: Duration = Duration::from_millis(100);
 const QUEUE_MIN: u64 = 1 << 10;
 const QUEUE_MAX: u64 = 1 << 40;
 const ROTATE_SIZE_MIN: u64 = 4 << 10;

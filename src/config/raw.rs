@@ -130,7 +130,8 @@ fn insert(table: &mut Table, path: &str, node: Node) -> Result<(), String> {
     Ok(())
 }
 
-fn add(table: &mut Table, key: &str, node: Node) {
+/// Adds a key; one that is there already makes a list.
+pub(super) fn add(table: &mut Table, key: &str, node: Node) {
     match table.iter_mut().find(|(present, _)| present == key) {
         None => table.push((key.to_owned(), node)),
         Some((_, Node { value: Value::List(items), .. })) => items.push(node),

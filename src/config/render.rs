@@ -8,8 +8,10 @@ use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::input::Oversize;
 use crate::output::Ack;
+use crate::output::Balance;
 use crate::output::Checkpoint;
 use crate::output::Connections;
+use crate::output::GroupConfig;
 use crate::output::Mode;
 use crate::output::Order;
 use crate::output::OutputConfig;
@@ -70,7 +72,10 @@ fn write_input(document: &mut String, input: &InputConfig) {
 fn write_output(document: &mut String, output: &OutputConfig) {
     document.push_str("\n[[output]]\n");
     line(document, "name", &quoted(&output.name));
-    line(document, "to", &quoted(&output.to.to_string()));
+    match &output.group {
+        Some(group) => write_group(document, group),
+        None => line(document, "to", &quoted(&output.to.to_string())),
+    }
     line(document, "when_full", &quoted(&output.when_full.to_string()));
     line(document, "queue", &quoted(&format_size(output.queue as u64)));
     line(document, "content_type", &content_type(&output.content_type));
@@ -82,6 +87,24 @@ fn write_output(document: &mut String, output: &OutputConfig) {
     }
     let (min, max) = (format_duration(output.reconnect.min), format_duration(output.reconnect.max));
     line(document, "reconnect", &format!("{{ min = {}, max = {} }}", quoted(&min), quoted(&max)));
+}
+
+fn write_group(document: &mut String, group: &GroupConfig) {
+    let balance = match group.balance {
+        Balance::RoundRobin => "round_robin",
+        Balance::LeastBacklog => "least_backlog",
+        Balance::Failover => "failover",
+        Balance::Sticky => "sticky",
+    };
+    let to: Vec<String> = group.members.iter().map(|member| quoted(&member.address.to_string())).collect();
+    line(document, "to", &format!("[{}]", to.join(", ")));
+    line(document, "balance", &quoted(balance));
+    if group.balance != Balance::Failover {
+        let weights: Vec<String> = group.members.iter().map(|member| member.weight.to_string()).collect();
+        line(document, "weights", &format!("[{}]", weights.join(", ")));
+    }
+    line(document, "stall_timeout", &quoted(&format_duration(group.stall_timeout)));
+    line(document, "slow_start", &quoted(&format_duration(group.slow_start)));
 }
 
 fn write_connection_keys(document: &mut String, output: &OutputConfig) {

@@ -20,6 +20,8 @@ use crate::config::keys::take_output;
 use crate::config::keys::take_process_keys;
 use crate::config::raw::Node;
 use crate::config::raw::Table;
+use crate::config::raw::Value;
+use crate::config::raw::add;
 use crate::config::raw::from_query;
 use crate::config::raw::from_toml;
 use crate::config::section::Findings;
@@ -108,7 +110,7 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
         &mut outputs,
         "output",
         |output| &mut output.name,
-        |output| output.to.to_string(),
+        OutputConfig::addresses_text,
         &mut findings,
     );
     check_addresses(&inputs, &outputs, &mut findings);
@@ -132,7 +134,7 @@ pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
         &mut outputs,
         "output",
         |output| &mut output.name,
-        |output| output.to.to_string(),
+        OutputConfig::addresses_text,
         &mut findings,
     );
     let (faults, _) = findings.into_sorted();
@@ -170,7 +172,15 @@ fn read_address(option: &str, key: &str, text: &str, findings: &mut Findings) ->
     let (keys, errors) = from_query(query);
     findings.syntax(&origin, errors);
     let mut table = vec![(key.to_owned(), Node::text(address))];
-    table.extend(keys);
+    for (name, node) in keys {
+        match node.value {
+            // More addresses, behind the first.
+            Value::List(items) if name == key => {
+                items.into_iter().for_each(|item| add(&mut table, key, item));
+            }
+            _ => add(&mut table, &name, node),
+        }
+    }
     (origin, table)
 }
 
@@ -207,6 +217,7 @@ mod tests {
     use crate::config::to_toml;
     use crate::input::ContentTypes;
     use crate::output::Ack;
+    use crate::output::Balance;
     use crate::output::Checkpoint;
     use crate::output::Connections;
     use crate::output::Rotate;
@@ -418,6 +429,51 @@ mod tests {
             assert_eq!(keys(to(address)), [key], "{address}");
         }
         assert_eq!(keys(from_options(&["tcp://a:1?socket_mode=0660"], &[])), ["socket_mode"]);
+    }
+
+    #[test]
+    fn a_list_of_addresses_is_a_group() {
+        let to_list = |query: &str| to(&format!("tcp://a:1?to=unix:/b&{query}"));
+        let group = |query: &str| to_list(query).unwrap().config.outputs.remove(0).group.unwrap();
+        let plain = group("");
+        assert_eq!(plain.balance, Balance::RoundRobin);
+        let weighted = group("balance=sticky&weights=2&weights=1&stall_timeout=2s&slow_start=0s");
+        let weights: Vec<_> = weighted.members.iter().map(|member| member.weight).collect();
+        assert_eq!((weighted.balance, weights), (Balance::Sticky, vec![2, 1]));
+        assert_eq!((weighted.stall_timeout, weighted.slow_start), (Duration::from_secs(2), Duration::ZERO));
+        for query in ["", "balance=failover", "balance=least_backlog&weights=2&weights=1&ack=received"] {
+            let resolved = to_list(query).unwrap();
+            assert_eq!(resolved.config.outputs[0].name, "tcp://a:1,unix:/b");
+            assert_eq!(from_file(&to_toml(&resolved.config)).unwrap(), resolved, "{query}");
+        }
+        let file =
+            from_file("[[input]]\nlisten = \"tcp://c:1\"\n[[output]]\nto = [\"tcp://a:1\", \"unix:/b\"]\n");
+        assert_eq!(file.unwrap().config.outputs[0].group, Some(plain));
+    }
+
+    #[test]
+    fn groups_that_cannot_be_are_refused() {
+        for (address, key) in [
+            ("tcp://a:1?to=file:a.fstrm", "to"),
+            ("tcp://a:1?to=tcp://a:1", "to"),
+            ("tcp://a:1?to=tls://a:1", "to[1]"),
+            ("tcp://a:1?balance=sticky", "balance"),
+            ("tcp://a:1?weights=2", "weights"),
+            ("tcp://a:1?stall_timeout=1s", "stall_timeout"),
+            ("tcp://a:1?slow_start=1s", "slow_start"),
+            ("tcp://a:1?to=tcp://b:1&weights=2", "weights"),
+            ("tcp://a:1?to=tcp://b:1&weights=2&weights=0", "weights[1]"),
+            ("tcp://a:1?to=tcp://b:1&weights=2&weights=1&balance=failover", "weights"),
+            ("tcp://a:1?to=tcp://b:1&connections=per_worker", "connections"),
+            ("tcp://a:1?to=tcp://b:1&rotate.size=1GiB", "rotate"),
+            ("tcp://a:1?to=unix:/b&ack=received&replay_margin=1MiB", "replay_margin"),
+            ("tcp://a:1?to=tcp://b:1&ack=received&replay_margin=16MiB", "replay_margin"),
+            ("tcp://a:1?to=tcp://b:1&checkpoint=16MiB", "checkpoint"),
+        ] {
+            assert_eq!(keys(to(address)), [key], "{address}");
+        }
+        let one = from_file("[[output]]\nto = [\"tcp://a:1\"]\n").unwrap_err().to_string();
+        assert!(one.contains("write to = \"tcp://a:1\""), "{one}");
     }
 
     #[test]

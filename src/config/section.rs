@@ -85,6 +85,11 @@ impl<'f> Section<'f> {
         self.node(key).is_some()
     }
 
+    /// Whether the value of `key` is a list.
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        matches!(self.node(key), Some(Node { value: Value::List(_), .. }))
+    }
+
     /// The value of `key`; `None` if it is absent or wrong.
     pub(super) fn take<T>(
         &mut self,

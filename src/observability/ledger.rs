@@ -79,6 +79,52 @@ pub struct OutputLedger {
     pub connections: u64,
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
+    /// The members of a group, in the order of the configuration; the other fields are for all of them together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberLedger>,
+}
+
+/// What one member of a group did. Fields as in [`OutputLedger`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the fields of the output")]
+pub struct MemberLedger {
+    /// Where it is.
+    pub to: String,
+    /// How it stands.
+    pub state: MemberState,
+    /// Frames that nobody had got before.
+    pub frames_sent: u64,
+    pub bytes_sent: u64,
+    pub frames_acknowledged: u64,
+    pub frames_unacknowledged: u64,
+    /// Frames that this or another member had got before.
+    pub frames_resent: u64,
+    /// Frames that it had when it died or stalled, and that went to others: as often as they did.
+    pub frames_given_back: u64,
+    pub connections: u64,
+    pub sessions_finished: u64,
+}
+
+/// How a member of a group stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum MemberState {
+    /// Not there as yet.
+    Connecting,
+    /// It gets frames.
+    Up,
+    /// It died, or does not answer.
+    Down,
+    /// It took nothing for `stall_timeout`; tried again.
+    Stalled,
+    /// It got STOP after everything, and answered.
+    Finished,
+}
+
+impl MemberState {
+    /// By number.
+    pub(crate) const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Down, Self::Stalled, Self::Finished];
 }
 
 impl OutputLedger {

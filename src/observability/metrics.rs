@@ -1,11 +1,15 @@
 //! Counters: added to once per batch, read by whoever wants to know.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::observability::InputLedger;
+use crate::observability::MemberLedger;
+use crate::observability::MemberState;
 use crate::observability::OutputLedger;
 
 /// Why a frame was lost on its way to an output.
@@ -32,8 +36,13 @@ impl DropReason {
 }
 
 /// What became of the frames of one lane. Added to by every worker that feeds it.
+///
+/// Those of a group's member add to those of the group too.
 #[derive(Debug, Default)]
 pub(crate) struct LaneMetrics {
+    group: Option<Arc<LaneMetrics>>,
+    state: AtomicU8,
+    given_back: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
     filtered: AtomicU64,
@@ -48,37 +57,91 @@ pub(crate) struct LaneMetrics {
 }
 
 impl LaneMetrics {
+    /// For a member of the group that has `group`.
+    pub(crate) fn of_member(group: Arc<Self>) -> Self {
+        Self { group: Some(group), ..Self::default() }
+    }
+
+    /// These, and those of the group if there is one.
+    fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.group.as_deref())
+    }
+
+    /// Adds to one counter of all.
+    fn add(&self, counter: impl Fn(&Self) -> &AtomicU64, count: u64) {
+        for metrics in self.all() {
+            counter(metrics).fetch_add(count, Relaxed);
+        }
+    }
+
     pub(crate) fn received(&self, frames: u64) {
         self.received.fetch_add(frames, Relaxed);
     }
 
     pub(crate) fn sent(&self, frames: u64, bytes: u64) {
-        self.sent.fetch_add(frames, Relaxed);
-        self.bytes_sent.fetch_add(bytes, Relaxed);
+        self.add(|metrics| &metrics.sent, frames);
+        self.add(|metrics| &metrics.bytes_sent, bytes);
     }
 
     pub(crate) fn dropped(&self, reason: DropReason, frames: u64) {
-        self.dropped[reason as usize].fetch_add(frames, Relaxed);
+        self.add(|metrics| &metrics.dropped[reason as usize], frames);
     }
 
     pub(crate) fn unconfirmed(&self, bytes: u64) {
-        self.bytes_unconfirmed.fetch_add(bytes, Relaxed);
+        self.add(|metrics| &metrics.bytes_unconfirmed, bytes);
     }
 
     /// Frames that were sent wait for their acknowledgement.
     pub(crate) fn unacknowledged(&self, frames: u64) {
-        self.unacknowledged.fetch_add(frames, Relaxed);
+        self.add(|metrics| &metrics.unacknowledged, frames);
     }
 
     /// Frames that waited for it were acknowledged.
     pub(crate) fn acknowledged(&self, frames: u64) {
-        self.unacknowledged.fetch_sub(frames, Relaxed);
-        self.acknowledged.fetch_add(frames, Relaxed);
+        for metrics in self.all() {
+            metrics.unacknowledged.fetch_sub(frames, Relaxed);
+        }
+        self.add(|metrics| &metrics.acknowledged, frames);
+    }
+
+    /// A member gives frames back to its group, of which so many were sent and not acknowledged.
+    pub(crate) fn give_back(&self, frames: u64, unacknowledged: u64) {
+        self.given_back.fetch_add(frames, Relaxed);
+        self.unacknowledged.fetch_sub(unacknowledged, Relaxed);
+    }
+
+    /// A member takes over frames that another had sent and that are not acknowledged.
+    pub(crate) fn take_over_unacknowledged(&self, frames: u64) {
+        self.unacknowledged.fetch_add(frames, Relaxed);
+    }
+
+    pub(crate) fn set_member_state(&self, state: MemberState) {
+        self.state.store(state as u8, Relaxed);
+    }
+
+    pub(crate) fn member_state(&self) -> MemberState {
+        MemberState::ALL[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// The account of a member that writes `to` this address.
+    pub(crate) fn member_ledger(&self, to: String) -> MemberLedger {
+        MemberLedger {
+            to,
+            state: self.member_state(),
+            frames_sent: self.sent.load(Relaxed),
+            bytes_sent: self.bytes_sent.load(Relaxed),
+            frames_acknowledged: self.acknowledged.load(Relaxed),
+            frames_unacknowledged: self.unacknowledged.load(Relaxed),
+            frames_resent: self.resent.load(Relaxed),
+            frames_given_back: self.given_back.load(Relaxed),
+            connections: self.connections.load(Relaxed),
+            sessions_finished: self.sessions_finished.load(Relaxed),
+        }
     }
 
     /// Frames were sent again.
     pub(crate) fn resent(&self, frames: u64) {
-        self.resent.fetch_add(frames, Relaxed);
+        self.add(|metrics| &metrics.resent, frames);
     }
 
     /// Frames that wait for their acknowledgement now.
@@ -87,11 +150,11 @@ impl LaneMetrics {
     }
 
     pub(crate) fn connected(&self) {
-        self.connections.fetch_add(1, Relaxed);
+        self.add(|metrics| &metrics.connections, 1);
     }
 
     pub(crate) fn finished(&self) {
-        self.sessions_finished.fetch_add(1, Relaxed);
+        self.add(|metrics| &metrics.sessions_finished, 1);
     }
 
     /// Frames lost for this reason until now.

@@ -7,6 +7,8 @@ pub mod status;
 
 pub use ledger::InputLedger;
 pub use ledger::Ledger;
+pub use ledger::MemberLedger;
+pub use ledger::MemberState;
 pub use ledger::OutputLedger;
 pub use logging::Log;
 pub use logging::LogFormat;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::observability::MemberState;
 use crate::observability::metrics::DropReason;
 use crate::observability::metrics::LaneMetrics;
+use crate::output::group::Share;
 use crate::output::window::Prefix;
 use crate::output::window::Taken;
 use crate::output::window::Window;
 use crate::queue::Queue;
-use crate::queue::channel::charge;
 use crate::transport::sys::SEND_BUFFERS_MAX;
 
 /// The consumer's end of a lane. A batch is settled when its last byte is written or, for an output that waits for
@@ -26,6 +27,8 @@ use crate::transport::sys::SEND_BUFFERS_MAX;
 pub(crate) struct Backlog {
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<LaneMetrics>,
+    // What comes next is dealt out by the group; `queue` is the one in front of it.
+    share: Option<Share>,
     // Whether batches are kept until they are acknowledged.
     keeps: bool,
     // What dead connections left, in order: written before what waits in the queue.
@@ -40,9 +43,19 @@ pub(crate) struct Backlog {
 impl Backlog {
     /// A backlog whose batches are settled when they are written, or, if it `keeps` them, when they are acknowledged.
     pub(crate) fn new(queue: Arc<Queue>, metrics: Arc<LaneMetrics>, keeps: bool) -> Self {
+        Self::with(queue, metrics, None, keeps)
+    }
+
+    /// The backlog of one member of a group.
+    pub(crate) fn of_member(share: Share, metrics: Arc<LaneMetrics>, keeps: bool) -> Self {
+        Self::with(Arc::clone(&share.group.front), metrics, Some(share), keeps)
+    }
+
+    fn with(queue: Arc<Queue>, metrics: Arc<LaneMetrics>, share: Option<Share>, keeps: bool) -> Self {
         Self {
             queue,
             metrics,
+            share,
             keeps,
             again: VecDeque::new(),
             taken: VecDeque::new(),
@@ -54,7 +67,7 @@ impl Backlog {
 
     /// Takes what waits, as much as one write should have, if nothing is left to write.
     pub(crate) fn fill(&mut self) {
-        let len_max = self.queue.write_len_max();
+        let len_max = self.queue.write_len_max().min(self.queue_max());
         let mut len: usize = self.taken.iter().map(|taken| taken.batch.byte_len()).sum();
         while len < len_max && self.taken.len() < SEND_BUFFERS_MAX {
             let Some(taken) = self.next() else { return };
@@ -64,10 +77,15 @@ impl Backlog {
     }
 
     fn next(&mut self) -> Option<Taken> {
-        self.again.pop_front().or_else(|| {
-            let batch = self.queue.pop()?;
-            Some(Taken { charge: charge(&batch), batch, sent: Prefix::default() })
+        self.again.pop_front().or_else(|| match &self.share {
+            Some(share) => share.pop(),
+            None => Some(Taken::new(self.queue.pop()?, 0)),
         })
+    }
+
+    /// Bytes of the queue that this lane may count on.
+    pub(crate) fn queue_max(&self) -> usize {
+        self.share.as_ref().map_or(self.queue.max(), Share::max)
     }
 
     /// Waits until [`Backlog::fill`] has something to take, or nothing will come. Cancel-safe. Pending for ever while
@@ -76,7 +94,10 @@ impl Backlog {
         if !self.again.is_empty() {
             return;
         }
-        self.queue.ready().await;
+        match &self.share {
+            Some(share) => share.ready().await,
+            None => self.queue.ready().await,
+        }
         if self.all_written() && self.ending.is_some() {
             std::future::pending::<()>().await;
         }
@@ -88,7 +109,41 @@ impl Backlog {
     }
 
     fn all_written(&self) -> bool {
-        self.taken.is_empty() && self.again.is_empty() && self.queue.is_closed() && self.queue.is_empty()
+        let queue_is_over = || match &self.share {
+            Some(share) => share.is_over(),
+            None => self.queue.is_closed() && self.queue.is_empty(),
+        };
+        self.taken.is_empty() && self.again.is_empty() && queue_is_over()
+    }
+
+    /// Waits until the other members of a group have written everything, and nothing will come. Cancel-safe. Pending for
+    /// ever for a lane of its own.
+    pub(crate) async fn written_by_others(&self) {
+        match &self.share {
+            Some(share) if self.ending.is_none() => share.over().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// A connection is there, past its handshake.
+    pub(crate) fn connected(&self) {
+        self.metrics.connected();
+        if let Some(share) = &self.share {
+            share.up();
+        }
+    }
+
+    /// There is no connection, as before: other members get what this one has by now.
+    pub(crate) fn give_back(&mut self) {
+        self.disconnected(self.metrics.member_state());
+    }
+
+    /// There is no connection: other members get what this one has, but for the batches of a stream that waits for FINISH.
+    pub(crate) fn disconnected(&mut self, state: MemberState) {
+        if let Some(share) = &self.share {
+            debug_assert!(self.taken.is_empty());
+            share.down(state, self.again.drain(..));
+        }
     }
 
     /// The bytes to write on a new connection, in order.
@@ -107,6 +162,9 @@ impl Backlog {
             written -= taken.batch.byte_len();
             let whole = taken.whole();
             self.count_sent(&mut taken, whole);
+            if let Some(share) = &self.share {
+                share.written(&taken);
+            }
             if self.keeps {
                 self.queue.hold(taken.charge);
                 self.window.push(taken);
@@ -214,6 +272,9 @@ impl Backlog {
     /// Puts what a dead connection has got, and what was taken for it, before everything else.
     fn write_again(&mut self, window: Window, taken: VecDeque<Taken>) {
         self.queue.unhold(window.charge());
+        if let Some(share) = &self.share {
+            window.batches().for_each(|taken| share.write_again(taken));
+        }
         let (mut rest, acknowledged) = window.into_unacknowledged();
         rest.extend(taken);
         if let Some(first) = rest.front_mut() {
@@ -227,17 +288,24 @@ impl Backlog {
     }
 
     /// The end: what is left here and in the queue, and was never written, is lost. Returns how many frames were
-    /// written and are not acknowledged.
+    /// written and are not acknowledged; for a member of a group 0: the group accounts for what it gave back.
     pub(crate) fn abandon(mut self) -> u64 {
         self.connection_lost();
         self.ended_stream_lost();
-        for taken in self.again.drain(..) {
-            let never_sent = taken.batch.frames() - taken.sent.frames;
-            self.metrics.dropped(DropReason::Shutdown, u64::from(never_sent));
+        if self.share.is_some() {
+            self.give_back();
+            return 0;
         }
+        self.again.drain(..).for_each(|taken| drop_never_sent(&taken, &self.metrics));
         self.queue.abandon();
         self.metrics.unacknowledged_now()
     }
+}
+
+/// Counts the frames of a batch that nobody has got as lost at the end.
+pub(crate) fn drop_never_sent(taken: &Taken, metrics: &LaneMetrics) {
+    let never_sent = taken.batch.frames() - taken.sent.frames;
+    metrics.dropped(DropReason::Shutdown, u64::from(never_sent));
 }
 
 #[cfg(test)]
@@ -247,6 +315,7 @@ mod tests {
     use super::*;
     use crate::observability::OutputLedger;
     use crate::protocol::FrameBatch;
+    use crate::queue::Queued;
     use crate::queue::WhenFull;
 
     fn backlog(keeps: bool) -> Backlog {
@@ -271,6 +340,10 @@ mod tests {
         FrameBatch::from_payloads(payloads, Instant::now()).unwrap()
     }
 
+    fn queued(batch: FrameBatch) -> Queued {
+        Queued { upstream: 0, batch }
+    }
+
     /// However the writes of dying connections fall, every frame is written whole on exactly one of them.
     #[tokio::test(flavor = "current_thread")]
     async fn a_frame_is_neither_cut_nor_sent_twice_wherever_connections_die() {
@@ -279,7 +352,7 @@ mod tests {
             for second in 0..all.len() {
                 let mut backlog = backlog(false);
                 for n in 0..3 {
-                    backlog.queue.push(batch(3 * n, 3)).await;
+                    backlog.queue.push(queued(batch(3 * n, 3))).await;
                 }
                 let metrics = Arc::clone(&backlog.metrics);
                 let queue = Arc::clone(&backlog.queue);
@@ -305,9 +378,9 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn what_is_left_at_the_end_is_counted_to_the_frame() {
         let mut backlog = backlog(false);
-        backlog.queue.push(batch(0, 5)).await;
+        backlog.queue.push(queued(batch(0, 5))).await;
         backlog.fill();
-        backlog.queue.push(batch(5, 5)).await;
+        backlog.queue.push(queued(batch(5, 5))).await;
         backlog.written(2 * 14 + 3);
         let metrics = Arc::clone(&backlog.metrics);
         backlog.abandon();
@@ -340,7 +413,7 @@ mod tests {
             for acknowledged in 0..=written {
                 let mut backlog = backlog(true);
                 for n in 0..3 {
-                    backlog.queue.push(batch(3 * n, 3)).await;
+                    backlog.queue.push(queued(batch(3 * n, 3))).await;
                 }
                 let metrics = Arc::clone(&backlog.metrics);
                 let queue = Arc::clone(&backlog.queue);
@@ -380,7 +453,7 @@ mod tests {
         for first in 0..=5 * 14 {
             for second in 0..=5 * 14 {
                 let mut backlog = backlog(true);
-                backlog.queue.push(batch(0, 5)).await;
+                backlog.queue.push(queued(batch(0, 5))).await;
                 let metrics = Arc::clone(&backlog.metrics);
                 for written in [first, second] {
                     connection(&mut backlog, written);
@@ -402,10 +475,10 @@ mod tests {
     async fn an_ended_stream_is_settled_by_its_finish_and_comes_again_without_it() {
         for finished in [true, false] {
             let mut backlog = backlog(true);
-            backlog.queue.push(batch(0, 3)).await;
+            backlog.queue.push(queued(batch(0, 3))).await;
             connection(&mut backlog, usize::MAX);
             backlog.end_stream();
-            backlog.queue.push(batch(3, 3)).await;
+            backlog.queue.push(queued(batch(3, 3))).await;
             // One and a half frames of the next stream.
             connection(&mut backlog, 21);
             backlog.queue.close();

@@ -12,6 +12,8 @@ use tracing::warn;
 
 use crate::drain::DrainSignal;
 use crate::drain::Over;
+use crate::drain::Phase;
+use crate::observability::MemberState;
 use crate::output::Mode;
 use crate::output::Order;
 use crate::output::OutputConfig;
@@ -19,6 +21,7 @@ use crate::output::backlog::Backlog;
 use crate::output::backoff::Backoff;
 use crate::output::rollover::Rollover;
 use crate::output::rollover::joined;
+use crate::output::stall::Stall;
 use crate::output::watch::Watch;
 use crate::protocol::WriterConfig;
 use crate::queue::WhenFull;
@@ -55,6 +58,8 @@ enum End {
     Unfinished,
     /// Before that.
     Broken,
+    /// Given up by us, before that.
+    Stalled,
 }
 
 impl Lane {
@@ -66,24 +71,35 @@ impl Lane {
             let opened = tokio::select! {
                 opened = WriteSession::open(&self.config.to, Arc::clone(&self.writer), self.backend) => opened,
                 () = self.over.reached() => break,
+                () = self.backlog.written_by_others() => break,
             };
             match opened {
                 Ok(session) => {
+                    let mut stalled = false;
                     attempts.succeeded(&self.config);
-                    self.backlog.metrics.connected();
+                    self.backlog.connected();
                     let since = Instant::now();
                     match self.relay(session).await {
-                        End::Finished => break,
+                        End::Finished if self.backlog.nothing_to_come() => break,
+                        // Other members of the group have left something.
+                        End::Finished => {}
                         // What is not acknowledged has been sent again, once.
                         End::Unfinished if unfinished => break,
                         End::Unfinished => unfinished = true,
                         End::Broken => {}
+                        End::Stalled => stalled = true,
                     }
-                    backoff.session_lasted(since);
+                    if !stalled {
+                        backoff.session_lasted(since);
+                    }
                 }
-                Err(fault) => attempts.failed(&self.config, &fault),
+                Err(fault) => {
+                    attempts.failed(&self.config, &fault);
+                    self.backlog.disconnected(MemberState::Down);
+                }
             }
             self.look_at_ended_stream().await;
+            self.backlog.give_back();
             // A collector that is away when the relay ends gets one more attempt, under `block` all that time allows.
             let last = self.drain.requested() && self.config.when_full != WhenFull::Block;
             if last || self.backlog.nothing_to_come() {
@@ -94,6 +110,11 @@ impl Lane {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = self.drain.changed() => {}
+                () = self.backlog.written_by_others() => break,
+                finished = joined(&mut self.ending) => {
+                    self.stream_ended(finished);
+                    self.backlog.give_back();
+                }
             }
         }
         if self.ending.is_some() {
@@ -112,6 +133,9 @@ impl Lane {
         let mut list = SendList::new();
         let mut rollover = Rollover::new(&self.config, &self.backlog);
         let mut watch = Watch::new(&self.config, &self.backlog);
+        let stall_timeout = self.config.group.as_ref().map(|group| group.stall_timeout);
+        let mut stall = stall_timeout.map(|timeout| Stall::new(timeout, Instant::now()));
+        let mut bytes_written = 0;
         let result = loop {
             if list.is_empty() {
                 if let Some(rollover) = &mut rollover {
@@ -133,6 +157,15 @@ impl Lane {
                     break Ok(());
                 }
                 let look_after = watch.as_mut().and_then(|watch| watch.look(&session, &mut self.backlog));
+                if let Some(stall) = &mut stall
+                    && stall.is_over(
+                        Instant::now(),
+                        progress(bytes_written, watch.as_ref()),
+                        look_after.is_some(),
+                    )
+                {
+                    break Err(WriteFault::Stalled(stall.timeout));
+                }
                 let may_roll = self.ending.is_none();
                 tokio::select! {
                     biased;
@@ -142,14 +175,31 @@ impl Lane {
                     () = Rollover::progress(&mut rollover, &self.backlog, may_roll) => {}
                     () = sleep_if(look_after) => {}
                 }
+                if let Some(stall) = &mut stall
+                    && look_after.is_none()
+                {
+                    // It had nothing to take until now.
+                    stall.is_over(Instant::now(), progress(bytes_written, watch.as_ref()), false);
+                }
                 continue;
             }
-            let (written, result, back) = session.write(list, &mut self.over).await;
+            let limit = stall.as_ref().map(|stall| Instant::now() + stall.write_limit());
+            let (written, result, back) = session.write_before(limit, list, &mut self.over).await;
             list = back;
             list.advance(written);
             self.backlog.written(written);
-            if let Err(fault) = result {
-                break Err(fault);
+            bytes_written += written as u64;
+            if let Some(stall) = &mut stall
+                && stall.is_over(Instant::now(), progress(bytes_written, watch.as_ref()), true)
+            {
+                break Err(WriteFault::Stalled(stall.timeout));
+            }
+            match result {
+                // Waits on: not too long as yet.
+                Err(fault)
+                    if limit.is_some() && fault.is_cancelled() && self.drain.phase() != Phase::Over => {}
+                Err(fault) => break Err(fault),
+                Ok(()) => {}
             }
             if let Some(watch) = &mut watch {
                 watch.look_if_much_was_written(&session, &mut self.backlog);
@@ -169,6 +219,11 @@ impl Lane {
         mut watch: Option<Watch>,
     ) -> End {
         let all_written = written.is_ok();
+        let stalled = matches!(written, Err(WriteFault::Stalled(_)));
+        if all_written {
+            // Whatever others leave from now on is not for this connection.
+            self.backlog.disconnected(MemberState::Finished);
+        }
         let finished = match written {
             Ok(()) => session.finish(&mut self.over).await,
             Err(fault) => Err(fault),
@@ -185,6 +240,7 @@ impl Lane {
             self.backlog.finished();
         } else {
             self.backlog.connection_lost();
+            self.backlog.disconnected(if stalled { MemberState::Stalled } else { MemberState::Down });
         }
         let (output, to) = (&self.config.name, &self.config.to);
         match &finished {
@@ -205,6 +261,7 @@ impl Lane {
         session.close().await;
         match (acknowledged, all_written) {
             (true, _) => End::Finished,
+            _ if stalled => End::Stalled,
             (false, true) => End::Unfinished,
             (false, false) => End::Broken,
         }
@@ -275,6 +332,11 @@ impl Lane {
             }
         }
     }
+}
+
+/// What the reader of a connection has got: bytes written, and arrived as far as that is looked at.
+fn progress(bytes_written: u64, watch: Option<&Watch>) -> (u64, u64) {
+    (bytes_written, watch.map_or(0, Watch::arrived))
 }
 
 /// Ends a stream that another follows.

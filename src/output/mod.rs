@@ -2,14 +2,18 @@
 
 pub(crate) mod backlog;
 pub(crate) mod backoff;
+pub(crate) mod balance;
 pub(crate) mod file;
 pub(crate) mod frame_stream;
+pub(crate) mod group;
 pub(crate) mod rollover;
+pub(crate) mod stall;
 pub(crate) mod watch;
 pub(crate) mod window;
 
 use std::time::Duration;
 
+pub use crate::output::balance::Balance;
 use crate::protocol::ContentType;
 use crate::queue::WhenFull;
 use crate::transport::Address;
@@ -19,8 +23,10 @@ use crate::transport::Address;
 pub struct OutputConfig {
     /// Name in the ledger and in the log, unique among outputs.
     pub name: String,
-    /// Where to write: `tcp`, `unix` or `file`.
+    /// Where to write: `tcp`, `unix` or `file`; of a group the first member.
     pub to: Address,
+    /// The members, where each frame goes to one of several addresses.
+    pub group: Option<GroupConfig>,
     /// What happens to data that finds the queue full.
     pub when_full: WhenFull,
     /// Room of the queue in bytes, for each lane.
@@ -52,6 +58,40 @@ pub struct OutputConfig {
     pub reconnect: Reconnect,
     /// When a file output begins a new file.
     pub rotate: Rotate,
+}
+
+/// A group: several addresses, each frame to one of them. Sockets only, one connection each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// At least two, with different addresses.
+    pub members: Vec<Member>,
+    /// Which frame goes to which member.
+    pub balance: Balance,
+    /// A member that has something to take, and takes nothing for so long, is given up: others get it.
+    pub stall_timeout: Duration,
+    /// How long the share of a member that returns grows until it is the full one.
+    pub slow_start: Duration,
+}
+
+/// One member of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `tcp` or `unix`.
+    pub address: Address,
+    /// Its share, relative to those of the others; at least 1.
+    pub weight: u32,
+}
+
+impl GroupConfig {
+    /// A group of equals.
+    pub fn new(members: impl IntoIterator<Item = Address>) -> Self {
+        Self {
+            members: members.into_iter().map(|address| Member { address, weight: 1 }).collect(),
+            balance: Balance::default(),
+            stall_timeout: Duration::from_millis(750),
+            slow_start: Duration::from_secs(10),
+        }
+    }
 }
 
 /// How many connections an output keeps.
@@ -124,6 +164,19 @@ pub struct Rotate {
 }
 
 impl OutputConfig {
+    /// Every address that it writes to.
+    pub fn addresses(&self) -> Vec<&Address> {
+        match &self.group {
+            Some(group) => group.members.iter().map(|member| &member.address).collect(),
+            None => vec![&self.to],
+        }
+    }
+
+    /// The addresses, separated by commas.
+    pub fn addresses_text(&self) -> String {
+        self.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
     /// Whether frames are kept until they are acknowledged.
     pub(crate) fn keeps_unacknowledged(&self) -> bool {
         self.checkpoint.is_some() || self.ack == Ack::Received
@@ -140,6 +193,7 @@ impl Default for OutputConfig {
         Self {
             name: "output".to_owned(),
             to: Address::File("tapster-%Y%m%dT%H%M%S.fstrm".to_owned()),
+            group: None,
             when_full: WhenFull::DropOldest,
             queue: 64 << 20,
             connections: Connections::One,

@@ -26,7 +26,7 @@ pub(crate) struct Rollover {
 impl Rollover {
     pub(crate) fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
         let (every, charge_max) = match config.checkpoint? {
-            Checkpoint::Every(every) => (Some(every), backlog.queue.max() / 4),
+            Checkpoint::Every(every) => (Some(every), backlog.queue_max() / 4),
             Checkpoint::Bytes(bytes) => (None, bytes),
         };
         let not_before = Instant::now();

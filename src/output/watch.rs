@@ -22,7 +22,7 @@ impl Watch {
     pub(crate) fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
         (config.ack == Ack::Received && config.checkpoint.is_none()).then(|| Self {
             margin: config.replay_margin as u64,
-            bytes: (backlog.queue.max() / 8).min(LOOK_BYTES) as u64,
+            bytes: (backlog.queue_max() / 8).min(LOOK_BYTES) as u64,
             looked_at: 0,
             arrived: 0,
             pause: LOOK_PAUSE_MIN,
@@ -35,6 +35,11 @@ impl Watch {
             self.look(session, backlog);
         }
         self.pause = LOOK_PAUSE_MIN;
+    }
+
+    /// Bytes that had arrived at the last look.
+    pub(crate) fn arrived(&self) -> u64 {
+        self.arrived
     }
 
     /// Looks now. Returns after which time to look again; `None` if everything has arrived.

@@ -3,11 +3,17 @@
 use std::collections::VecDeque;
 
 use crate::protocol::FrameBatch;
+use crate::queue::Queued;
+use crate::queue::channel::charge;
 
 /// A batch that an output has taken from its queue.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) batch: FrameBatch,
+    /// The connection that it came from.
+    pub(crate) upstream: u64,
+    /// Its place among all that were taken from the queue; 0 where that is the order of the lane.
+    pub(crate) number: u64,
     /// What the queue charged, to be given back whole.
     pub(crate) charge: usize,
     /// The frames that were wholly written before, on whatever connection.
@@ -22,6 +28,11 @@ pub(crate) struct Prefix {
 }
 
 impl Taken {
+    pub(crate) fn new(queued: Queued, number: u64) -> Self {
+        let Queued { upstream, batch } = queued;
+        Self { charge: charge(&batch), batch, upstream, number, sent: Prefix::default() }
+    }
+
     /// The frames that lie wholly within the first `count` bytes.
     pub(crate) fn prefix(&self, count: usize) -> Prefix {
         let mut rest = self.batch.clone();
@@ -103,6 +114,11 @@ impl Window {
     pub(crate) fn into_unacknowledged(self) -> (VecDeque<Taken>, usize) {
         let acknowledged = self.acknowledged.saturating_sub(self.start);
         (self.batches, usize::try_from(acknowledged).unwrap_or(usize::MAX))
+    }
+
+    /// The batches that are kept.
+    pub(crate) fn batches(&self) -> impl Iterator<Item = &Taken> {
+        self.batches.iter()
     }
 
     /// The position behind the last batch that was wholly written.

@@ -26,13 +26,21 @@ use crate::queue::WhenFull;
 /// What a batch costs beside its bytes: its place in the channel and its reference count.
 const BATCH_OVERHEAD: usize = 256;
 
+/// A batch, and the connection that it came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    /// Number of the writer connection, of its own in this process.
+    pub(crate) upstream: u64,
+    pub(crate) batch: FrameBatch,
+}
+
 /// A queue, shared by its producers and its one consumer.
 #[derive(Debug)]
 pub(crate) struct Queue {
     // The output's, for the log.
     name: String,
-    sender: Sender<FrameBatch>,
-    receiver: Receiver<FrameBatch>,
+    sender: Sender<Queued>,
+    receiver: Receiver<Queued>,
     when_full: WhenFull,
     // Charged from push to release: what waits and what is being written. charged <= max, but for a single batch
     // larger than max, and for the moment between push and drop of `DropOldest`.
@@ -85,9 +93,9 @@ impl Queue {
 
     /// Hands a batch to the consumer, or does what [`WhenFull`] says. Every frame is counted as received, and those
     /// that are lost as dropped. Waits under `Block` only.
-    pub(crate) async fn push(&self, batch: FrameBatch) {
-        let charge = charge(&batch);
-        let frames = u64::from(batch.frames());
+    pub(crate) async fn push(&self, queued: Queued) {
+        let charge = charge(&queued.batch);
+        let frames = u64::from(queued.batch.frames());
         if self.when_full == WhenFull::Block {
             self.wait_for_room(charge).await;
         }
@@ -96,19 +104,19 @@ impl Queue {
             return self.metrics.dropped(DropReason::Shutdown, frames);
         }
         match self.when_full {
-            WhenFull::Block => self.send(batch),
-            WhenFull::DropNewest if self.reserve(charge) => self.send(batch),
+            WhenFull::Block => self.send(queued),
+            WhenFull::DropNewest if self.reserve(charge) => self.send(queued),
             WhenFull::DropNewest => self.lost(frames),
             WhenFull::DropOldest => {
                 self.charged.fetch_add(charge, Ordering::AcqRel);
-                self.send(batch);
+                self.send(queued);
                 self.drop_oldest();
             }
         }
     }
 
     /// The next batch. It stays charged until [`Queue::release`].
-    pub(crate) fn pop(&self) -> Option<FrameBatch> {
+    pub(crate) fn pop(&self) -> Option<Queued> {
         self.receiver.try_recv().ok()
     }
 
@@ -199,7 +207,7 @@ impl Queue {
 
     /// Counts everything that still waits as lost. For the time after the consumer.
     pub(crate) fn abandon(&self) {
-        while let Some(batch) = self.pop() {
+        while let Some(Queued { batch, .. }) = self.pop() {
             self.metrics.dropped(DropReason::Shutdown, u64::from(batch.frames()));
         }
     }
@@ -223,8 +231,8 @@ impl Queue {
         self.charged.load(Ordering::Relaxed)
     }
 
-    fn send(&self, batch: FrameBatch) {
-        self.sender.send(batch).expect("the queue holds a receiving end itself");
+    fn send(&self, queued: Queued) {
+        self.sender.send(queued).expect("the queue holds a receiving end itself");
         fence(Ordering::SeqCst);
         if self.consumer_asleep.load(Ordering::Relaxed) && self.consumer_asleep.swap(false, Ordering::Relaxed)
         {
@@ -235,7 +243,7 @@ impl Queue {
     fn drop_oldest(&self) {
         // The newest batch stays, however large.
         while self.charged.load(Ordering::Acquire) > self.max && self.receiver.len() > 1 {
-            let Some(oldest) = self.pop() else { return };
+            let Some(Queued { batch: oldest, .. }) = self.pop() else { return };
             self.lost(u64::from(oldest.frames()));
             self.charged.fetch_sub(charge(&oldest), Ordering::AcqRel);
         }
@@ -347,17 +355,18 @@ mod tests {
     }
 
     /// A batch of one frame of 100 bytes in all, which begins with `mark`.
-    fn batch(mark: u8) -> FrameBatch {
+    fn batch(mark: u8) -> Queued {
         batch_of_len(mark, 100)
     }
 
-    fn batch_of_len(mark: u8, len: usize) -> FrameBatch {
+    fn batch_of_len(mark: u8, len: usize) -> Queued {
         let payload = [&[mark][..], &vec![0; len - 5]].concat();
-        FrameBatch::from_payloads([Bytes::from(payload)], Instant::now()).unwrap()
+        let batch = FrameBatch::from_payloads([Bytes::from(payload)], Instant::now()).unwrap();
+        Queued { upstream: 0, batch }
     }
 
     fn marks(queue: &Queue) -> Vec<u8> {
-        std::iter::from_fn(|| queue.pop()).map(|batch| batch.bytes()[4]).collect()
+        std::iter::from_fn(|| queue.pop()).map(|queued| queued.batch.bytes()[4]).collect()
     }
 
     fn ledger(queue: &Queue) -> OutputLedger {
@@ -423,7 +432,7 @@ mod tests {
             let mut received = 0;
             while received < 1000 {
                 queue.ready().await;
-                while let Some(batch) = queue.pop() {
+                while let Some(Queued { batch, .. }) = queue.pop() {
                     assert!(queue.charged() <= MAX);
                     queue.release(charge(&batch));
                     queue.metrics.sent(1, 100);
@@ -445,7 +454,7 @@ mod tests {
         queue.push(large()).await;
         let begin = tokio::time::Instant::now();
         let consume = async {
-            let batch = queue.pop().unwrap();
+            let Queued { batch, .. } = queue.pop().unwrap();
             queue.release(charge(&batch));
         };
         tokio::join!(queue.pace(), consume);
@@ -462,9 +471,9 @@ mod tests {
         let waited_twice = begin.elapsed();
         assert!(waited_twice > waited);
 
-        let batch = queue.pop().unwrap();
+        let Queued { batch, .. } = queue.pop().unwrap();
         queue.release(charge(&batch));
-        let batch = queue.pop().unwrap();
+        let Queued { batch, .. } = queue.pop().unwrap();
         queue.release(charge(&batch));
         queue.push(large()).await;
         queue.pace().await;

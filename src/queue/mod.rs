@@ -4,4 +4,5 @@ pub(crate) mod channel;
 pub mod when_full;
 
 pub(crate) use channel::Queue;
+pub(crate) use channel::Queued;
 pub use when_full::WhenFull;

@@ -14,8 +14,10 @@ use crate::observability::metrics::LaneMetrics;
 use crate::output::Connections;
 use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
+use crate::output::group::Group;
 use crate::protocol::ReaderConfig;
 use crate::queue::Queue;
+use crate::relay::worker::WorkerGroup;
 use crate::relay::worker::WorkerLane;
 use crate::relay::worker::WorkerListener;
 use crate::route::Inlet;
@@ -28,6 +30,7 @@ pub(crate) struct WorkerParts {
     pub(crate) listeners: Vec<WorkerListener>,
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) lanes: Vec<WorkerLane>,
+    pub(crate) groups: Vec<WorkerGroup>,
 }
 
 /// A lane into files, on a thread of its own.
@@ -65,7 +68,7 @@ impl Assembly {
             oversize: config.oversize,
             handshake_timeout: config.handshake_timeout,
         });
-        let mut account = Account { name: config.name.clone(), metrics: Vec::new() };
+        let mut account = Account { name: config.name.clone(), metrics: Vec::new(), members: Vec::new() };
         let config = Arc::new(config);
         let open = Arc::new(AtomicUsize::new(0));
         for worker in &mut self.workers {
@@ -85,7 +88,7 @@ impl Assembly {
     /// the workers.
     pub(crate) fn add_output(&mut self, config: OutputConfig) {
         let owner = self.accounts.outputs.len() % self.workers.len();
-        let mut account = Account { name: config.name.clone(), metrics: Vec::new() };
+        let mut account = Account { name: config.name.clone(), metrics: Vec::new(), members: Vec::new() };
         // A file has the frames when they are written.
         let keeps = config.keeps_unacknowledged() && !matches!(config.to, Address::File(_));
         let config = Arc::new(config);
@@ -103,7 +106,6 @@ impl Assembly {
                 config.when_full,
                 Arc::clone(&metrics),
             ));
-            let backlog = Backlog::new(Arc::clone(&queue), Arc::clone(&metrics), keeps);
             for feeder in feeders {
                 self.workers[feeder].inlets.push(Inlet {
                     content_type: config.stream_type(),
@@ -113,13 +115,18 @@ impl Assembly {
                     metrics: Arc::clone(&metrics),
                 });
             }
+            let backlog = || Backlog::new(Arc::clone(&queue), Arc::clone(&metrics), keeps);
             let config = Arc::clone(&config);
-            match &config.to {
-                Address::File(pattern) => {
-                    let pattern = pattern.clone();
-                    self.files.push(FileLane { config, pattern, backlog });
+            match (&config.group, &config.to) {
+                (Some(_), _) => {
+                    let group = make_group(&config, &queue, &metrics, &mut account.members);
+                    self.workers[owner].groups.extend(group);
                 }
-                _ => self.workers[owner].lanes.push(WorkerLane { config, backlog }),
+                (None, Address::File(pattern)) => {
+                    let pattern = pattern.clone();
+                    self.files.push(FileLane { pattern, backlog: backlog(), config });
+                }
+                _ => self.workers[owner].lanes.push(WorkerLane { backlog: backlog(), config }),
             }
             self.queues.push(queue);
             account.metrics.push(metrics);
@@ -135,6 +142,26 @@ impl Assembly {
     }
 }
 
+/// The lanes of a group; `None` where the output is none.
+fn make_group(
+    config: &OutputConfig,
+    queue: &Arc<Queue>,
+    metrics: &Arc<LaneMetrics>,
+    accounts: &mut Vec<(Address, Arc<LaneMetrics>)>,
+) -> Option<WorkerGroup> {
+    let group = config.group.as_ref()?;
+    let mut members = Vec::new();
+    let mut configs = Vec::new();
+    for member in &group.members {
+        let metrics = Arc::new(LaneMetrics::of_member(Arc::clone(metrics)));
+        accounts.push((member.address.clone(), Arc::clone(&metrics)));
+        members.push(metrics);
+        configs.push(Arc::new(OutputConfig { to: member.address.clone(), ..config.clone() }));
+    }
+    let group = Group::new(group, Arc::clone(queue), Arc::clone(metrics), members);
+    Some(WorkerGroup { group: Arc::new(group), configs })
+}
+
 /// Who counts for which input and output.
 #[derive(Debug)]
 pub(crate) struct Accounts {
@@ -148,6 +175,8 @@ pub(crate) struct Accounts {
 pub(crate) struct Account<M> {
     pub(crate) name: String,
     pub(crate) metrics: Vec<Arc<M>>,
+    /// Of a group: where each member is, and its share of `metrics`.
+    pub(crate) members: Vec<(Address, Arc<M>)>,
 }
 
 impl Accounts {
@@ -160,6 +189,8 @@ impl Accounts {
         let outputs = self.outputs.iter().map(|account| {
             let mut ledger = OutputLedger { name: account.name.clone(), ..OutputLedger::default() };
             account.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
+            let members = account.members.iter();
+            ledger.members = members.map(|(to, metrics)| metrics.member_ledger(to.to_string())).collect();
             ledger
         });
         Ledger { inputs: inputs.collect(), outputs: outputs.collect() }

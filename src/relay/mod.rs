@@ -222,6 +222,7 @@ impl Relay {
                 listeners: parts.listeners,
                 inlets: parts.inlets,
                 lanes: parts.lanes,
+                groups: parts.groups,
                 placement: placement.clone(),
                 mailbox,
                 mailboxes: mailboxes.clone(),

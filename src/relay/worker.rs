@@ -22,6 +22,8 @@ use crate::input::listener::serve;
 use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::frame_stream;
+use crate::output::group;
+use crate::output::group::Group;
 use crate::relay::placement::Placement;
 use crate::relay::placement::pin;
 use crate::route::Inlet;
@@ -42,6 +44,7 @@ pub(crate) struct Worker {
     pub(crate) listeners: Vec<WorkerListener>,
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) lanes: Vec<WorkerLane>,
+    pub(crate) groups: Vec<WorkerGroup>,
     pub(crate) placement: Placement,
     /// Connections that other workers accepted for this one.
     pub(crate) mailbox: UnboundedReceiver<Handover>,
@@ -63,6 +66,12 @@ pub(crate) struct WorkerListener {
 pub(crate) struct WorkerLane {
     pub(crate) config: Arc<OutputConfig>,
     pub(crate) backlog: Backlog,
+}
+
+/// A group, and the configuration of each member's lane.
+pub(crate) struct WorkerGroup {
+    pub(crate) group: Arc<Group>,
+    pub(crate) configs: Vec<Arc<OutputConfig>>,
 }
 
 /// A connection on its way to another worker.
@@ -127,7 +136,10 @@ impl Worker {
         let lanes = self.lanes.into_iter().map(|lane| {
             spawn_local(frame_stream::run(lane.config, lane.backlog, self.backend, self.drain.clone()))
         });
-        let lanes = lanes.collect();
+        let groups = self.groups.into_iter().map(|WorkerGroup { group, configs }| {
+            spawn_local(group::run(group, configs, self.backend, self.drain.clone()))
+        });
+        let lanes = lanes.chain(groups).collect();
         Ok(Running { serving, accepting, lanes, drain: self.drain, inputs_ended: self.inputs_ended })
     }
 }

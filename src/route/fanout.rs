@@ -1,12 +1,15 @@
 //! From one connection to every lane that takes its content type.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use crate::observability::metrics::DropReason;
 use crate::observability::metrics::LaneMetrics;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;
+use crate::queue::Queued;
 use crate::queue::WhenFull;
 
 /// The entrance of a lane, as inputs see it.
@@ -23,17 +26,20 @@ pub(crate) struct Inlet {
 /// The lanes of one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Fanout {
+    // Number of the connection.
+    upstream: u64,
     // Lanes that may block come last: they delay the next read, not the other lanes.
     inlets: Vec<Inlet>,
 }
 
 impl Fanout {
-    /// The lanes that take `content_type`; `None`: a stream without a type.
+    /// The lanes that take `content_type`, for one connection; `None`: a stream without a type.
     pub(crate) fn new(inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
         let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
         inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
-        Self { inlets }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { upstream: NEXT.fetch_add(1, Ordering::Relaxed), inlets }
     }
 
     /// Whether nobody takes this content type.
@@ -58,9 +64,9 @@ impl Fanout {
     pub(crate) async fn deliver(&self, batch: FrameBatch) {
         for inlet in &self.inlets {
             if batch.payload_len_max() <= inlet.frame_len_max {
-                inlet.queue.push(batch.clone()).await;
+                inlet.queue.push(Queued { upstream: self.upstream, batch: batch.clone() }).await;
             } else {
-                inlet.deliver_short_frames(&batch).await;
+                inlet.deliver_short_frames(self.upstream, &batch).await;
             }
         }
     }
@@ -68,12 +74,12 @@ impl Fanout {
 
 impl Inlet {
     /// Leaves out the frames that are too long for this output: most collectors close the connection on them.
-    async fn deliver_short_frames(&self, batch: &FrameBatch) {
+    async fn deliver_short_frames(&self, upstream: u64, batch: &FrameBatch) {
         let (runs, too_long) = batch.without_longer_than(self.frame_len_max);
         self.metrics.received(u64::from(too_long));
         self.metrics.dropped(DropReason::FrameTooLong, u64::from(too_long));
         for run in runs {
-            self.queue.push(run).await;
+            self.queue.push(Queued { upstream, batch: run }).await;
         }
     }
 }
@@ -109,8 +115,9 @@ mod tests {
         let fanout = Fanout::new(&inlets, inlets[0].content_type.as_ref());
         let payloads = ["abc", "abcd", "x"].map(|text| Bytes::from_static(text.as_bytes()));
         fanout.deliver(FrameBatch::from_payloads(payloads, Instant::now()).unwrap()).await;
-        let frames =
-            |inlet: &Inlet| std::iter::from_fn(|| inlet.queue.pop()).map(|batch| batch.frames()).sum::<u32>();
+        let frames = |inlet: &Inlet| {
+            std::iter::from_fn(|| inlet.queue.pop()).map(|queued| queued.batch.frames()).sum::<u32>()
+        };
         assert_eq!((frames(&inlets[0]), frames(&inlets[1])), (2, 3));
         let mut ledger = OutputLedger::default();
         inlets[0].metrics.add_to(&mut ledger);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -32,6 +33,15 @@ pub(crate) enum WriteFault {
     Protocol(ProtocolError),
     /// The connection broke.
     Connection(io::Error),
+    /// The reader took nothing for so long.
+    Stalled(Duration),
+}
+
+impl WriteFault {
+    /// Whether the operation was ended by us.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Connection(error) if is_cancellation(error))
+    }
 }
 
 impl fmt::Display for WriteFault {
@@ -41,6 +51,7 @@ impl fmt::Display for WriteFault {
             Self::ConnectTimeout => write!(f, "cannot connect in time"),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "the connection broke: {error}"),
+            Self::Stalled(pause) => write!(f, "the reader took nothing for {pause:?}"),
         }
     }
 }
@@ -175,8 +186,9 @@ impl WriteSession {
         Ok(())
     }
 
-    /// Writes as [`WriteSession::write`] does, and gives up at the deadline.
-    async fn write_before(
+    /// Writes as [`WriteSession::write`] does, and gives up at the deadline: with what it had written by then, or an error if
+    /// that is nothing.
+    pub(crate) async fn write_before(
         &mut self,
         deadline: Option<Instant>,
         list: SendList,
@@ -233,9 +245,16 @@ impl WriteSession {
     /// Waits for the next bytes of the reader and lets the session judge them. Cancel-safe. Pending for ever once the
     /// connection has ended.
     async fn hear(&mut self) -> Result<(), WriteFault> {
-        let Some(incoming) = &mut self.incoming else { return std::future::pending().await };
-        let (result, mut buffer) = incoming.await;
-        self.incoming = None;
+        let (result, mut buffer) = loop {
+            let Some(incoming) = &mut self.incoming else { return std::future::pending().await };
+            let (result, buffer) = incoming.await;
+            self.incoming = None;
+            match result {
+                // A write was to end, and this read with it.
+                Err(error) if is_cancellation(&error) => self.incoming = Some(listen(&self.stream, buffer)),
+                result => break (result, buffer),
+            }
+        };
         match result {
             // A reader that closes with something unread resets the connection.
             Ok(0) => {
@@ -252,6 +271,10 @@ impl WriteSession {
             Err(error) => Err(WriteFault::Connection(error)),
         }
     }
+}
+
+fn is_cancellation(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECANCELED)
 }
 
 /// FINISH is 12 bytes; a control frame of a reader that errs is at most 520.

@@ -17,6 +17,7 @@ mod fanout;
 mod files;
 mod full_queue;
 mod garbage;
+mod groups;
 mod handshake;
 mod harness;
 mod isolation;

@@ -11,8 +11,10 @@ use tapster::observability::InputLedger;
 use tapster::observability::Ledger;
 use tapster::observability::OutputLedger;
 use tapster::output::Ack;
+use tapster::output::Balance;
 use tapster::output::Checkpoint;
 use tapster::output::Connections;
+use tapster::output::GroupConfig;
 use tapster::output::Mode;
 use tapster::output::Order;
 use tapster::output::OutputConfig;
@@ -291,6 +293,14 @@ pub(crate) fn to_peer(listener: &PeerListener) -> OutputBuilder {
     to_address(listener.address())
 }
 
+/// A group.
+pub(crate) fn to_group(members: impl IntoIterator<Item = Address>, balance: Balance) -> OutputBuilder {
+    let group = GroupConfig { balance, ..GroupConfig::new(members) };
+    let mut output = to_address(group.members[0].address.clone());
+    output.0.group = Some(group);
+    output
+}
+
 /// An output to a file.
 pub(crate) fn to_file(pattern: impl AsRef<Path>) -> OutputBuilder {
     to_address(Address::File(pattern.as_ref().to_str().expect("UTF-8").to_owned()))
@@ -363,6 +373,27 @@ impl OutputBuilder {
     pub(crate) fn checkpoint(mut self, checkpoint: Checkpoint) -> Self {
         self.0.ack = Ack::Received;
         self.0.checkpoint = Some(checkpoint);
+        self
+    }
+
+    fn group(&mut self) -> &mut GroupConfig {
+        self.0.group.as_mut().expect("a group")
+    }
+
+    pub(crate) fn weights(mut self, weights: &[u32]) -> Self {
+        for (member, weight) in self.group().members.iter_mut().zip(weights) {
+            member.weight = *weight;
+        }
+        self
+    }
+
+    pub(crate) fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.group().stall_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn slow_start(mut self, duration: Duration) -> Self {
+        self.group().slow_start = duration;
         self
     }
 
