@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
@@ -42,26 +43,34 @@ impl Stream {
     }
 
     pub(crate) async fn read(&self, mut buffer: BytesMut, len_max: usize) -> (io::Result<usize>, BytesMut) {
-        let asked = (buffer.capacity() - buffer.len()).min(len_max);
         let result = self
             .or_cancelled(async {
                 loop {
-                    let mut ready = self.shared.socket.readable().await?;
-                    match sys::recv_now(&self.shared.socket, &mut buffer, len_max) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                        Ok(count) => {
-                            // Edge triggered: a short read emptied the socket, more bytes make a new edge.
-                            if 0 < count && count < asked {
-                                ready.clear_ready();
-                            }
-                            return Ok(count);
-                        }
-                        Err(error) => return Err(error),
+                    self.shared.socket.readable().await?.retain_ready();
+                    match self.read_now(&mut buffer, len_max) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return result,
                     }
                 }
             })
             .await;
         (result, buffer)
+    }
+
+    pub(crate) fn read_now(&self, buffer: &mut BytesMut, len_max: usize) -> io::Result<usize> {
+        let asked = (buffer.capacity() - buffer.len()).min(len_max);
+        let mut read = None;
+        // Told that a read would wait, the reactor forgets that the socket was readable. A short read has emptied it
+        // too: more bytes make a new edge.
+        let _ = self.shared.socket.try_io(Interest::READABLE, |socket| {
+            match read.insert(sys::recv_now(socket, buffer, len_max)) {
+                Ok(count) if *count == 0 || *count == asked => Ok(()),
+                Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
+                Err(error) => Err(error.kind().into()),
+            }
+        });
+        // What the reactor has not heard of yet may have arrived all the same.
+        read.unwrap_or_else(|| sys::recv_now(&self.shared.socket, buffer, len_max))
     }
 
     pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
