@@ -1,6 +1,7 @@
 //! Where batches wait for their output.
 
 pub(crate) mod channel;
+pub mod spool;
 pub mod when_full;
 
 pub(crate) use channel::Queue;
