@@ -1,4 +1,4 @@
-//! Where batches wait for their output.
+//! Where batches wait for their output: in memory, or on disk.
 
 pub(crate) mod channel;
 pub mod spool;

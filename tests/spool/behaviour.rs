@@ -301,3 +301,18 @@ fn a_second_spool_in_the_folder_is_refused_and_access_is_the_owners() {
     drop(spool);
     Spool::open(&folder, config, None, clock.now()).unwrap();
 }
+
+#[test]
+fn the_number_of_a_segment_is_not_used_again_when_nothing_but_the_cursor_is_left() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    for number in 1..4 {
+        let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+        let batch = books.batch(1, 100, clock.now());
+        let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
+        assert_eq!(appended.positions[0].segment(), number);
+        let position = books.read(&mut spool, clock.now()).unwrap().expect("the frame comes");
+        spool.done(position, clock.now());
+        spool.close(clock.now()).unwrap();
+        assert_eq!(folder.names(), ["cursor"]);
+    }
+}

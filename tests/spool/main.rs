@@ -2,4 +2,9 @@
 //! damage.
 
 mod behaviour;
+mod corpus;
+mod corruption;
+mod faults;
+mod folder;
+mod model;
 mod support;

@@ -108,7 +108,12 @@ impl<S: Storage> Spool<S> {
         recovery.examine_segments()?;
         let (id, slot) = recovery.identify(slot);
         recovery.report.cursor_found = slot.is_some();
-        let (segments, head) = recovery.order(&id, slot)?;
+        if let Some(slot) = slot {
+            // The last segment may have been acknowledged, and be gone.
+            recovery.segment_next = recovery.segment_next.max(slot.position.segment + 1);
+        }
+        let (mut segments, mut head) = recovery.order(&id, slot)?;
+        recovery.end_last(&mut segments, &mut head)?;
         recovery.into_spool(config, id, slot, cursor_file, segments, head, now)
     }
 }
@@ -138,6 +143,8 @@ struct Summary {
     len: u64,
     /// Something before it is damaged.
     damaged: bool,
+    /// There is a footer at its end.
+    closed: bool,
 }
 
 impl<S: Storage> Recovery<S> {
@@ -245,7 +252,7 @@ impl<S: Storage> Recovery<S> {
         (id, slot.filter(|slot| slot.spool == id))
     }
 
-    /// The segments in order, and the number of the next frame.
+    /// The segments of this spool in order, and a number that is above those of all frames but of the last segment.
     fn order(
         &mut self,
         id: &[u8; 16],
@@ -253,58 +260,63 @@ impl<S: Storage> Recovery<S> {
     ) -> Result<(VecDeque<Segment>, u64), SpoolError> {
         let mut segments = VecDeque::<Segment>::new();
         let mut head = slot.map_or(0, |slot| slot.position.frame_seq);
-        let found = std::mem::take(&mut self.segments);
-        let last_number = found.keys().next_back().copied();
-        for (number, (entry, header)) in found {
-            let (first, created) = match &header {
-                Some(header) if header.spool != *id => {
-                    self.set_aside(&entry, "it is of another spool");
-                    continue;
-                }
-                Some(header) => (Some(header.frame_seq), header.created),
-                None => (None, entry.modified),
-            };
-            let file = patiently(|| self.storage.open(&entry.name));
-            let file = file.map_err(SpoolError::io("open", &entry.name))?;
+        for (number, (entry, header)) in std::mem::take(&mut self.segments) {
+            if header.as_ref().is_some_and(|header| header.spool != *id) {
+                self.set_aside(&entry, "it is of another spool");
+                continue;
+            }
+            let first = header.as_ref().map(|header| header.frame_seq);
             let other_type = header.as_ref().is_some_and(|header| header.content_type != self.content_type);
-            let summary = if Some(number) == last_number || first.is_none() || other_type {
-                Some(self.summarize(&file, number, entry.len))
+            let (first, end) = if other_type || first.is_none() {
+                let file = patiently(|| self.storage.open(&entry.name));
+                let file = file.map_err(SpoolError::io("open", &entry.name))?;
+                let summary = self.summarize(&file, number, entry.len);
+                (first.or(summary.first), summary.end)
             } else {
-                None
+                (first, 0)
             };
-            let first = first.or(summary.as_ref().and_then(|summary| summary.first));
-            let end = summary.as_ref().map_or(0, |summary| summary.end).max(first.unwrap_or(0));
             let Some(frame_seq) = first else {
                 self.set_aside(&entry, "there is no sound record in it");
                 continue;
             };
+            let end = end.max(frame_seq);
             if end > FRAME_SEQ_MAX / 2 || segments.back().is_some_and(|last| last.frame_seq > frame_seq) {
                 self.set_aside(&entry, "its frames are out of order");
                 continue;
             }
             head = head.max(end);
             if other_type {
+                // Its frames are missed when what comes behind them is read.
                 self.set_aside(&entry, "its frames are of another content type");
                 continue;
             }
-            let mut segment = Segment {
+            segments.push_back(Segment {
                 number,
                 frame_seq,
                 len: entry.len,
-                created,
+                created: header.as_ref().map_or(entry.modified, |header| header.created),
                 youngest: entry.modified,
                 damaged: header.is_none(),
-            };
-            if let Some(summary) = summary {
-                segment.damaged |= summary.damaged;
-                segment.youngest = summary.youngest;
-                if Some(number) == last_number && !self.seal(&file, &mut segment, &summary) {
-                    continue;
-                }
-            }
-            segments.push_back(segment);
+            });
         }
         Ok((segments, head))
+    }
+
+    /// Finds out where the frames of the last segment end, and ends it in order. One without records is removed.
+    fn end_last(&mut self, segments: &mut VecDeque<Segment>, head: &mut u64) -> Result<(), SpoolError> {
+        while let Some(last) = segments.back_mut() {
+            let name = segment_name(last.number);
+            let file = patiently(|| self.storage.open(&name)).map_err(SpoolError::io("open", name))?;
+            let summary = self.summarize(&file, last.number, last.len);
+            *head = (*head).max(summary.end);
+            last.damaged |= summary.damaged;
+            last.youngest = summary.youngest;
+            if self.seal(&file, last, &summary) {
+                break;
+            }
+            segments.pop_back();
+        }
+        Ok(())
     }
 
     /// Goes through the records of a segment; only to the footer of one that was closed in order.
@@ -312,9 +324,9 @@ impl<S: Storage> Recovery<S> {
         let start = SEGMENT_HEADER_LEN as u64;
         let mut summary = Summary { len: start, ..Summary::default() };
         if let Ok(Some(footer)) = patiently(|| read_footer(&self.storage, file, number, len)) {
-            summary = Summary { end: footer.frame_seq, youngest: footer.received, len, ..summary };
+            let (end, youngest) = (footer.frame_seq, footer.received);
+            summary = Summary { end, youngest, len, closed: true, ..summary };
         }
-        let closed = summary.end > 0;
         let mut scan = Scan::new(number, start);
         let mut damage = false;
         // What cannot be read is damage that reaches to the end.
@@ -325,7 +337,7 @@ impl<S: Storage> Recovery<S> {
             };
             summary.damaged |= damage;
             summary.first.get_or_insert(header.frame_seq);
-            if closed {
+            if summary.closed {
                 break;
             }
             summary.end = summary.end.max(header.frame_seq_end());
@@ -338,7 +350,7 @@ impl<S: Storage> Recovery<S> {
     /// Cuts off what a crash left behind the last record, and ends the segment in order, so that the next start is
     /// quick. Returns whether the segment is worth keeping.
     fn seal(&mut self, file: &S::File, segment: &mut Segment, summary: &Summary) -> bool {
-        if summary.len == segment.len && summary.end > 0 {
+        if summary.closed {
             return true;
         }
         self.report.torn_bytes += segment.len - summary.len;
@@ -397,7 +409,6 @@ impl<S: Storage> Recovery<S> {
             },
             |slot| slot.position,
         );
-        self.segment_next = self.segment_next.max(watermark.segment);
         let file = match cursor_file.filter(|_| slot.is_some()) {
             Some(file) => file,
             None => {
