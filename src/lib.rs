@@ -55,8 +55,9 @@
 //!
 //! # What happened to the frame?
 //!
-//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], [`queue::spool::LossReason`], `route` (too long for the output),
-//! `output/backlog` (left at the end). At the wrong place: `route`, `relay/placement`.
+//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], [`queue::spool::LossReason`],
+//! `route` (too long for the output), `output/backlog` (left at the end). At the wrong place: `route`,
+//! `relay/placement`.
 
 #![deny(unsafe_code)]
 // The links of this page into the relay.

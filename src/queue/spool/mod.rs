@@ -16,7 +16,7 @@
 //! spool.append(&[batch.clone()], Moment::now())?;
 //! let (read, position) = spool.next(Moment::now())?.expect("what was appended");
 //! assert_eq!(read.bytes(), batch.bytes());
-//! spool.done(position); // delivered: it is not read again, and its segment may go
+//! spool.done(position, Moment::now()); // delivered: not read again, and its segment may go
 //! spool.close(Moment::now())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
