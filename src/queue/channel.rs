@@ -155,19 +155,21 @@ impl Queue {
     /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
     ///
     /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
-    /// with what waits. It is worth a longer moment while the consumer moves. One that does not keep up is waited for
-    /// again when twice as much waits: a few times until the queue is full.
+    /// with what waits. It is worth a longer moment while the consumer moves, and under `Block`, where readers have to
+    /// wait anyway. One that does not keep up is waited for again when twice as much waits: a few times until the queue
+    /// is full.
     pub(crate) async fn pace(&self) {
         let charged = self.charged.load(Ordering::Relaxed);
         if charged <= self.low || charged < 2 * self.waited_at.load(Ordering::Relaxed) {
             return;
         }
-        for _ in 0..AHEAD_WAITS {
+        let blocks = self.when_full == WhenFull::Block;
+        for _ in 0..if blocks { AHEAD_WAITS_BLOCK } else { AHEAD_WAITS } {
             let released = self.released.load(Ordering::Relaxed);
             if tokio::time::timeout(AHEAD_WAIT, self.room_when(|| self.is_low())).await.is_ok() {
                 return;
             }
-            if released == self.released.load(Ordering::Relaxed) {
+            if !blocks && released == self.released.load(Ordering::Relaxed) {
                 break;
             }
         }
@@ -329,6 +331,8 @@ const AHEAD_MAX: usize = 512 << 10;
 const AHEAD_WAIT: Duration = Duration::from_millis(5);
 /// How many times as long one is waited for that moves.
 const AHEAD_WAITS: u32 = 4;
+/// How many times as long one is waited for that its operator set to `Block`.
+const AHEAD_WAITS_BLOCK: u32 = 20;
 
 /// A loss that goes on is told so often.
 const TELL_EVERY_SECS: u64 = 10;
