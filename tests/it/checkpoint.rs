@@ -3,26 +3,34 @@
 use std::ops::Range;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use tapster::output::Checkpoint;
 use tapster::queue::WhenFull;
 use tapster::transport::Backend;
 
 use crate::support::collector::CollectingReader;
+use crate::support::files::FstrmFile;
 use crate::support::numbered;
 use crate::support::numbered::Number;
 use crate::support::peer::A_WHILE;
 use crate::support::peer::Peer;
 use crate::support::peer::PeerListener;
+use crate::support::peers::Capture;
+use crate::support::peers::dnstap_passes_on;
+use crate::support::peers::free_address;
+use crate::support::relay::OutputBuilder;
 use crate::support::relay::TestRelay;
 use crate::support::relay::dropped;
 use crate::support::relay::listening;
 use crate::support::relay::relay;
 use crate::support::relay::to;
+use crate::support::relay::to_address;
 use crate::support::relay::to_peer;
 use crate::support::stream::Transport;
 use crate::support::stream::folder;
 use crate::support::wait::eventually;
+use crate::support::wait::in_quiet;
 use crate::support::wait::millis;
 use crate::support::wire;
 use crate::support::wire::Frame;
@@ -347,6 +355,94 @@ on_both_backends! {
         let finished = output.sessions_finished;
         assert_eq!((output.frames_acknowledged, output.connections), (80_000, 2 + finished), "{output:?}");
     }
+}
+
+on_both_backends! {
+    /// 200 000 frames a second, a checkpoint every second: nothing is lost or doubled, whoever reads, and the flow does not
+    /// rest: at 99 of 100 moments the last frames were written less than 20 ms ago.
+    alone fn checkpoints_under_load_lose_and_double_nothing_and_do_not_stop_the_flow(backend) {
+        for transport in Transport::BOTH {
+            in_quiet(millis(20), || {
+                let folder = folder();
+                let Some(capture) = Capture::start(transport, folder.path()) else { return Ok(()) };
+                let behind = CollectingReader::start(Transport::Unix, folder.path());
+                let dnstap = free_address(transport, folder.path());
+                let Some(_passing) = dnstap_passes_on(&dnstap, &behind.address()) else { return Ok(()) };
+                let reader = CollectingReader::start(transport, folder.path());
+                under_load(backend, [to(&reader), to_address(dnstap), to_address(capture.address())], || {
+                    let mut capture = capture;
+                    behind.wait_for_frames(UNDER_LOAD as usize);
+                    capture.terminate();
+                    let file = FstrmFile::read(capture.path()).expect("START");
+                    each_once(file.payloads());
+                    each_once(behind.close().payloads());
+                    each_once(reader.close().payloads());
+                })
+            });
+        }
+    }
+}
+
+/// Frames in 2.5 s.
+const UNDER_LOAD: u64 = 500_000;
+
+#[track_caller]
+fn each_once(payloads: Vec<&[u8]>) {
+    let mut sequence = numbered::sequences(payloads).remove(&0).expect("frames");
+    sequence.sort_unstable();
+    assert!(sequence.into_iter().eq(0..UNDER_LOAD), "each frame once");
+}
+
+/// Runs the load through these outputs; `Err` if the flow of one rested.
+fn under_load(backend: Backend, outputs: [OutputBuilder; 3], verify: impl FnOnce()) -> Result<(), String> {
+    let beat = millis(2);
+    let per_beat = 400;
+    let chunks: Vec<_> =
+        (0..UNDER_LOAD / per_beat).map(|n| numbered::frames(0, n * per_beat..(n + 1) * per_beat)).collect();
+    let mut builder = relay(backend);
+    for output in outputs {
+        builder = builder.output(output.checkpoint(Checkpoint::Every(Duration::from_secs(1))));
+    }
+    let relay = builder.start();
+    eventually("every output is connected", || {
+        relay.ledger().outputs.iter().all(|output| output.connections > 0)
+    });
+    let mut writer = relay.writer();
+    let began = Instant::now();
+    let sending = thread::spawn(move || {
+        for (n, chunk) in chunks.iter().enumerate() {
+            thread::sleep((began + beat * n as u32).saturating_duration_since(Instant::now()));
+            writer.send(chunk);
+        }
+        writer.finish();
+    });
+    // Of each output: frames sent, when they last grew in number, and the time beyond 20 ms that they did not.
+    let mut flows = [(0, began, Duration::ZERO); 3];
+    while !sending.is_finished() {
+        thread::sleep(millis(1));
+        let now = Instant::now();
+        for (flow, output) in flows.iter_mut().zip(relay.ledger().outputs) {
+            if output.frames_sent != flow.0 {
+                flow.2 += (now - flow.1).saturating_sub(millis(20));
+                (flow.0, flow.1) = (output.frames_sent, now);
+            }
+        }
+    }
+    let took = began.elapsed();
+    sending.join().expect("all was taken");
+    let ledger = relay.drain();
+    for output in &ledger.outputs {
+        assert_eq!((output.frames_acknowledged, output.frames_resent, dropped(output)), (UNDER_LOAD, 0, 0));
+        assert!(
+            output.sessions_finished >= 3 && output.sessions_finished == output.connections,
+            "{output:?}"
+        );
+    }
+    verify();
+    let rested = flows.map(|flow| flow.2);
+    eprintln!("{took:?}, of which the flows rested {rested:?} beyond 20 ms");
+    let rested_long = rested.iter().any(|rested| *rested > took / 100);
+    if rested_long { Err(format!("the flows rested {rested:?} beyond 20 ms at a time")) } else { Ok(()) }
 }
 
 /// Drains a relay whose last checkpoint may come before the end.
