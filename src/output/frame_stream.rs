@@ -12,13 +12,14 @@ use tracing::warn;
 
 use crate::drain::DrainSignal;
 use crate::drain::Over;
-use crate::output::Ack;
-use crate::output::Checkpoint;
 use crate::output::Mode;
 use crate::output::Order;
 use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::backoff::Backoff;
+use crate::output::rollover::Rollover;
+use crate::output::rollover::joined;
+use crate::output::watch::Watch;
 use crate::protocol::WriterConfig;
 use crate::queue::WhenFull;
 use crate::session::write::WriteFault;
@@ -29,8 +30,8 @@ use crate::transport::sys::SendList;
 /// Runs a lane until its queue is closed and written, or the relay is over. For the worker that owns the lane.
 pub(crate) async fn run(config: Arc<OutputConfig>, backlog: Backlog, backend: Backend, drain: DrainSignal) {
     let writer = Arc::new(writer_config(&config));
-    let over = Over::new(drain.clone());
-    Lane { config, writer, backend, backlog, drain, over, ending: None }.run().await;
+    let rollover = Rollover::new(&config, &backlog);
+    Lane { config, writer, backend, backlog, drain, rollover, ending: None }.run().await;
 }
 
 /// The consumer of one queue.
@@ -40,7 +41,8 @@ struct Lane {
     backend: Backend,
     backlog: Backlog,
     drain: DrainSignal,
-    over: Over,
+    // `None` without checkpoints.
+    rollover: Option<Rollover>,
     // The stream before the present one, which waits for FINISH.
     ending: Option<JoinHandle<Result<(), WriteFault>>>,
 }
@@ -50,8 +52,10 @@ struct Lane {
 enum End {
     /// With everything that there will ever be.
     Finished,
-    /// With everything written, and not acknowledged.
+    /// With everything that there will ever be written, and not acknowledged.
     Unfinished,
+    /// To have acknowledged what was written so far.
+    Checkpoint,
     /// Before that.
     Broken,
 }
@@ -60,19 +64,21 @@ impl Lane {
     async fn run(mut self) {
         let mut backoff = Backoff::new(self.config.reconnect);
         let mut attempts = Attempts::default();
+        let mut over = Over::new(self.drain.clone());
         let mut unfinished = false;
         loop {
             let opened = tokio::select! {
                 opened = WriteSession::open(&self.config.to, Arc::clone(&self.writer), self.backend) => opened,
-                () = self.over.reached() => break,
+                () = over.reached() => break,
             };
             match opened {
                 Ok(session) => {
                     attempts.succeeded(&self.config);
                     self.backlog.metrics.connected();
                     let since = Instant::now();
-                    match self.relay(session).await {
+                    match self.relay(session, &mut over).await {
                         End::Finished => break,
+                        End::Checkpoint => continue,
                         // What is not acknowledged has been sent again, once.
                         End::Unfinished if unfinished => break,
                         End::Unfinished => unfinished = true,
@@ -107,14 +113,18 @@ impl Lane {
     }
 
     /// Writes until the connection ends.
-    async fn relay(&mut self, mut session: WriteSession) -> End {
+    async fn relay(&mut self, mut session: WriteSession, over: &mut Over) -> End {
         let mut list = SendList::new();
-        let mut rollover = Rollover::new(&self.config, &self.backlog);
         let mut watch = Watch::new(&self.config, &self.backlog);
+        if let Some(rollover) = &mut self.rollover {
+            rollover.begin_stream();
+        }
         let result = loop {
             if list.is_empty() {
-                if let Some(rollover) = &mut rollover {
-                    self.roll_over(rollover, &mut session).await;
+                if self.rollover.is_some() {
+                    if self.roll_over(&mut session).await {
+                        break Ok(());
+                    }
                     if self.config.order == Order::Strict && self.ending.is_some() {
                         tokio::select! {
                             biased;
@@ -138,12 +148,12 @@ impl Lane {
                     () = self.backlog.ready() => {}
                     fault = session.closed() => break Err(fault),
                     finished = joined(&mut self.ending) => self.stream_ended(finished),
-                    () = Rollover::progress(&mut rollover, &self.backlog, may_roll) => {}
+                    () = Rollover::progress(&mut self.rollover, &self.backlog, may_roll) => {}
                     () = sleep_if(look_after) => {}
                 }
                 continue;
             }
-            let (written, result, back) = session.write(list, &mut self.over).await;
+            let (written, result, back) = self.write(&mut session, list, over).await;
             list = back;
             list.advance(written);
             self.backlog.written(written);
@@ -154,10 +164,30 @@ impl Lane {
                 watch.look_if_much_was_written(&session, &mut self.backlog);
             }
         };
-        if let Some(rollover) = rollover {
-            rollover.give_up().await;
+        if let Some(rollover) = &mut self.rollover
+            && rollover.give_up().await
+        {
+            self.backlog.metrics.connected();
         }
-        self.end(session, result, watch).await
+        self.end(session, result, watch, over).await
+    }
+
+    /// Writes as [`WriteSession::write`] does. FINISH of the stream before is taken meanwhile: a reader that stalls in
+    /// the present one does not keep the queue full of what it has acknowledged.
+    async fn write(
+        &mut self,
+        session: &mut WriteSession,
+        list: SendList,
+        over: &mut Over,
+    ) -> (usize, Result<(), WriteFault>, SendList) {
+        let mut write = std::pin::pin!(session.write(list, over));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut write => return done,
+                finished = joined(&mut self.ending) => self.stream_ended(finished),
+            }
+        }
     }
 
     /// Ends a session: with STOP if all is written, else as it is.
@@ -166,17 +196,24 @@ impl Lane {
         mut session: WriteSession,
         written: Result<(), WriteFault>,
         mut watch: Option<Watch>,
+        over: &mut Over,
     ) -> End {
-        let all_written = written.is_ok();
+        let last = written.is_ok() && self.backlog.nothing_to_come();
         let finished = match written {
-            Ok(()) => session.finish(&mut self.over).await,
+            Ok(()) => {
+                let finished = session.finish(over).await;
+                if let Some(rollover) = &mut self.rollover {
+                    rollover.answered(finished.is_ok());
+                }
+                finished
+            }
             Err(fault) => Err(fault),
         };
         let mut acknowledged = finished.is_ok();
         if let Some(watch) = &mut watch {
             watch.look(&session, &mut self.backlog);
             if finished.is_ok() && self.config.mode == Mode::Unidirectional {
-                acknowledged = self.wait_for_arrival(&mut session, watch).await;
+                acknowledged = self.wait_for_arrival(&mut session, watch, over).await;
             }
         }
         let keeps_margin = self.config.mode == Mode::Unidirectional && watch.is_some();
@@ -202,15 +239,21 @@ impl Lane {
             }
         }
         session.close().await;
-        match (acknowledged, all_written) {
-            (true, _) => End::Finished,
+        match (acknowledged, last) {
+            (true, true) => End::Finished,
+            (true, false) => End::Checkpoint,
             (false, true) => End::Unfinished,
             (false, false) => End::Broken,
         }
     }
 
     /// Without FINISH: waits until everything has arrived, as long as FINISH would be waited for. Returns whether it has.
-    async fn wait_for_arrival(&mut self, session: &mut WriteSession, watch: &mut Watch) -> bool {
+    async fn wait_for_arrival(
+        &mut self,
+        session: &mut WriteSession,
+        watch: &mut Watch,
+        over: &mut Over,
+    ) -> bool {
         let deadline = Instant::now() + self.config.finish_timeout;
         while let Some(pause) = watch.look(session, &mut self.backlog) {
             if Instant::now() >= deadline {
@@ -221,15 +264,17 @@ impl Lane {
                 _ = session.closed() => {
                     return watch.look(session, &mut self.backlog).is_none();
                 }
-                () = self.over.reached() => return false,
+                () = over.reached() => return false,
             }
         }
         true
     }
 
-    /// Goes on with a checkpoint as far as it does without waiting. For the moment between two writes.
-    async fn roll_over(&mut self, rollover: &mut Rollover, session: &mut WriteSession) {
+    /// Goes on with a checkpoint as far as it does without waiting. For the moment between two writes. Returns whether
+    /// the present stream has to end first, because no second connection is to be had and much waits for FINISH.
+    async fn roll_over(&mut self, session: &mut WriteSession) -> bool {
         self.look_at_ended_stream().await;
+        let Some(rollover) = &mut self.rollover else { return false };
         match rollover.opened().await {
             Some(Ok(next)) => {
                 self.backlog.metrics.connected();
@@ -239,18 +284,18 @@ impl Lane {
                 rollover.begin_stream();
             }
             Some(Err(fault)) => {
+                let next_after = rollover.no_connection();
                 let (output, to) = (&self.config.name, &self.config.to);
-                warn!(output, %to, "no checkpoint, the next connection could not be had: {fault}; trying again");
-                rollover.try_later();
+                warn!(output, %to, ?next_after, "no checkpoint, the next connection could not be had: {fault}");
             }
             None => {}
         }
         if self.ending.is_none() && rollover.is_due(&self.backlog) {
             let (config, writer, backend) =
                 (Arc::clone(&self.config), Arc::clone(&self.writer), self.backend);
-            rollover.next =
-                Some(spawn_local(async move { WriteSession::open(&config.to, writer, backend).await }));
+            rollover.open(async move { WriteSession::open(&config.to, writer, backend).await });
         }
+        rollover.stream_must_end(&self.backlog)
     }
 
     async fn look_at_ended_stream(&mut self) {
@@ -263,6 +308,7 @@ impl Lane {
     /// FINISH of the stream before the present one has come, or will not.
     fn stream_ended(&mut self, finished: Result<(), WriteFault>) {
         let (output, to) = (&self.config.name, &self.config.to);
+        let next_after = self.rollover.as_mut().map(|rollover| rollover.answered(finished.is_ok()));
         match finished {
             Ok(()) => {
                 self.backlog.metrics.finished();
@@ -271,7 +317,7 @@ impl Lane {
             }
             Err(fault) => {
                 self.backlog.ended_stream_lost();
-                warn!(output, %to, "no checkpoint, frames are sent again: {fault}");
+                warn!(output, %to, ?next_after, "no checkpoint, frames are sent again: {fault}");
             }
         }
     }
@@ -284,144 +330,11 @@ async fn end_stream(mut session: WriteSession, mut over: Over) -> Result<(), Wri
     finished
 }
 
-/// Waits for the task that is under way, and takes it out. Cancel-safe; pending for ever where there is none.
-async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> T {
-    let Some(handle) = task else { return std::future::pending().await };
-    let output = handle.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-    *task = None;
-    output
-}
-
 /// Sleeps; for ever where there is no time.
 async fn sleep_if(duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Looks at what has arrived, for outputs whose frames are acknowledged by that.
-struct Watch {
-    margin: u64,
-    // A look for so many bytes written at least.
-    bytes: u64,
-    looked_at: u64,
-    arrived: u64,
-    pause: Duration,
-}
-
-impl Watch {
-    /// For a new connection; `None` where acknowledgements come in another way, or are not asked for.
-    fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
-        (config.ack == Ack::Received && config.checkpoint.is_none()).then(|| Self {
-            margin: config.replay_margin as u64,
-            bytes: (backlog.queue.max() / 8).min(LOOK_BYTES) as u64,
-            looked_at: 0,
-            arrived: 0,
-            pause: LOOK_PAUSE_MIN,
-        })
-    }
-
-    /// Looks after writes, now and then. One look costs a system call.
-    fn look_if_much_was_written(&mut self, session: &WriteSession, backlog: &mut Backlog) {
-        if backlog.position() - self.looked_at >= self.bytes {
-            self.look(session, backlog);
-        }
-        self.pause = LOOK_PAUSE_MIN;
-    }
-
-    /// Looks now. Returns after which time to look again; `None` if everything has arrived.
-    fn look(&mut self, session: &WriteSession, backlog: &mut Backlog) -> Option<Duration> {
-        self.looked_at = backlog.position();
-        if let Some(arrived) = session.arrived_bytes() {
-            self.arrived = arrived;
-            backlog.acknowledged(arrived.saturating_sub(self.margin));
-        }
-        if self.arrived >= self.looked_at {
-            return None;
-        }
-        let pause = self.pause;
-        self.pause = (2 * pause).min(LOOK_PAUSE_MAX);
-        Some(pause)
-    }
-}
-
-/// The change from one stream to the next, for outputs with checkpoints.
-struct Rollover {
-    every: Option<Duration>,
-    // A checkpoint comes sooner when the queue charges so much for what it will acknowledge.
-    charge_max: usize,
-    due: Option<Instant>,
-    not_before: Instant,
-    next: Option<JoinHandle<Result<WriteSession, WriteFault>>>,
-    opened: Option<Result<WriteSession, WriteFault>>,
-}
-
-impl Rollover {
-    fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
-        let (every, charge_max) = match config.checkpoint? {
-            Checkpoint::Every(every) => (Some(every), backlog.queue.max() / 4),
-            Checkpoint::Bytes(bytes) => (None, bytes),
-        };
-        let not_before = Instant::now();
-        let mut rollover = Self { every, charge_max, due: None, not_before, next: None, opened: None };
-        rollover.begin_stream();
-        Some(rollover)
-    }
-
-    fn begin_stream(&mut self) {
-        self.due = self.every.and_then(|every| Instant::now().checked_add(every));
-    }
-
-    fn try_later(&mut self) {
-        self.not_before = Instant::now() + ROLLOVER_PAUSE;
-    }
-
-    /// The connection that was wanted, if it is there, or why it is not.
-    async fn opened(&mut self) -> Option<Result<WriteSession, WriteFault>> {
-        if self.next.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.opened = Some(joined(&mut self.next).await);
-        }
-        self.opened.take()
-    }
-
-    fn is_due(&self, backlog: &Backlog) -> bool {
-        self.next.is_none() && self.due_at(backlog).is_some_and(|due| due <= Instant::now())
-    }
-
-    /// When the next connection is wanted; `None` while nothing asks for it.
-    fn due_at(&self, backlog: &Backlog) -> Option<Instant> {
-        let charge = backlog.unacknowledged_charge();
-        match self.due {
-            _ if charge == 0 || backlog.queue.is_closed() => None,
-            _ if charge >= self.charge_max => Some(self.not_before),
-            due => due.map(|due| due.max(self.not_before)),
-        }
-    }
-
-    /// Waits until the next connection is there, or wanted. Cancel-safe.
-    async fn progress(rollover: &mut Option<Self>, backlog: &Backlog, may_roll: bool) {
-        let Some(rollover) = rollover else { return std::future::pending().await };
-        if rollover.next.is_some() {
-            rollover.opened = Some(joined(&mut rollover.next).await);
-            return;
-        }
-        match rollover.due_at(backlog) {
-            Some(due) if may_roll => tokio::time::sleep_until(due.into()).await,
-            _ => std::future::pending().await,
-        }
-    }
-
-    /// Closes the next connection: the present one has ended, and is followed by another in its own time.
-    async fn give_up(mut self) {
-        if let Some(next) = self.next.take() {
-            // Opening is cancel-safe. If it was finished already, this changes nothing.
-            next.abort();
-            self.opened = next.await.ok();
-        }
-        if let Some(Ok(session)) = self.opened {
-            session.close().await;
-        }
     }
 }
 
@@ -434,13 +347,6 @@ fn writer_config(config: &OutputConfig) -> WriterConfig {
     }
 }
 
-/// How often what has arrived is looked at: after so many bytes, and, while some have not and nothing is written, after
-/// pauses that double.
-const LOOK_BYTES: usize = 256 << 10;
-const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(10);
-/// After a next connection that could not be had.
-const ROLLOVER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts while the relay ends.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_millis(500);
 

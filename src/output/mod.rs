@@ -4,6 +4,8 @@ pub(crate) mod backlog;
 pub(crate) mod backoff;
 pub(crate) mod file;
 pub(crate) mod frame_stream;
+pub(crate) mod rollover;
+pub(crate) mod watch;
 pub(crate) mod window;
 
 use std::time::Duration;

@@ -12,6 +12,8 @@ pub(crate) struct Taken {
     pub(crate) charge: usize,
     /// The frames that were wholly written before, on whatever connection.
     pub(crate) sent: Prefix,
+    /// Whether the queue knows that it is held: it was wholly written before.
+    pub(crate) held: bool,
 }
 
 /// The first frames of a batch, and their bytes.
