@@ -162,9 +162,13 @@ impl Queue {
     /// is full.
     pub(crate) async fn pace(&self) {
         let charged = self.charged.load(Ordering::Relaxed);
-        if charged <= self.low || charged < 2 * self.waited_at.load(Ordering::Relaxed) {
-            return;
+        if charged > self.low && charged >= 2 * self.waited_at.load(Ordering::Relaxed) {
+            // In memory of its own: every connection has room for its longest wait, and most are idle.
+            Box::pin(self.wait_until_low(charged)).await;
         }
+    }
+
+    async fn wait_until_low(&self, charged: usize) {
         let blocks = self.when_full == WhenFull::Block;
         for _ in 0..if blocks { AHEAD_WAITS_BLOCK } else { AHEAD_WAITS } {
             let released = self.released.load(Ordering::Relaxed);
@@ -269,7 +273,7 @@ impl Queue {
     /// are woken seldom, and what they bring next is written while it is still in the cache.
     async fn wait_for_room(&self, charge: usize) {
         if !self.reserve(charge) {
-            self.room_when(|| self.is_low() && self.reserve(charge)).await;
+            Box::pin(self.room_when(|| self.is_low() && self.reserve(charge))).await;
         }
     }
 
