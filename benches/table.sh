@@ -17,7 +17,7 @@ SMALL=(--connections 32 --write-size 1B)
 
 # Sets the arguments of `loadgen bench` for a row, and how long the generator sends in every round.
 row_arguments() {
-    duration=2s rounds=$ROUNDS
+    duration=1s rounds=$ROUNDS
     case $1 in
         unix-[124])    arguments=(--outputs "${1#*-}" "${EPOLL[@]}" --against floor) ;;
         tcp-[124])     arguments=(--transport tcp --outputs "${1#*-}" "${EPOLL[@]}" --against floor) ;;
@@ -28,16 +28,16 @@ row_arguments() {
             arguments=("${SMALL[@]}" --rate 200k --outputs "${1##*-}" --against floor,direct) ;;
         peers-[124])
             # The dnstap command keeps its last frames for five seconds: fewer rounds stay within two minutes.
-            duration=1s rounds=$((ROUNDS < 7 ? ROUNDS : 7))
+            rounds=$((ROUNDS < 7 ? ROUNDS : 7))
             arguments=(--pin none --outputs "${1#*-}" --against floor,dnstap,haproxy,socat) ;;
         workers)
-            duration=1500ms
             arguments=(--pin none --connections 4 --outputs 2 --against floor
                 --variant per_worker:workers=2,connections=per_worker --variant one:workers=2,connections=1) ;;
         latency)
-            duration=1500ms
             arguments=(--rate 1000 "${ONE_CPU[@]}" "${EPOLL[@]}" --against floor,direct) ;;
-        lone)          arguments=(--rate 20 "${ONE_CPU[@]}" "${EPOLL[@]}" --against direct) ;;
+        lone)
+            duration=3s rounds=$((ROUNDS < 5 ? ROUNDS : 5))
+            arguments=(--rate 20 "${ONE_CPU[@]}" "${EPOLL[@]}" --against direct) ;;
         memory)        arguments=(--outputs 4 --against floor) ;;
         *)             return 1 ;;
     esac

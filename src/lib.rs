@@ -26,7 +26,7 @@
 //! | [`input`] | Ways in: connections that run reader sessions. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
 //! | `route` | From one connection to every lane that takes its content type. |
-//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. |
+//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. [`queue::spool`]: batches on disk. |
 //! | [`output`] | Ways out: connections that run writer sessions, and files. |
 //! | [`relay`] | Assembly and life cycle: workers, placement, the end. |
 //! | [`config`] | From text to values that cannot be wrong. |
@@ -57,8 +57,9 @@
 //!
 //! # What happened to the frame?
 //!
-//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], `route` (too long for the output),
-//! `output/backlog` (left at the end). At the wrong place: `route`, `relay/placement`, `output/balance`.
+//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], [`queue::spool::LossReason`],
+//! `route` (too long for the output), `output/backlog` (left at the end). At the wrong place: `route`,
+//! `relay/placement`, `output/balance`.
 
 #![deny(unsafe_code)]
 // The links of this page into the relay.

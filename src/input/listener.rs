@@ -25,8 +25,9 @@ use crate::session::gather::Gather;
 use crate::session::read;
 use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
+use crate::session::read::Reading;
 use crate::transport::Backend;
-use crate::transport::buffer::BufferPool;
+use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
 
@@ -36,7 +37,7 @@ pub(crate) struct Readers {
     pub(crate) drain: DrainSignal,
     /// Entrances of the lanes that this worker feeds.
     pub(crate) inlets: Vec<Inlet>,
-    pub(crate) pool: RefCell<BufferPool>,
+    pub(crate) buffer: RefCell<ReadBuffer>,
     pub(crate) gather: Gather,
     streaming: RefCell<Vec<Weak<ReadHandle>>>,
 }
@@ -56,7 +57,7 @@ impl Readers {
             backend,
             drain,
             inlets,
-            pool: RefCell::default(),
+            buffer: RefCell::default(),
             gather: Gather::new(Instant::now()),
             streaming: RefCell::default(),
         }
@@ -69,13 +70,10 @@ impl Readers {
         }
     }
 
-    /// Takes the blocks of connections that have been silent since the last call, and frees what nobody needs.
-    pub(crate) fn release_idle_blocks(&self) {
-        self.pool.borrow_mut().free_unused();
-        self.streaming.borrow_mut().retain(|handle| {
-            let handle = handle.upgrade();
-            handle.inspect(|handle| handle.release_idle_block()).is_some()
-        });
+    /// Called at regular intervals: frees what nobody needed since the last call.
+    pub(crate) fn free_unused(&self) {
+        self.buffer.borrow_mut().free_unused();
+        self.streaming.borrow_mut().retain(|handle| handle.strong_count() > 0);
     }
 
     fn register(&self, stream: Stream) -> Rc<ReadHandle> {
@@ -161,10 +159,12 @@ async fn run_session(
             input.metrics.unrouted(u64::from(batch.frames()));
         }
         fanout.deliver(batch).await;
-        fanout.pace().await;
     };
+    let pace = async || fanout.pace().await;
     let handle = readers.register(stream);
-    read::read_frames(&handle, session, started, &readers.pool, &readers.gather, read_len_max, deliver).await
+    let (buffer, gather) = (&readers.buffer, &readers.gather);
+    let reading = Reading { buffer, gather, read_len_max, deliver, pace };
+    read::read_frames(&handle, session, started, reading).await
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.

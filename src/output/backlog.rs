@@ -88,6 +88,11 @@ impl Backlog {
         self.share.as_ref().map_or(self.queue.max(), Share::max)
     }
 
+    /// How much of the queue may be held by this lane for any batch to pass.
+    fn held_max(&self) -> usize {
+        self.share.as_ref().map_or(self.queue.held_max(), Share::held_max)
+    }
+
     /// Waits until [`Backlog::fill`] has something to take, or nothing will come. Cancel-safe. Pending for ever while
     /// only a FINISH can bring more.
     pub(crate) async fn ready(&self) {
@@ -166,7 +171,9 @@ impl Backlog {
                 share.written(&taken);
             }
             if self.keeps {
-                self.queue.hold(taken.charge);
+                if !std::mem::replace(&mut taken.held, true) {
+                    self.queue.hold(taken.charge);
+                }
                 self.window.push(taken);
             } else {
                 self.settle(taken);
@@ -214,6 +221,17 @@ impl Backlog {
     pub(crate) fn acknowledged(&mut self, position: u64) {
         self.window.acknowledge(position);
         while let Some(taken) = self.window.pop_acknowledged() {
+            self.settle(taken);
+        }
+    }
+
+    /// Settles what has arrived, every byte before `position`, but for the last `margin` bytes of it.
+    pub(crate) fn arrived(&mut self, position: u64, margin: u64) {
+        self.acknowledged(position.saturating_sub(margin));
+        // A batch is charged with more than its bytes: a margin of short ones could fill the queue, and nothing would
+        // ever take its place.
+        while position >= self.position() && self.window.charge() > self.held_max() {
+            let Some(taken) = self.window.pop() else { return };
             self.settle(taken);
         }
     }
@@ -271,7 +289,6 @@ impl Backlog {
 
     /// Puts what a dead connection has got, and what was taken for it, before everything else.
     fn write_again(&mut self, window: Window, taken: VecDeque<Taken>) {
-        self.queue.unhold(window.charge());
         if let Some(share) = &self.share {
             window.batches().for_each(|taken| share.write_again(taken));
         }
@@ -469,6 +486,25 @@ mod tests {
                 assert_eq!((end.frames_sent, never_sent), (got.frames_sent, 5 - got.frames_sent));
             }
         }
+    }
+
+    /// Or a margin of many short batches, each charged with more than its bytes, would be all that there is for ever.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_margin_gives_way_before_it_fills_the_queue() {
+        let mut backlog = backlog(true);
+        let max = backlog.queue.max();
+        let mut kept_max = 0;
+        for number in 0..20_000 {
+            let pushed = backlog.queue.push(queued(batch(number % 100, 1)));
+            tokio::time::timeout(std::time::Duration::from_secs(5), pushed).await.expect("there is room");
+            connection(&mut backlog, 14);
+            // In the middle of the margin nothing changes.
+            backlog.arrived(backlog.position() - 1, max as u64 / 4);
+            kept_max = kept_max.max(backlog.queue.charged());
+            backlog.arrived(backlog.position(), max as u64 / 4);
+            assert!(backlog.queue.charged() <= max / 2);
+        }
+        assert!(kept_max > max / 2, "the queue was never half full: {kept_max}");
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -33,8 +33,8 @@ use crate::transport::sys::SendList;
 /// Runs a lane until its queue is closed and written, or the relay is over. For the worker that owns the lane.
 pub(crate) async fn run(config: Arc<OutputConfig>, backlog: Backlog, backend: Backend, drain: DrainSignal) {
     let writer = Arc::new(writer_config(&config));
-    let over = Over::new(drain.clone());
-    Lane { config, writer, backend, backlog, drain, over, ending: None }.run().await;
+    let rollover = Rollover::new(&config, &backlog);
+    Lane { config, writer, backend, backlog, drain, rollover, ending: None }.run().await;
 }
 
 /// The consumer of one queue.
@@ -44,7 +44,8 @@ struct Lane {
     backend: Backend,
     backlog: Backlog,
     drain: DrainSignal,
-    over: Over,
+    // `None` without checkpoints.
+    rollover: Option<Rollover>,
     // The stream before the present one, which waits for FINISH.
     ending: Option<JoinHandle<Result<(), WriteFault>>>,
 }
@@ -54,8 +55,10 @@ struct Lane {
 enum End {
     /// With everything that there will ever be.
     Finished,
-    /// With everything written, and not acknowledged.
+    /// With everything that there will ever be written, and not acknowledged.
     Unfinished,
+    /// To have acknowledged what was written so far.
+    Checkpoint,
     /// Before that.
     Broken,
     /// Given up by us, before that.
@@ -66,11 +69,12 @@ impl Lane {
     async fn run(mut self) {
         let mut backoff = Backoff::new(self.config.reconnect);
         let mut attempts = Attempts::default();
+        let mut over = Over::new(self.drain.clone());
         let mut unfinished = false;
         loop {
             let opened = tokio::select! {
                 opened = WriteSession::open(&self.config.to, Arc::clone(&self.writer), self.backend) => opened,
-                () = self.over.reached() => break,
+                () = over.reached() => break,
                 () = self.backlog.written_by_others() => break,
             };
             match opened {
@@ -79,10 +83,11 @@ impl Lane {
                     attempts.succeeded(&self.config);
                     self.backlog.connected();
                     let since = Instant::now();
-                    match self.relay(session).await {
+                    match self.relay(session, &mut over).await {
                         End::Finished if self.backlog.nothing_to_come() => break,
                         // Other members of the group have left something.
                         End::Finished => {}
+                        End::Checkpoint => continue,
                         // What is not acknowledged has been sent again, once.
                         End::Unfinished if unfinished => break,
                         End::Unfinished => unfinished = true,
@@ -129,17 +134,21 @@ impl Lane {
     }
 
     /// Writes until the connection ends.
-    async fn relay(&mut self, mut session: WriteSession) -> End {
+    async fn relay(&mut self, mut session: WriteSession, over: &mut Over) -> End {
         let mut list = SendList::new();
-        let mut rollover = Rollover::new(&self.config, &self.backlog);
         let mut watch = Watch::new(&self.config, &self.backlog);
         let stall_timeout = self.config.group.as_ref().map(|group| group.stall_timeout);
         let mut stall = stall_timeout.map(|timeout| Stall::new(timeout, Instant::now()));
         let mut bytes_written = 0;
+        if let Some(rollover) = &mut self.rollover {
+            rollover.begin_stream();
+        }
         let result = loop {
             if list.is_empty() {
-                if let Some(rollover) = &mut rollover {
-                    self.roll_over(rollover, &mut session).await;
+                if self.rollover.is_some() {
+                    if self.roll_over(&mut session).await {
+                        break Ok(());
+                    }
                     if self.config.order == Order::Strict && self.ending.is_some() {
                         tokio::select! {
                             biased;
@@ -172,7 +181,7 @@ impl Lane {
                     () = self.backlog.ready() => {}
                     fault = session.closed() => break Err(fault),
                     finished = joined(&mut self.ending) => self.stream_ended(finished),
-                    () = Rollover::progress(&mut rollover, &self.backlog, may_roll) => {}
+                    () = Rollover::progress(&mut self.rollover, &self.backlog, may_roll) => {}
                     () = sleep_if(look_after) => {}
                 }
                 if let Some(stall) = &mut stall
@@ -184,7 +193,7 @@ impl Lane {
                 continue;
             }
             let limit = stall.as_ref().map(|stall| Instant::now() + stall.write_limit());
-            let (written, result, back) = session.write_before(limit, list, &mut self.over).await;
+            let (written, result, back) = self.write(&mut session, limit, list, over).await;
             list = back;
             list.advance(written);
             self.backlog.written(written);
@@ -205,10 +214,31 @@ impl Lane {
                 watch.look_if_much_was_written(&session, &mut self.backlog);
             }
         };
-        if let Some(rollover) = rollover {
-            rollover.give_up().await;
+        if let Some(rollover) = &mut self.rollover
+            && rollover.give_up().await
+        {
+            self.backlog.metrics.connected();
         }
-        self.end(session, result, watch).await
+        self.end(session, result, watch, over).await
+    }
+
+    /// Writes as [`WriteSession::write_before`] does. FINISH of the stream before is taken meanwhile: a reader that stalls in
+    /// the present one does not keep the queue full of what it has acknowledged.
+    async fn write(
+        &mut self,
+        session: &mut WriteSession,
+        limit: Option<Instant>,
+        list: SendList,
+        over: &mut Over,
+    ) -> (usize, Result<(), WriteFault>, SendList) {
+        let mut write = std::pin::pin!(session.write_before(limit, list, over));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut write => return done,
+                finished = joined(&mut self.ending) => self.stream_ended(finished),
+            }
+        }
     }
 
     /// Ends a session: with STOP if all is written, else as it is.
@@ -217,22 +247,29 @@ impl Lane {
         mut session: WriteSession,
         written: Result<(), WriteFault>,
         mut watch: Option<Watch>,
+        over: &mut Over,
     ) -> End {
-        let all_written = written.is_ok();
+        let last = written.is_ok() && self.backlog.nothing_to_come();
         let stalled = matches!(written, Err(WriteFault::Stalled(_)));
-        if all_written {
+        if written.is_ok() {
             // Whatever others leave from now on is not for this connection.
-            self.backlog.disconnected(MemberState::Finished);
+            self.backlog.disconnected(if last { MemberState::Finished } else { MemberState::Connecting });
         }
         let finished = match written {
-            Ok(()) => session.finish(&mut self.over).await,
+            Ok(()) => {
+                let finished = session.finish(over).await;
+                if let Some(rollover) = &mut self.rollover {
+                    rollover.answered(finished.is_ok());
+                }
+                finished
+            }
             Err(fault) => Err(fault),
         };
         let mut acknowledged = finished.is_ok();
         if let Some(watch) = &mut watch {
             watch.look(&session, &mut self.backlog);
             if finished.is_ok() && self.config.mode == Mode::Unidirectional {
-                acknowledged = self.wait_for_arrival(&mut session, watch).await;
+                acknowledged = self.wait_for_arrival(&mut session, watch, over).await;
             }
         }
         let keeps_margin = self.config.mode == Mode::Unidirectional && watch.is_some();
@@ -259,16 +296,22 @@ impl Lane {
             }
         }
         session.close().await;
-        match (acknowledged, all_written) {
-            (true, _) => End::Finished,
+        match (acknowledged, last) {
             _ if stalled => End::Stalled,
+            (true, true) => End::Finished,
+            (true, false) => End::Checkpoint,
             (false, true) => End::Unfinished,
             (false, false) => End::Broken,
         }
     }
 
     /// Without FINISH: waits until everything has arrived, as long as FINISH would be waited for. Returns whether it has.
-    async fn wait_for_arrival(&mut self, session: &mut WriteSession, watch: &mut Watch) -> bool {
+    async fn wait_for_arrival(
+        &mut self,
+        session: &mut WriteSession,
+        watch: &mut Watch,
+        over: &mut Over,
+    ) -> bool {
         let deadline = Instant::now() + self.config.finish_timeout;
         while let Some(pause) = watch.look(session, &mut self.backlog) {
             if Instant::now() >= deadline {
@@ -279,15 +322,17 @@ impl Lane {
                 _ = session.closed() => {
                     return watch.look(session, &mut self.backlog).is_none();
                 }
-                () = self.over.reached() => return false,
+                () = over.reached() => return false,
             }
         }
         true
     }
 
-    /// Goes on with a checkpoint as far as it does without waiting. For the moment between two writes.
-    async fn roll_over(&mut self, rollover: &mut Rollover, session: &mut WriteSession) {
+    /// Goes on with a checkpoint as far as it does without waiting. For the moment between two writes. Returns whether
+    /// the present stream has to end first, because no second connection is to be had and much waits for FINISH.
+    async fn roll_over(&mut self, session: &mut WriteSession) -> bool {
         self.look_at_ended_stream().await;
+        let Some(rollover) = &mut self.rollover else { return false };
         match rollover.opened().await {
             Some(Ok(next)) => {
                 self.backlog.metrics.connected();
@@ -297,9 +342,9 @@ impl Lane {
                 rollover.begin_stream();
             }
             Some(Err(fault)) => {
+                let next_after = rollover.no_connection();
                 let (output, to) = (&self.config.name, &self.config.to);
-                warn!(output, %to, "no checkpoint, the next connection could not be had: {fault}; trying again");
-                rollover.try_later();
+                warn!(output, %to, ?next_after, "no checkpoint, the next connection could not be had: {fault}");
             }
             None => {}
         }
@@ -308,6 +353,7 @@ impl Lane {
                 (Arc::clone(&self.config), Arc::clone(&self.writer), self.backend);
             rollover.open(async move { WriteSession::open(&config.to, writer, backend).await });
         }
+        rollover.stream_must_end(&self.backlog)
     }
 
     async fn look_at_ended_stream(&mut self) {
@@ -320,6 +366,7 @@ impl Lane {
     /// FINISH of the stream before the present one has come, or will not.
     fn stream_ended(&mut self, finished: Result<(), WriteFault>) {
         let (output, to) = (&self.config.name, &self.config.to);
+        let next_after = self.rollover.as_mut().map(|rollover| rollover.answered(finished.is_ok()));
         match finished {
             Ok(()) => {
                 self.backlog.metrics.finished();
@@ -328,7 +375,7 @@ impl Lane {
             }
             Err(fault) => {
                 self.backlog.ended_stream_lost();
-                warn!(output, %to, "no checkpoint, frames are sent again: {fault}");
+                warn!(output, %to, ?next_after, "no checkpoint, frames are sent again: {fault}");
             }
         }
     }

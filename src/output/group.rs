@@ -239,6 +239,11 @@ impl Share {
     pub(crate) fn max(&self) -> usize {
         self.group.front.max() / self.group.members.len()
     }
+
+    /// Its part of what may be held.
+    pub(crate) fn held_max(&self) -> usize {
+        self.group.front.held_max() / self.group.members.len()
+    }
 }
 
 /// Runs the lanes of a group until everything is written, or the relay is over. For the worker that owns it.

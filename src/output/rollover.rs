@@ -19,28 +19,67 @@ pub(crate) struct Rollover {
     charge_max: usize,
     due: Option<Instant>,
     not_before: Instant,
+    // After one that failed: doubles with each.
+    pause: Duration,
+    // While the present stream lasts a second connection was not to be had.
+    refused: bool,
     next: Option<JoinHandle<Result<WriteSession, WriteFault>>>,
     opened: Option<Result<WriteSession, WriteFault>>,
 }
 
 impl Rollover {
+    /// `None` for outputs without checkpoints.
     pub(crate) fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
         let (every, charge_max) = match config.checkpoint? {
             Checkpoint::Every(every) => (Some(every), backlog.queue_max() / 4),
             Checkpoint::Bytes(bytes) => (None, bytes),
         };
-        let not_before = Instant::now();
-        let mut rollover = Self { every, charge_max, due: None, not_before, next: None, opened: None };
-        rollover.begin_stream();
-        Some(rollover)
+        Some(Self {
+            every,
+            charge_max,
+            due: None,
+            not_before: Instant::now(),
+            pause: PAUSE_MIN,
+            refused: false,
+            next: None,
+            opened: None,
+        })
     }
 
+    /// A stream begins, on whatever connection.
     pub(crate) fn begin_stream(&mut self) {
         self.due = self.every.and_then(|every| Instant::now().checked_add(every));
+        self.refused = false;
     }
 
-    pub(crate) fn try_later(&mut self) {
-        self.not_before = Instant::now() + ROLLOVER_PAUSE;
+    /// A stream was ended with STOP, and FINISH has come, or has not. Returns how long the next checkpoint waits at
+    /// least: a reader that never sends FINISH gets everything again and again, but each time later.
+    pub(crate) fn answered(&mut self, finished: bool) -> Duration {
+        if finished {
+            self.pause = PAUSE_MIN;
+            return Duration::ZERO;
+        }
+        self.pause = self.pause.max(self.every.unwrap_or_default());
+        self.failed()
+    }
+
+    /// A next connection could not be had. Returns after which time it is tried again.
+    pub(crate) fn no_connection(&mut self) -> Duration {
+        self.refused = true;
+        self.failed()
+    }
+
+    fn failed(&mut self) -> Duration {
+        let pause = self.pause;
+        self.not_before = Instant::now() + pause;
+        self.pause = (2 * pause).min(PAUSE_MAX).max(pause);
+        pause
+    }
+
+    /// Whether the present stream has to end before the next can begin: its reader takes one connection at a time, and
+    /// what waits for FINISH will fill the queue.
+    pub(crate) fn stream_must_end(&self, backlog: &Backlog) -> bool {
+        self.refused && backlog.unacknowledged_charge() >= backlog.queue_max() / 2
     }
 
     /// Opens the next connection, while the present one goes on.
@@ -83,16 +122,17 @@ impl Rollover {
         }
     }
 
-    /// Closes the next connection: the present one has ended, and is followed by another in its own time.
-    pub(crate) async fn give_up(mut self) {
+    /// Closes the next connection: the present one has ended, and is followed by another in its own time. Returns
+    /// whether there was one.
+    pub(crate) async fn give_up(&mut self) -> bool {
         if let Some(next) = self.next.take() {
             // Opening is cancel-safe. If it was finished already, this changes nothing.
             next.abort();
             self.opened = next.await.ok();
         }
-        if let Some(Ok(session)) = self.opened {
-            session.close().await;
-        }
+        let Some(Ok(session)) = self.opened.take() else { return false };
+        session.close().await;
+        true
     }
 }
 
@@ -104,5 +144,54 @@ pub(crate) async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> T {
     output
 }
 
-/// After a next connection that could not be had.
-const ROLLOVER_PAUSE: Duration = Duration::from_secs(1);
+/// After a checkpoint that failed.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::queue::Queue;
+    use crate::queue::WhenFull;
+
+    fn rollover(checkpoint: Checkpoint) -> (Rollover, Backlog) {
+        let queue = Queue::new("test".to_owned(), 1 << 20, WhenFull::Block, Arc::default());
+        let backlog = Backlog::new(Arc::new(queue), Arc::default(), true);
+        let config = OutputConfig { checkpoint: Some(checkpoint), ..OutputConfig::default() };
+        (Rollover::new(&config, &backlog).unwrap(), backlog)
+    }
+
+    #[test]
+    fn each_checkpoint_without_finish_makes_the_next_wait_twice_as_long_until_one_succeeds() {
+        for (checkpoint, pauses) in [
+            (Checkpoint::Bytes(1 << 16), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]),
+            (
+                Checkpoint::Every(Duration::from_secs(60)),
+                [60, 120, 240, 480, 600, 600, 600, 600, 600, 600, 600, 600],
+            ),
+            (Checkpoint::Every(Duration::from_secs(3600)), [3600; 12]),
+        ] {
+            let (mut rollover, _) = rollover(checkpoint);
+            for _ in 0..2 {
+                for pause in pauses {
+                    let before = Instant::now();
+                    assert_eq!(rollover.answered(false).as_secs(), pause);
+                    assert!(rollover.not_before >= before + Duration::from_secs(pause));
+                }
+                assert_eq!(rollover.answered(true), Duration::ZERO);
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_refused_is_wanted_again_soon_and_matters_to_the_present_stream_only() {
+        let (mut rollover, backlog) = rollover(Checkpoint::Every(Duration::from_secs(60)));
+        rollover.begin_stream();
+        assert_eq!([rollover.no_connection(), rollover.no_connection()].map(|pause| pause.as_secs()), [1, 2]);
+        assert!(rollover.refused && !rollover.stream_must_end(&backlog), "nothing waits for FINISH");
+        rollover.begin_stream();
+        assert!(!rollover.refused);
+    }
+}

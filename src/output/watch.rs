@@ -47,7 +47,7 @@ impl Watch {
         self.looked_at = backlog.position();
         if let Some(arrived) = session.arrived_bytes() {
             self.arrived = arrived;
-            backlog.acknowledged(arrived.saturating_sub(self.margin));
+            backlog.arrived(arrived, self.margin);
         }
         if self.arrived >= self.looked_at {
             return None;

@@ -18,6 +18,8 @@ pub(crate) struct Taken {
     pub(crate) charge: usize,
     /// The frames that were wholly written before, on whatever connection.
     pub(crate) sent: Prefix,
+    /// Whether the queue knows that it is held: it was wholly written before.
+    pub(crate) held: bool,
 }
 
 /// The first frames of a batch, and their bytes.
@@ -30,7 +32,7 @@ pub(crate) struct Prefix {
 impl Taken {
     pub(crate) fn new(queued: Queued, number: u64) -> Self {
         let Queued { upstream, batch } = queued;
-        Self { charge: charge(&batch), batch, upstream, number, sent: Prefix::default() }
+        Self { charge: charge(&batch), batch, upstream, number, sent: Prefix::default(), held: false }
     }
 
     /// The frames that lie wholly within the first `count` bytes.

@@ -42,8 +42,9 @@ pub(crate) struct Queue {
     sender: Sender<Queued>,
     receiver: Receiver<Queued>,
     when_full: WhenFull,
-    // Charged from push to release: what waits and what is being written. charged <= max, but for a single batch
-    // larger than max, and for the moment between push and drop of `DropOldest`.
+    // Charged from push to release: what waits, what is being written and what is held. charged <= max, but for a
+    // single batch that finds nothing but what is held (<= max / 2), and for the moment between push and drop of
+    // `DropOldest`.
     charged: AtomicUsize,
     max: usize,
     // The part of it that the consumer has written and keeps until it is acknowledged: held <= charged.
@@ -136,23 +137,24 @@ impl Queue {
     }
 
     /// Tells that a batch was written and stays charged until [`Queue::release_held`]: nobody has to wait for it to be
-    /// written any more.
+    /// written any more. To be told once, however often it is written again.
     pub(crate) fn hold(&self, batch_charge: usize) {
         self.released.fetch_add(1, Ordering::Relaxed);
         self.held.fetch_add(batch_charge, Ordering::AcqRel);
         self.wake_producers_if_low();
     }
 
-    /// Tells that a batch that was held is to be written again.
-    pub(crate) fn unhold(&self, batch_charge: usize) {
-        self.held.fetch_sub(batch_charge, Ordering::AcqRel);
-    }
-
     /// Gives back the room of a batch that was held.
     pub(crate) fn release_held(&self, batch_charge: usize) {
-        self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
+        // In this order nobody who looks in between takes a batch that waits for one that is held.
         self.held.fetch_sub(batch_charge, Ordering::AcqRel);
+        self.charged.fetch_sub(batch_charge, Ordering::AcqRel);
         self.wake_producers_if_low();
+    }
+
+    /// How much may be held for any batch to pass, however large, once nothing else is there.
+    pub(crate) fn held_max(&self) -> usize {
+        self.max / 2
     }
 
     /// Bytes that are to be had in all.
@@ -163,19 +165,25 @@ impl Queue {
     /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe.
     ///
     /// A reader that runs ahead of writers that keep up gains nothing, and fills the processor's cache and the memory
-    /// with what waits. It is worth a longer moment while the consumer moves. One that does not keep up is waited for
-    /// again when twice as much waits: a few times until the queue is full.
+    /// with what waits. It is worth a longer moment while the consumer moves, and under `Block`, where readers have to
+    /// wait anyway. One that does not keep up is waited for again when twice as much waits: a few times until the queue
+    /// is full.
     pub(crate) async fn pace(&self) {
         let charged = self.charged.load(Ordering::Relaxed);
-        if charged <= self.low || charged < 2 * self.waited_at.load(Ordering::Relaxed) {
-            return;
+        if charged > self.low && charged >= 2 * self.waited_at.load(Ordering::Relaxed) {
+            // In memory of its own: every connection has room for its longest wait, and most are idle.
+            Box::pin(self.wait_until_low(charged)).await;
         }
-        for _ in 0..AHEAD_WAITS {
+    }
+
+    async fn wait_until_low(&self, charged: usize) {
+        let blocks = self.when_full == WhenFull::Block;
+        for _ in 0..if blocks { AHEAD_WAITS_BLOCK } else { AHEAD_WAITS } {
             let released = self.released.load(Ordering::Relaxed);
             if tokio::time::timeout(AHEAD_WAIT, self.room_when(|| self.is_low())).await.is_ok() {
                 return;
             }
-            if released == self.released.load(Ordering::Relaxed) {
+            if !blocks && released == self.released.load(Ordering::Relaxed) {
                 break;
             }
         }
@@ -241,8 +249,9 @@ impl Queue {
     }
 
     fn drop_oldest(&self) {
-        // The newest batch stays, however large.
-        while self.charged.load(Ordering::Acquire) > self.max && self.receiver.len() > 1 {
+        // The newest batch stays, however large, unless much is held: it would be held in turn, and so would the next.
+        let spared = || usize::from(self.held.load(Ordering::Acquire) <= self.held_max());
+        while self.charged.load(Ordering::Acquire) > self.max && self.receiver.len() > spared() {
             let Some(Queued { batch: oldest, .. }) = self.pop() else { return };
             self.lost(u64::from(oldest.frames()));
             self.charged.fetch_sub(charge(&oldest), Ordering::AcqRel);
@@ -260,9 +269,11 @@ impl Queue {
         }
     }
 
-    /// Charges a batch if there is room. An empty queue has room for any batch.
+    /// Charges a batch if there is room. A queue that is empty but for what is held has room for any batch.
     fn reserve(&self, charge: usize) -> bool {
-        let room = |charged| (charged == 0 || charged + charge <= self.max).then_some(charged + charge);
+        let held = self.held.load(Ordering::Acquire);
+        let any_fits = |charged| charged == held && held <= self.held_max();
+        let room = |charged| (any_fits(charged) || charged + charge <= self.max).then_some(charged + charge);
         self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
     }
 
@@ -270,7 +281,7 @@ impl Queue {
     /// are woken seldom, and what they bring next is written while it is still in the cache.
     async fn wait_for_room(&self, charge: usize) {
         if !self.reserve(charge) {
-            self.room_when(|| self.is_low() && self.reserve(charge)).await;
+            Box::pin(self.room_when(|| self.is_low() && self.reserve(charge))).await;
         }
     }
 
@@ -337,6 +348,8 @@ const AHEAD_MAX: usize = 512 << 10;
 const AHEAD_WAIT: Duration = Duration::from_millis(5);
 /// How many times as long one is waited for that moves.
 const AHEAD_WAITS: u32 = 4;
+/// How many times as long one is waited for that its operator set to `Block`.
+const AHEAD_WAITS_BLOCK: u32 = 20;
 
 /// A loss that goes on is told so often.
 const TELL_EVERY_SECS: u64 = 10;
@@ -377,7 +390,7 @@ mod tests {
     }
 
     fn run<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
     }
 
     #[test]
@@ -410,6 +423,36 @@ mod tests {
             let queue = queue(when_full);
             run(queue.push(batch_of_len(7, 2 * MAX)));
             assert_eq!(marks(&queue), [7], "{when_full:?}");
+        }
+    }
+
+    /// Else a consumer that is fast and waits for acknowledgements would hold more and more.
+    #[test]
+    fn what_is_held_counts_and_leaves_room_for_any_batch_up_to_a_half() {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block] {
+            let queue = queue(when_full);
+            let mut held = 0;
+            let mut hold_next = || {
+                let taken = queue.pop().map(|queued| charge(&queued.batch));
+                taken.inspect(|charge| queue.hold(*charge)).map(|charge| held += charge).is_some()
+            };
+            // A quarter each: a half is held.
+            for mark in 0..2 {
+                run(queue.push(batch(mark)));
+                assert!(hold_next());
+            }
+            run(queue.push(batch_of_len(2, 2 * MAX)));
+            assert!(hold_next(), "{when_full:?}: more than the queue, with half of it held");
+            for mark in 3..9 {
+                let push = queue.push(batch(mark));
+                let waits = run(async { tokio::time::timeout(Duration::ZERO, push).await.is_err() });
+                assert_eq!(waits, when_full == WhenFull::Block);
+                assert!(!hold_next(), "{when_full:?}: more and more is held");
+            }
+            assert_eq!(queue.charged(), held);
+            queue.release_held(held);
+            run(queue.push(batch(9)));
+            assert_eq!(marks(&queue), [9]);
         }
     }
 

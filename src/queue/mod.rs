@@ -1,6 +1,7 @@
-//! Where batches wait for their output.
+//! Where batches wait for their output: in memory, or on disk.
 
 pub(crate) mod channel;
+pub mod spool;
 pub mod when_full;
 
 pub(crate) use channel::Queue;

@@ -260,13 +260,13 @@ async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>)
     }
 }
 
-/// Takes blocks from silent connections, and trims the heap in the first quiet second after many connections ended.
+/// Frees blocks that nobody needs, and trims the heap in the first quiet second after many connections ended.
 async fn give_back_memory(serving: Rc<Serving>) {
     let mut ended_before = 0;
     let mut ended_at_trim = 0;
     loop {
         tokio::time::sleep(IDLE_LOOK).await;
-        serving.readers.release_idle_blocks();
+        serving.readers.free_unused();
         let ended = serving.ended.get();
         if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {
             trim_heap();
@@ -277,7 +277,7 @@ async fn give_back_memory(serving: Rc<Serving>) {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A connection that reads nothing for one to two of these waits without a block.
+/// How often it is looked what nobody needs.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// So many connections, once ended, leave a heap that is worth the time to trim it.
 const MANY_CONNECTIONS: usize = 1000;

@@ -2,9 +2,11 @@
 //!
 //! Many writers that write a frame or two at a time (Unbound does) cost an eager reader a system call, a wake-up and a
 //! send for every frame, and the writers' processors the wake-ups. So connections of one worker whose last read was
-//! small wait for the next beat of a common clock while the worker's rate of frames is high. Then all of them read at
-//! once: on io_uring one system call submits all reads, each finds what gathered in its socket, and one send carries it
-//! all. A worker with a low rate reads at once: a lone frame never waits.
+//! small wait for the next beat of a common clock while the worker's rate of frames is high. Then all of them are asked at
+//! once, on io_uring by one system call; each finds what gathered in its socket, all of it goes into one block, and one
+//! send carries it. A worker with a low rate reads at once: a lone frame never waits. Waiting likewise before large reads
+//! does not pay (1.44 of the byte copy's CPU with 0.1 or 0.2 ms, 1.16 without): a socket holds no more than its writer's
+//! send buffer, and a wake-up costs more than the larger read saves.
 
 use std::cell::Cell;
 use std::time::Duration;

@@ -19,9 +19,8 @@ use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
 use crate::protocol::SessionEnd;
 use crate::session::gather::Gather;
-use crate::transport::buffer;
-use crate::transport::buffer::Block;
-use crate::transport::buffer::BufferPool;
+use crate::transport::buffer::ReadBuffer;
+use crate::transport::buffer::Tail;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
 
@@ -132,21 +131,11 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
 pub(crate) struct ReadHandle {
     stream: Stream,
     draining: Cell<bool>,
-    // A read with a block is under way; `reads` tells whether it is still the same.
-    reading: Cell<bool>,
-    reads: Cell<u64>,
-    reads_at_last_look: Cell<u64>,
 }
 
 impl ReadHandle {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            draining: Cell::new(false),
-            reading: Cell::new(false),
-            reads: Cell::new(0),
-            reads_at_last_look: Cell::new(u64::MAX),
-        }
+        Self { stream, draining: Cell::new(false) }
     }
 
     /// Ends the session as soon as what has arrived is taken.
@@ -154,41 +143,56 @@ impl ReadHandle {
         self.draining.set(true);
         self.stream.cancel();
     }
-
-    /// Called at regular intervals: a connection that read nothing since the last call gives its block back.
-    pub(crate) fn release_idle_block(&self) {
-        if self.reading.get() && self.reads_at_last_look.replace(self.reads.get()) == self.reads.get() {
-            self.stream.cancel();
-        }
-    }
 }
 
-/// Takes frames until the stream ends, and gives each batch to `deliver`, in order. Reading goes on when `deliver` is
-/// through. Not cancel-safe: [`ReadHandle::drain`] ends it.
-pub(crate) async fn read_frames(
+/// What a session reads with, and where its batches go.
+pub(crate) struct Reading<'a, D, P> {
+    /// Shared by the connections of a worker.
+    pub(crate) buffer: &'a RefCell<ReadBuffer>,
+    /// Shared likewise.
+    pub(crate) gather: &'a Gather,
+    /// Most bytes of one read.
+    pub(crate) read_len_max: usize,
+    /// Takes a batch; reading goes on when it is through.
+    pub(crate) deliver: D,
+    /// Waits while there is no hurry to read.
+    pub(crate) pace: P,
+}
+
+/// Takes frames until the stream ends, and delivers each batch, in order. Not cancel-safe: [`ReadHandle::drain`] ends
+/// it.
+pub(crate) async fn read_frames<D, P>(
     handle: &ReadHandle,
     session: &mut ReaderSession,
     started: Started,
-    pool: &RefCell<BufferPool>,
-    gather: &Gather,
-    read_len_max: usize,
-    deliver: impl AsyncFn(FrameBatch),
-) -> ReadEnd {
+    reading: Reading<'_, D, P>,
+) -> ReadEnd
+where
+    D: AsyncFn(FrameBatch),
+    P: AsyncFn(),
+{
+    let Reading { buffer, gather, read_len_max, deliver, pace } = reading;
     let stream = &handle.stream;
-    let mut read_len = ReadLen::new(read_len_max);
-    // A connection begins idle: without a block.
-    let Started { received, fault, .. } = started;
-    let mut block = Block::without_room(&received);
-    drop(received);
-    let mut idle = true;
+    // Not the buffer of the handshake, which has room for more: many connections stay idle.
+    let mut tail = Tail::new(BytesMut::from(&started.received[..]));
+    let mut end = started.fault.map(ReadEnd::Protocol);
     let mut small_read = false;
-    let mut end = fault.map(ReadEnd::Protocol);
+    let mut read = |session: &mut ReaderSession, len_max: usize| {
+        buffer.borrow_mut().with_room(&mut tail, len_max, |bytes| {
+            let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
+            if count == 0 {
+                return Err(session.handle_eof(bytes).into());
+            }
+            session.handle_bytes(Instant::now(), bytes).map_err(ReadEnd::Protocol)?;
+            Ok(count)
+        })
+    };
     loop {
         while let Some(event) = session.poll_event() {
             match event {
                 ReaderEvent::Data(batch) => {
                     gather.took(batch.read_at(), batch.frames());
-                    deliver(read_len.compact_if_small(batch)).await;
+                    deliver(compact_if_small(batch)).await;
                 }
                 ReaderEvent::Finished => end = Some(ReadEnd::Finished),
                 ReaderEvent::Started { .. } => {}
@@ -201,9 +205,8 @@ pub(crate) async fn read_frames(
         if let Some(end) = end {
             if end.is_regular() {
                 // Bytes left unread would make the close a reset, which could overtake FINISH. They are counted.
-                let _ = take_arrived(stream, session, &mut block.bytes);
+                let _ = read_arrived(stream, |len_max| read(session, len_max));
             }
-            pool.borrow_mut().rest(block);
             return end;
         }
         if small_read {
@@ -211,62 +214,47 @@ pub(crate) async fn read_frames(
         }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
-        // No await from here to the read: a drain that is asked for later finds something to cancel.
-        if handle.draining.get() {
-            let taken = take_arrived(stream, session, &mut block.bytes);
-            session.finish();
-            end = Some(taken.map_or_else(ReadEnd::Protocol, |()| ReadEnd::Drained));
-            continue;
-        }
-        if idle {
+        // No await from here to the operation: a drain that is asked for later finds something to cancel.
+        if !handle.draining.get() {
             match stream.readable().await {
                 Err(error) if !is_cancelled(&error) => {
                     end = Some(ReadEnd::Connection(error));
                     continue;
                 }
-                _ if handle.draining.get() => continue,
-                _ => idle = false,
+                _ => pace().await,
             }
         }
-        pool.borrow_mut().make_room(&mut block, read_len.now);
-        handle.reading.set(true);
-        let (result, filled) = stream.read(std::mem::take(&mut block.bytes), read_len.now).await;
-        handle.reading.set(false);
-        handle.reads.set(handle.reads.get() + 1);
-        block.bytes = filled;
-        match result {
-            Ok(0) => end = Some(session.handle_eof(&block.bytes).into()),
-            Ok(count) => {
-                small_read = count < SMALL_READ;
-                read_len.adapt(count);
-                end = session.handle_bytes(Instant::now(), &mut block.bytes).err().map(ReadEnd::Protocol);
-            }
-            Err(error) if is_cancelled(&error) => {
-                idle = true;
-                let tail = Block::without_room(&block.bytes);
-                pool.borrow_mut().rest(std::mem::replace(&mut block, tail));
-            }
-            Err(error) => end = Some(ReadEnd::Connection(error)),
+        if handle.draining.get() {
+            end = match read_arrived(stream, |len_max| read(session, len_max)) {
+                Err(end @ ReadEnd::Protocol(_)) => Some(end),
+                _ => Some(ReadEnd::Drained),
+            };
+            session.finish();
+            continue;
+        }
+        match read(session, read_len_max) {
+            Ok(count) => small_read = count < SMALL_READ,
+            Err(ReadEnd::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(other) => end = Some(other),
         }
     }
 }
 
-/// Takes what has arrived and no more: a writer that goes on writing cannot hold up the end.
-fn take_arrived(
+/// Reads what has arrived and no more: a writer that goes on writing cannot hold up the end.
+fn read_arrived(
     stream: &Stream,
-    session: &mut ReaderSession,
-    buffer: &mut BytesMut,
-) -> Result<(), ProtocolError> {
+    mut read: impl FnMut(usize) -> Result<usize, ReadEnd>,
+) -> Result<(), ReadEnd> {
     let mut arrived = stream.arrived_bytes();
     while arrived > 0 {
-        buffer.reserve(arrived.min(buffer::READ_LEN_START));
-        match stream.read_now(buffer, arrived) {
-            Ok(count) if count > 0 => arrived = arrived.saturating_sub(count),
-            _ => break,
-        }
-        session.handle_bytes(Instant::now(), buffer)?;
+        arrived = arrived.saturating_sub(read(arrived.min(ARRIVED_READ_MAX))?);
     }
     Ok(())
+}
+
+/// Copies a batch out of the block in which it was read, so that it does not keep it from being read into again.
+fn compact_if_small(batch: FrameBatch) -> FrameBatch {
+    if batch.byte_len() < SMALL_BATCH { batch.compact() } else { batch }
 }
 
 fn is_cancelled(error: &io::Error) -> bool {
@@ -291,67 +279,10 @@ async fn yield_once() {
 const HANDSHAKE_BUFFER_LEN: usize = 1024;
 
 /// A read below this many bytes would have been worth waiting for.
-const SMALL_READ: usize = buffer::READ_LEN_MIN;
+const SMALL_READ: usize = 16 << 10;
 
-/// How much to read at once: more when reads come back full, less when they come back nearly empty. Small reads cost
-/// system calls, large ones the processor's cache.
-struct ReadLen {
-    now: usize,
-    max: usize,
-    short_reads: u32,
-}
+/// A batch below this many bytes is not worth a block.
+const SMALL_BATCH: usize = 4 << 10;
 
-impl ReadLen {
-    /// So many reads in a row below a quarter make the next one smaller.
-    const PATIENCE: u32 = 16;
-    /// A batch below this part of a read is copied out, so that it does not keep a block from being read into again.
-    const SMALL_PART: usize = 4;
-
-    fn new(max: usize) -> Self {
-        let max = max.max(buffer::READ_LEN_MIN);
-        Self { now: buffer::READ_LEN_START.min(max), max, short_reads: 0 }
-    }
-
-    fn adapt(&mut self, count: usize) {
-        if count >= self.now {
-            self.now = (2 * self.now).min(self.max);
-        }
-        if count >= self.now / 4 {
-            self.short_reads = 0;
-            return;
-        }
-        self.short_reads += 1;
-        if self.short_reads == Self::PATIENCE {
-            self.now = (self.now / 2).max(buffer::READ_LEN_MIN);
-            self.short_reads = 0;
-        }
-    }
-
-    fn compact_if_small(&self, batch: FrameBatch) -> FrameBatch {
-        if batch.byte_len() < self.now / Self::SMALL_PART { batch.compact() } else { batch }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_grow_when_full_and_shrink_after_many_short_ones() {
-        let mut len = ReadLen::new(256 << 10);
-        len.adapt(64 << 10);
-        len.adapt(128 << 10);
-        len.adapt(256 << 10);
-        assert_eq!(len.now, 256 << 10);
-        for _ in 0..ReadLen::PATIENCE - 1 {
-            len.adapt(100);
-        }
-        assert_eq!(len.now, 256 << 10);
-        len.adapt(100);
-        assert_eq!(len.now, 128 << 10);
-        for _ in 0..100 * ReadLen::PATIENCE {
-            len.adapt(100);
-        }
-        assert_eq!(len.now, buffer::READ_LEN_MIN);
-    }
-}
+/// Most bytes of one read at the end.
+const ARRIVED_READ_MAX: usize = 64 << 10;

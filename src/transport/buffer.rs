@@ -1,80 +1,87 @@
-//! Blocks to read into.
+//! What a worker reads into.
 //!
-//! A block is a [`BytesMut`] that is filled from the front; whole frames are split off as batches that share its
-//! memory. Once all batches are gone the whole block is free again. Each worker keeps the handles of its resting blocks
-//! and takes the most recent free one first: few blocks in rotation stay in the processor's cache (a FIFO of 64 blocks
-//! costs 30 to 50 % more).
+//! One block serves all connections of a worker: each reads what has arrived behind what the last one read, and whole
+//! frames are split off as batches that share the block's memory. So memory and cache hold what flows, however many
+//! connections there are. A block whose batches are gone is filled from its front again; one that is still in use
+//! elsewhere rests, and the most recent free one is taken in its place: few blocks in rotation stay in the processor's
+//! cache (a FIFO of 64 blocks costs 30 to 50 % more).
+//!
+//! Between reads a connection keeps the beginning of a frame that has not arrived whole, its [`Tail`], in memory of its
+//! own.
 
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-/// Smallest size that is read into a block, bytes.
-pub(crate) const READ_LEN_MIN: usize = 16 << 10;
-/// Size of the first reads of a connection, bytes.
-pub(crate) const READ_LEN_START: usize = 64 << 10;
-/// A block holds this many reads.
+/// A block holds this many of the longest reads.
 const READS_PER_BLOCK: usize = 2;
-/// Resting blocks that are looked at before a new one is allocated.
-const TRIES: usize = 8;
-/// Resting blocks that are remembered, bytes; others are freed with their last batch.
-const RESTING_MAX: usize = 4 << 20;
+/// Blocks that are remembered, bytes; others are freed with their last batch. As much as the queue of an output holds by
+/// default: new memory costs a page fault every 4 KiB.
+const RESTING_MAX: usize = 64 << 20;
+/// A longer tail is not copied to the front of the next read.
+const TAIL_COPIED_MAX: usize = 4 << 10;
+/// Least room that is made behind such a tail.
+const TAIL_ROOM_MIN: usize = 16 << 10;
 
-/// What a connection reads into: the tail of a frame, and room behind it.
-#[derive(Default)]
-pub(crate) struct Block {
-    pub(crate) bytes: BytesMut,
-    // Of the whole block; 0 for bytes that did not come from a pool and do not go to one.
-    len: usize,
-}
+/// The beginning of a frame that has not arrived whole.
+#[derive(Debug, Default)]
+pub(crate) struct Tail(BytesMut);
 
-impl Block {
-    /// A copy of a tail, with no room behind it and no block under it.
-    pub(crate) fn without_room(tail: &[u8]) -> Self {
-        Self { bytes: BytesMut::from(tail), len: 0 }
+impl Tail {
+    pub(crate) fn new(bytes: BytesMut) -> Self {
+        Self(bytes)
+    }
+
+    /// A long frame is gathered here: doubling copies it a few times, not once for every read. Nothing is allocated for
+    /// a length that was only announced.
+    fn read_behind<T>(&mut self, read_len: usize, read: impl FnOnce(&mut BytesMut) -> T) -> T {
+        self.0.reserve(self.0.len().min(read_len).max(TAIL_ROOM_MIN));
+        let result = read(&mut self.0);
+        if self.0.len() <= TAIL_COPIED_MAX {
+            // The memory of the long frame goes with it.
+            self.0 = BytesMut::from(&self.0[..]);
+        }
+        result
     }
 }
 
-/// The blocks of one worker that no connection reads into.
-#[derive(Default)]
-pub(crate) struct BufferPool {
-    // The one that rests longest comes first.
+/// The blocks of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBuffer {
+    current: Block,
+    // In use when they were put here. The one that rests longest comes first.
     resting: VecDeque<Block>,
     resting_bytes: usize,
     // Blocks that rested all the time since the last look.
     unused: usize,
 }
 
-impl BufferPool {
-    /// Makes room for a read of `read_len` bytes behind what `block` holds (the tail of a frame).
-    ///
-    /// Rewinds the block when all its batches are gone, goes on in it while there is room, and takes another one else,
-    /// to which the tail is copied.
-    pub(crate) fn make_room(&mut self, block: &mut Block, read_len: usize) {
-        let bytes = &mut block.bytes;
-        let tail = bytes.len();
-        let block_len = READS_PER_BLOCK * read_len;
-        let whole_block = block_len.saturating_sub(tail).max(read_len);
-        if bytes.try_reclaim(whole_block) || bytes.capacity() - tail >= read_len {
-            return;
-        }
-        // A tail that outgrows its block is a long frame: doubling copies it a few times, not once for every read.
-        let mut fresh = self.take(2 * tail + block_len);
-        fresh.bytes.extend_from_slice(bytes);
-        self.rest(std::mem::replace(block, fresh));
-    }
+#[derive(Debug, Default)]
+struct Block {
+    bytes: BytesMut,
+    // Of the whole block.
+    len: usize,
+}
 
-    /// Takes back a block for which its connection has no use now. What it holds is forgotten.
-    pub(crate) fn rest(&mut self, mut block: Block) {
-        if block.len == 0 {
-            return;
+impl ReadBuffer {
+    /// Gives `read` a buffer that begins with `tail` and has room for `read_len` bytes, or for what the block has left of
+    /// them, half at least, and keeps what it leaves there as the new tail.
+    pub(crate) fn with_room<T>(
+        &mut self,
+        tail: &mut Tail,
+        read_len: usize,
+        read: impl FnOnce(&mut BytesMut) -> T,
+    ) -> T {
+        if tail.0.len() > TAIL_COPIED_MAX {
+            return tail.read_behind(read_len, read);
         }
-        block.bytes.clear();
-        self.resting_bytes += block.len;
-        self.resting.push_back(block);
-        while self.resting_bytes > RESTING_MAX {
-            self.forget_oldest();
-        }
+        let bytes = self.make_room(tail.0.len(), read_len);
+        bytes.extend_from_slice(&tail.0);
+        let result = read(bytes);
+        tail.0.clear();
+        tail.0.extend_from_slice(bytes);
+        bytes.clear();
+        result
     }
 
     /// Called at regular intervals: frees the blocks that nobody needed since the last call.
@@ -85,14 +92,42 @@ impl BufferPool {
         self.unused = self.resting.len();
     }
 
-    fn take(&mut self, len: usize) -> Block {
-        let large = self.resting.iter_mut().enumerate().rev().filter(|(_, block)| block.len >= len);
-        let mut free =
-            large.take(TRIES).filter_map(|(index, block)| block.bytes.try_reclaim(len).then_some(index));
-        let recent = free.next().and_then(|index| self.resting.remove(index));
-        self.resting_bytes -= recent.as_ref().map_or(0, |block| block.len);
+    /// The empty rest of the current block, or of another one where that has no room for the tail and half of a read.
+    fn make_room(&mut self, tail_len: usize, read_len: usize) -> &mut BytesMut {
+        let len = tail_len + read_len;
+        let current = &mut self.current;
+        // The whole block if it is free, else what is left of it.
+        let whole = current.bytes.try_reclaim(current.len.max(len));
+        if !whole && current.bytes.capacity() < tail_len + read_len.div_ceil(2) {
+            let fresh = self.take(len, READS_PER_BLOCK * len);
+            let used = std::mem::replace(&mut self.current, fresh);
+            self.rest(used);
+        }
+        &mut self.current.bytes
+    }
+
+    /// The most recent free block, or a new one. Looks at all of them: that costs less than the page faults of new memory.
+    fn take(&mut self, len: usize, block_len: usize) -> Block {
+        let mut recent_first = self.resting.iter_mut().enumerate().rev();
+        let free = recent_first
+            .find_map(|(index, block)| {
+                (block.len >= len && block.bytes.try_reclaim(block.len)).then_some(index)
+            })
+            .and_then(|index| self.resting.remove(index));
+        self.resting_bytes -= free.as_ref().map_or(0, |block| block.len);
         self.unused = self.unused.min(self.resting.len());
-        recent.unwrap_or_else(|| Block { bytes: BytesMut::with_capacity(len), len })
+        free.unwrap_or_else(|| Block { bytes: BytesMut::with_capacity(block_len), len: block_len })
+    }
+
+    fn rest(&mut self, block: Block) {
+        if block.len == 0 {
+            return;
+        }
+        self.resting_bytes += block.len;
+        self.resting.push_back(block);
+        while self.resting_bytes > RESTING_MAX {
+            self.forget_oldest();
+        }
     }
 
     fn forget_oldest(&mut self) {
@@ -103,83 +138,100 @@ impl BufferPool {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
-    fn fill(block: &mut Block, len: usize) -> bytes::Bytes {
-        block.bytes.extend_from_slice(&vec![1; len]);
-        block.bytes.split_to(len).freeze()
+    const READ_LEN: usize = 1000;
+
+    /// Reads `len` bytes, of which the last `left` remain as tail.
+    fn read(buffer: &mut ReadBuffer, tail: &mut Tail, len: usize, left: usize) -> Bytes {
+        buffer.with_room(tail, READ_LEN, |bytes| {
+            assert!(bytes.capacity() - bytes.len() >= READ_LEN / 2);
+            bytes.extend_from_slice(&vec![1; len]);
+            bytes.split_to(bytes.len() - left).freeze()
+        })
     }
 
     #[test]
-    fn a_block_whose_batches_are_gone_is_read_into_again() {
-        let mut pool = BufferPool::default();
-        let mut buffer = Block::default();
-        pool.make_room(&mut buffer, 1000);
-        let address = buffer.bytes.as_ptr();
-        drop(fill(&mut buffer, 1500));
-        buffer.bytes.extend_from_slice(b"tail");
-        pool.make_room(&mut buffer, 1000);
-        assert_eq!((buffer.bytes.as_ptr(), &buffer.bytes[..]), (address, &b"tail"[..]));
-    }
-
-    #[test]
-    fn a_block_that_is_still_read_elsewhere_is_left_alone_and_the_tail_moves() {
-        let mut pool = BufferPool::default();
-        let mut buffer = Block::default();
-        pool.make_room(&mut buffer, 1000);
-        let address = buffer.bytes.as_ptr();
-        let batch = fill(&mut buffer, 1500);
-        buffer.bytes.extend_from_slice(b"tail");
-        pool.make_room(&mut buffer, 1000);
-        assert_ne!(buffer.bytes.as_ptr(), address);
-        assert_eq!(&buffer.bytes[..], b"tail");
-        assert!(batch.iter().all(|&byte| byte == 1));
-        // Once the batch is gone the first block serves again.
-        drop(batch);
-        let mut other = Block::default();
-        pool.make_room(&mut other, 1000);
-        assert_eq!(other.bytes.as_ptr(), address);
-    }
-
-    #[test]
-    fn there_is_room_for_a_read_however_long_the_tail() {
-        let mut pool = BufferPool::default();
-        let mut buffer = Block::default();
-        let mut blocks = 0;
-        for len in (0..1 << 20).step_by(1000) {
-            let address = buffer.bytes.as_ptr();
-            pool.make_room(&mut buffer, 1000);
-            assert!(buffer.bytes.capacity() - buffer.bytes.len() >= 1000, "{len}");
-            blocks += usize::from(buffer.bytes.as_ptr() != address);
-            buffer.bytes.extend_from_slice(&[2; 1000]);
+    fn a_block_whose_batches_are_gone_is_filled_from_its_front_again() {
+        let mut buffer = ReadBuffer::default();
+        let tails = &mut [Tail::default(), Tail::default()];
+        let address = read(&mut buffer, &mut tails[0], 900, 4).as_ptr();
+        for (index, left) in [(0, 3), (1, 0), (0, 0), (1, 7)] {
+            assert_eq!(read(&mut buffer, &mut tails[index], 900, left).as_ptr(), address);
         }
-        assert!(blocks < 20, "{blocks}");
+        assert_eq!((tails[0].0.len(), tails[1].0.len()), (0, 7));
     }
 
     #[test]
-    fn resting_blocks_are_bounded() {
-        let mut pool = BufferPool::default();
+    fn connections_read_into_one_block_and_each_goes_on_behind_its_own_tail() {
+        let mut buffer = ReadBuffer::default();
+        let (mut a, mut b) = (Tail::default(), Tail::default());
+        let batches = [read(&mut buffer, &mut a, 300, 5), read(&mut buffer, &mut b, 300, 0)];
+        assert_eq!(batches[0].as_ptr_range().end, batches[1].as_ptr());
+        let (block, mut seen) = (batches[0].clone(), Bytes::new());
+        buffer.with_room(&mut a, READ_LEN, |bytes| seen = bytes.split().freeze());
+        assert_eq!(seen[..], [1; 5]);
+        // Nothing of what is in use elsewhere was written over.
+        assert!(block.iter().all(|&byte| byte == 1));
+    }
+
+    #[test]
+    fn a_block_in_use_is_left_alone_when_it_is_full_and_serves_again_when_it_is_free() {
+        let mut buffer = ReadBuffer::default();
+        let mut tail = Tail::default();
+        let first = read(&mut buffer, &mut tail, 1000, 0);
+        let second = read(&mut buffer, &mut tail, 600, 0);
+        let address = first.as_ptr();
+        let elsewhere = read(&mut buffer, &mut tail, 500, 0);
+        assert!(!(address..address.wrapping_add(2000)).contains(&elsewhere.as_ptr()));
+        drop((first, second));
+        let more: Vec<_> = (0..5).map(|_| read(&mut buffer, &mut tail, 500, 0)).collect();
+        assert!(more.iter().any(|batch| batch.as_ptr() == address));
+    }
+
+    /// A frame of a megabyte, 100 bytes at a time: copied a few times, and its memory is not kept.
+    #[test]
+    fn a_long_frame_is_gathered_in_memory_of_its_own() {
+        let mut buffer = ReadBuffer::default();
+        let mut tail = Tail::default();
+        let mut moves = 0;
+        for len in (100..1 << 20).step_by(100) {
+            let address = tail.0.as_ptr();
+            drop(read(&mut buffer, &mut tail, 100, len));
+            assert_eq!(tail.0.len(), len);
+            moves += usize::from(tail.0.as_ptr() != address);
+        }
+        assert!(moves < 80, "{moves}");
+        let frame = read(&mut buffer, &mut tail, 100, 10);
+        assert!(frame.len() > (1 << 20) - 200);
+        assert!(tail.0.capacity() < 100);
+    }
+
+    #[test]
+    fn blocks_that_are_remembered_are_bounded() {
+        let mut buffer = ReadBuffer::default();
         for _ in 0..100 {
-            pool.rest(Block { bytes: BytesMut::new(), len: 1 << 20 });
-            pool.rest(Block::without_room(b"tail"));
+            buffer.rest(Block { bytes: BytesMut::new(), len: 1 << 20 });
         }
-        assert_eq!((pool.resting.len(), pool.resting_bytes), (4, RESTING_MAX));
+        assert_eq!((buffer.resting.len(), buffer.resting_bytes), (64, RESTING_MAX));
     }
 
     #[test]
     fn blocks_that_nobody_needed_for_a_while_are_freed() {
-        let mut pool = BufferPool::default();
+        let mut buffer = ReadBuffer::default();
         for _ in 0..3 {
-            pool.rest(Block { bytes: BytesMut::with_capacity(100), len: 100 });
+            buffer.rest(Block { bytes: BytesMut::with_capacity(100), len: 100 });
         }
-        pool.free_unused();
-        assert_eq!(pool.resting.len(), 3);
+        buffer.free_unused();
+        assert_eq!(buffer.resting.len(), 3);
         // One of the three is in use now and then.
-        let block = pool.take(100);
-        pool.rest(block);
-        pool.free_unused();
-        assert_eq!((pool.resting.len(), pool.resting_bytes), (1, 100));
-        pool.free_unused();
-        assert_eq!((pool.resting.len(), pool.resting_bytes), (0, 0));
+        let block = buffer.take(100, 200);
+        buffer.rest(block);
+        buffer.free_unused();
+        assert_eq!((buffer.resting.len(), buffer.resting_bytes), (1, 100));
+        buffer.free_unused();
+        assert_eq!((buffer.resting.len(), buffer.resting_bytes), (0, 0));
     }
 }

@@ -1,5 +1,6 @@
 //! Streams on epoll, through tokio: for the places where io_uring is not allowed.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -7,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
@@ -25,15 +27,22 @@ pub(crate) struct Stream {
 }
 
 struct Shared {
+    // Watched for reading alone.
     socket: AsyncFd<OwnedFd>,
+    // The same socket watched for writing, while it is full now and then: each time that a peer empties a socket it would
+    // wake us for nothing.
+    writable: Cell<Option<AsyncFd<OwnedFd>>>,
+    // Writes in a row that found room.
+    roomy_writes: Cell<u32>,
     cancelled: Notify,
 }
 
 impl Stream {
     /// Takes a non-blocking socket.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        let socket = sys::register(socket)?;
-        Ok(Self { shared: Rc::new(Shared { socket, cancelled: Notify::new() }) })
+        let socket = sys::register(socket, Interest::READABLE)?;
+        let (writable, roomy_writes) = (Cell::new(None), Cell::new(0));
+        Ok(Self { shared: Rc::new(Shared { socket, writable, roomy_writes, cancelled: Notify::new() }) })
     }
 
     pub(crate) async fn readable(&self) -> io::Result<()> {
@@ -42,21 +51,13 @@ impl Stream {
     }
 
     pub(crate) async fn read(&self, mut buffer: BytesMut, len_max: usize) -> (io::Result<usize>, BytesMut) {
-        let asked = (buffer.capacity() - buffer.len()).min(len_max);
         let result = self
             .or_cancelled(async {
                 loop {
-                    let mut ready = self.shared.socket.readable().await?;
-                    match sys::recv_now(&self.shared.socket, &mut buffer, len_max) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                        Ok(count) => {
-                            // Edge triggered: a short read emptied the socket, more bytes make a new edge.
-                            if 0 < count && count < asked {
-                                ready.clear_ready();
-                            }
-                            return Ok(count);
-                        }
-                        Err(error) => return Err(error),
+                    self.shared.socket.readable().await?.retain_ready();
+                    match self.read_now(&mut buffer, len_max) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return result,
                     }
                 }
             })
@@ -64,19 +65,53 @@ impl Stream {
         (result, buffer)
     }
 
+    pub(crate) fn read_now(&self, buffer: &mut BytesMut, len_max: usize) -> io::Result<usize> {
+        let asked = (buffer.capacity() - buffer.len()).min(len_max);
+        let mut read = None;
+        // Told that a read would wait, the reactor forgets that the socket was readable. A short read has emptied it
+        // too: more bytes make a new edge.
+        let _ = self.shared.socket.try_io(Interest::READABLE, |socket| {
+            match read.insert(sys::recv_now(socket, buffer, len_max)) {
+                Ok(count) if *count == 0 || *count == asked => Ok(()),
+                Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
+                Err(error) => Err(error.kind().into()),
+            }
+        });
+        // What the reactor has not heard of yet may have arrived all the same.
+        read.unwrap_or_else(|| sys::recv_now(&self.shared.socket, buffer, len_max))
+    }
+
     pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
-        let result = self
-            .or_cancelled(async {
-                loop {
-                    let mut ready = self.shared.socket.writable().await?;
-                    match sys::send_now(&self.shared.socket, &mut list) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                        result => return result,
-                    }
+        let result = match sys::send_now(&self.shared.socket, &mut list) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.shared.roomy_writes.set(0);
+                self.or_cancelled(self.write_when_writable(&mut list)).await
+            }
+            result => {
+                self.shared.roomy_writes.update(|count| count.saturating_add(1));
+                if self.shared.roomy_writes.get() == ROOMY_WRITES {
+                    self.shared.writable.take();
                 }
-            })
-            .await;
+                result
+            }
+        };
         (result, list)
+    }
+
+    async fn write_when_writable(&self, list: &mut SendList) -> io::Result<usize> {
+        let writable = match self.shared.writable.take() {
+            Some(writable) => writable,
+            None => sys::register(self.as_fd().try_clone_to_owned()?, Interest::WRITABLE)?,
+        };
+        let result = loop {
+            let mut ready = writable.writable().await?;
+            match sys::send_now(&writable, list) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                result => break result,
+            }
+        };
+        self.shared.writable.set(Some(writable));
+        result
     }
 
     pub(crate) fn cancel(&self) {
@@ -91,6 +126,9 @@ impl Stream {
         }
     }
 }
+
+/// After so many writes that found room a socket is not watched for writing any more.
+const ROOMY_WRITES: u32 = 64;
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {

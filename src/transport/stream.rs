@@ -38,7 +38,7 @@ impl Stream {
         }
     }
 
-    /// Waits until a read would not wait, without holding a buffer.
+    /// Waits until a read would not wait, without holding a buffer. May be wrong now and then: [`Stream::read_now`] tells.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Uring(stream) => stream.readable().await,
@@ -76,9 +76,16 @@ impl Stream {
         }
     }
 
-    /// Appends what has arrived, without waiting; 0 is the end.
+    /// Appends what has arrived, without waiting, within the capacity of `buffer` and at most `len_max` bytes; 0 is the
+    /// end.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing has arrived: wait with [`Stream::readable`]; what the socket says.
     pub(crate) fn read_now(&self, buffer: &mut BytesMut, len_max: usize) -> io::Result<usize> {
-        sys::recv_now(self, buffer, len_max)
+        match self {
+            Self::Uring(stream) => sys::recv_now(stream, buffer, len_max),
+            Self::Epoll(stream) => stream.read_now(buffer, len_max),
+        }
     }
 
     /// Writes a control frame without waiting: it is short, and nothing else goes that way.

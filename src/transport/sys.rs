@@ -23,6 +23,7 @@ use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::squeue;
 use io_uring::types;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_uring::OneshotOutputTransform;
 use tokio_uring::UnsubmittedOneshot;
@@ -164,10 +165,10 @@ pub(crate) fn trim_heap() {
     }
 }
 
-/// Hands a non-blocking socket to the reactor of the calling thread's runtime.
-pub(crate) fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// Hands a non-blocking descriptor to the reactor of the calling thread's runtime.
+pub(crate) fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and stays the same descriptor until it is dropped, together with the `AsyncFd`.
-    Ok(unsafe { AsyncFd::register(socket) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
 /// RECV: appends up to `len_max` bytes to `buffer`, waits for the first.

@@ -11,6 +11,7 @@ use rustix::time::TimerfdTimerFlags;
 use rustix::time::Timespec;
 use rustix::time::timerfd_create;
 use rustix::time::timerfd_settime;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::transport::sys;
@@ -23,7 +24,7 @@ pub(crate) struct Timer {
 impl Timer {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = sys::register(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        let timer = sys::register(timerfd_create(TimerfdClockId::Monotonic, flags)?, Interest::READABLE)?;
         Ok(Self { timer })
     }
 

@@ -62,6 +62,14 @@ impl Peer {
         self.expect(&wire::start(&[D]));
     }
 
+    /// As [`Self::open_as_reader`] of a relay that may have given up by now; returns whether it has not.
+    pub(crate) fn try_open_as_reader(&mut self) -> bool {
+        let mut control = || matches!(Frame::read(&mut self.stream), Ok(Frame::Control(_)));
+        control()
+            && self.stream.write_all(&wire::accept(&[D])).is_ok()
+            && matches!(Frame::read(&mut self.stream), Ok(Frame::Control(_)))
+    }
+
     #[track_caller]
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         if let Err(error) = self.stream.write_all(bytes) {
@@ -258,6 +266,18 @@ impl PeerListener {
     /// A connection that waits already, `None` without one.
     pub(crate) fn poll_accept(&self) -> Option<Peer> {
         self.listener.poll_accept().map(Peer::over)
+    }
+
+    /// The relay's next connection; `None` if none comes for so long.
+    pub(crate) fn accept_unless_silent_for(&self, limit: Duration) -> Option<Peer> {
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            if let Some(peer) = self.poll_accept() {
+                return Some(peer);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        None
     }
 
     /// The relay's next connection, its handshake done.

@@ -1,0 +1,112 @@
+//! What the fuzzers run; `cargo test` runs it over the corpora.
+
+use std::time::Instant;
+
+use tapster::protocol::ContentType;
+use tapster::protocol::FrameBatch;
+use tapster::queue::spool::CursorSlot;
+use tapster::queue::spool::Found;
+use tapster::queue::spool::Moment;
+use tapster::queue::spool::SEGMENT_HEADER_LEN;
+use tapster::queue::spool::SegmentItems;
+use tapster::queue::spool::SimFolder;
+use tapster::queue::spool::Spool;
+use tapster::queue::spool::SpoolConfig;
+
+/// A cursor file: what decodes is what was encoded.
+pub(crate) fn cursor(input: &[u8]) {
+    if let Some(slot) = CursorSlot::newest(input) {
+        assert_eq!(CursorSlot::decode(&slot.encode()), Some(slot));
+    }
+}
+
+/// A segment file, with the header of the input or, where that is damaged, by the number in its name: a scan passes each
+/// byte once, and ends.
+pub(crate) fn segment(input: &[u8]) {
+    let folder = SimFolder::new();
+    folder.put(FIRST, input.to_vec());
+    let items = SegmentItems::open(&folder, FIRST).expect("nothing fails");
+    let mut passed = SEGMENT_HEADER_LEN as u64;
+    for item in items {
+        passed += match item.expect("nothing fails") {
+            Found::Record(header, payload) => {
+                assert_eq!(payload.len() as u64 + 40, header.record_len());
+                header.record_len()
+            }
+            Found::Damage { len } => {
+                assert!(len > 0);
+                len
+            }
+        };
+    }
+    assert_eq!(passed, (input.len() as u64).max(SEGMENT_HEADER_LEN as u64));
+}
+
+/// A sound folder, and edits of it in groups of five bytes: which file, what is done, where, with what. It opens, gives
+/// only frames that were put in, balances, takes more, and opens again.
+pub(crate) fn folder(input: &[u8]) {
+    let folder = sound_folder();
+    for edit in input.chunks_exact(5).take(64) {
+        let (file, action, at, value) = (edit[0], edit[1], u16::from_be_bytes([edit[2], edit[3]]), edit[4]);
+        let names = folder.names();
+        let name = &names[usize::from(file) % names.len()];
+        let mut bytes = folder.content(name).expect("a file");
+        let at = usize::from(at) % (bytes.len() + 1);
+        match action % 6 {
+            0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= value),
+            1 => bytes.truncate(at),
+            2 => bytes.iter_mut().skip(at).take(usize::from(value)).for_each(|byte| *byte = 0),
+            3 => bytes.extend(std::iter::repeat_n(value, at)),
+            // A copy under another name.
+            4 => folder.put(&format!("seg-{value:016x}.fsr"), bytes.clone()),
+            // The end of another place in front of the rest: a block that was swapped.
+            _ => bytes.rotate_left(at),
+        }
+        folder.put(name, bytes);
+    }
+    for round in 0..2 {
+        let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+        let (mut spool, report) =
+            Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now).expect("it opens");
+        let mut frames = 0;
+        let mut drain = |spool: &mut Spool<SimFolder>| {
+            while let Some((batch, position)) = spool.next(now).expect("nothing fails") {
+                batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
+                frames += spool.done(position, now);
+            }
+        };
+        drain(&mut spool);
+        spool.append(&[batch(round)], now).expect("nothing fails");
+        drain(&mut spool);
+        let lost: u64 = std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum();
+        assert_eq!((frames + lost, spool.frames()), (report.frames + FRAMES, 0));
+        spool.close(now).expect("nothing fails");
+    }
+}
+
+/// Two closed segments and a cursor.
+fn sound_folder() -> SimFolder {
+    let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+    let folder = SimFolder::new();
+    for _ in 0..2 {
+        let (mut spool, _) =
+            Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now).expect("it opens");
+        for number in 0..3 {
+            spool.append(&[batch(number)], now).expect("nothing fails");
+        }
+        spool.close(now).expect("nothing fails");
+    }
+    folder
+}
+
+fn batch(number: u64) -> FrameBatch {
+    let payloads = (0..FRAMES).map(|frame| format!("frame {frame} of batch {number}"));
+    FrameBatch::from_payloads(payloads, Instant::now()).expect("short payloads")
+}
+
+fn config() -> SpoolConfig {
+    SpoolConfig { max: 1 << 20, min_free: 0, ..SpoolConfig::default() }
+}
+
+const FIRST: &str = "seg-0000000000000001.fsr";
+const FRAMES: u64 = 4;

@@ -1,0 +1,341 @@
+//! Batches on disk: what an output could not deliver yet, safe from a kill and, as far as configured, from a power cut.
+//!
+//! A [`Spool`] is a queue of [`FrameBatch`](crate::protocol::FrameBatch)es in files of one folder. It has no thread and reads no clock: one thread
+//! that may wait for the disk drives it.
+//!
+//! ```
+//! # use tapster::protocol::{ContentType, FrameBatch};
+//! use tapster::queue::spool::{Moment, Spool, SpoolConfig};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path().join("spool");
+//! # let config = SpoolConfig { min_free: 0, ..SpoolConfig::default() };
+//! # let batch = FrameBatch::from_payloads(["a frame"], std::time::Instant::now())?;
+//! let (mut spool, report) = Spool::open(&folder, config, Some(ContentType::DNSTAP), Moment::now())?;
+//! assert_eq!(report.frames, 0);
+//! spool.append(&[batch.clone()], Moment::now())?;
+//! let (read, position) = spool.next(Moment::now())?.expect("what was appended");
+//! assert_eq!(read.bytes(), batch.bytes());
+//! spool.done(position, Moment::now()); // delivered: not read again, and its segment may go
+//! spool.close(Moment::now())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # On disk
+//!
+//! Numbers are little-endian, checksums are CRC32C, times are nanoseconds of Unix time.
+//!
+//! ```text
+//! seg-0000000000000001.fsr      a segment; the number is never used again
+//!   0     8  magic "tapspool"                 ┐
+//!   8     4  version 1                        │
+//!  12    16  spool: 16 random bytes           │ header, 4096 bytes
+//!  28     8  number of the segment            │
+//!  36     8  number of its first frame        │
+//!  44     8  created                          │
+//!  52     4  length of the content type, 2³²-1 for none
+//!  56     n  content type, then zeroes        │
+//! 4092    4  checksum of 0..4092              ┘
+//! 4096       records, one behind the other:
+//!   0     4  length of the encoded frames     ┐
+//!   4     4  checksum of all that follows     │
+//!   8     8  number of the segment            │ 40 bytes
+//!  16     8  number of the first frame        │
+//!  24     4  how many frames                  │
+//!  28     4  flags: 1 in a footer, else 0     │
+//!  32     8  when they were read              ┘
+//!  40        data frames as on the wire: length word (big-endian), payload, …
+//!            … and at the end of a segment that was closed in order, a footer: a record of no frames, with the
+//!            number of the next frame and the time of the youngest
+//!
+//! cursor                        everything below it was acknowledged
+//!   0    64  slot ┐ 0 8 magic "tapcurs1", 8 8 generation, 16 8 number of a segment, 24 8 offset in it,
+//! 4096   64  slot ┘ 32 8 number of the next frame, 40 16 spool, 60 4 checksum of 0..60
+//!
+//! *.bad                         files that were set aside because something in them was damaged
+//! ```
+//!
+//! # What holds
+//!
+//! - **The segments alone decide what is there.** Frames are numbered through all of them, so a record that was seen
+//!   before is skipped, and what is missing is known by its count. A cursor that is lost or old costs duplicates.
+//! - **Damage is passed over.** Whatever is in the folder, a spool opens, finds every sound record, and goes on; torn
+//!   tails are what a crash leaves, and no damage.
+//! - **A record is bound to its place**: its checksum covers the numbers of segment and frame, so that no stale block
+//!   passes for data.
+//! - **Every lost frame is reported** by [`Spool::poll_loss`], once.
+//! - **A segment goes only behind a durable cursor.**
+//! - **A failed sync is not trusted to have lost nothing**: what was not known durable is still in memory, and is written
+//!   again, to another segment, under the same numbers.
+
+mod config;
+mod cursor;
+mod gaps;
+mod inspect;
+mod reader;
+mod record;
+mod recovery;
+mod segment;
+mod sim;
+mod storage;
+mod upkeep;
+mod writer;
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+pub use config::OnFull;
+pub use config::SpoolConfig;
+pub use config::SpoolConfigError;
+pub use config::Sync;
+pub use cursor::CursorSlot;
+pub use inspect::Inspected;
+pub use inspect::InspectedSegment;
+pub use inspect::SegmentItems;
+pub use inspect::inspect;
+pub use record::RECORD_LEN_MAX;
+pub use record::RecordHeader;
+pub use recovery::RecoveryReport;
+pub use recovery::SetAside;
+pub use segment::Found;
+pub use segment::SEGMENT_HEADER_LEN;
+pub use segment::SegmentHeader;
+pub use sim::SimFile;
+pub use sim::SimFolder;
+pub use storage::Entry;
+pub use storage::Folder;
+pub use storage::Storage;
+pub use writer::Appended;
+
+use crate::protocol::ContentType;
+use crate::queue::spool::cursor::Cursor;
+use crate::queue::spool::gaps::Gaps;
+use crate::queue::spool::reader::Reader;
+use crate::queue::spool::writer::Kept;
+use crate::queue::spool::writer::OpenSegment;
+
+/// A queue of batches on disk, with one writer and one reader. See the [module](self).
+#[derive(Debug)]
+pub struct Spool<S: Storage = Folder> {
+    storage: S,
+    config: SpoolConfig,
+    /// Which spool this is, in every file of it.
+    id: [u8; 16],
+    content_type: Option<ContentType>,
+    /// Oldest first. The last is written to while `open` is there.
+    segments: VecDeque<Segment>,
+    open: Option<OpenSegment<S::File>>,
+    segment_next: u64,
+    /// Files that were set aside, oldest first.
+    bad: VecDeque<Entry>,
+    /// Bytes of all of these on disk.
+    bytes: u64,
+    /// Number of the next frame to be appended.
+    head: u64,
+    /// Everything before it is acknowledged or lost.
+    watermark: Position,
+    /// Numbers between watermark and head that are lost: reported, or by another.
+    gaps: Gaps,
+    reader: Reader<S::File>,
+    cursor: Cursor<S::File>,
+    /// Written, but not known to be durable, oldest first.
+    unsynced: VecDeque<Kept>,
+    unsynced_bytes: u64,
+    /// `unsynced` is in no segment that could be relied on.
+    homeless: bool,
+    /// Lost and not yet polled, by reason.
+    lost: [u64; LossReason::ALL.len()],
+    sync_due: Option<Instant>,
+    cursor_due: Option<Instant>,
+    retry_due: Option<Instant>,
+    upkeep_due: Instant,
+}
+
+/// A segment on disk.
+#[derive(Debug)]
+struct Segment {
+    number: u64,
+    /// Number of its first frame.
+    frame_seq: u64,
+    /// Bytes that hold records, or are the header.
+    len: u64,
+    created: u64,
+    /// When its youngest frame was read.
+    youngest: u64,
+    /// Something in it is damaged: it is set aside in the end, not removed.
+    damaged: bool,
+}
+
+/// A place between two records. Positions are in the order of their frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Number of the segment.
+    segment: u64,
+    /// Offset in it, in bytes.
+    offset: u64,
+    /// Number of the next frame.
+    frame_seq: u64,
+}
+
+impl Position {
+    /// Number of the frame behind it. The frames of a spool are numbered from 0, and no number is used twice.
+    pub fn frame_seq(&self) -> u64 {
+        self.frame_seq
+    }
+
+    /// Number of its segment.
+    pub fn segment(&self) -> u64 {
+        self.segment
+    }
+
+    /// Its offset within the segment, in bytes.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// One moment on two clocks: deadlines go by the one that never jumps, ages by the one that outlives the process.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// On the monotonic clock.
+    pub instant: Instant,
+    /// Nanoseconds of Unix time.
+    pub unix: u64,
+}
+
+impl Moment {
+    /// Reads both clocks.
+    pub fn now() -> Self {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { instant: Instant::now(), unix: nanos(unix) }
+    }
+
+    /// Unix time of an instant before this moment.
+    fn unix_of(&self, instant: Instant) -> u64 {
+        self.unix.saturating_sub(nanos(self.instant.saturating_duration_since(instant)))
+    }
+
+    /// The instant of a Unix time before this moment; this moment itself for one that is too long ago.
+    fn instant_of(&self, unix: u64) -> Instant {
+        let age = Duration::from_nanos(self.unix.saturating_sub(unix));
+        self.instant.checked_sub(age).unwrap_or(self.instant)
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Why frames were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossReason {
+    /// The spool, or its disk, was full.
+    Full,
+    /// They were older than [`SpoolConfig::max_age`].
+    Age,
+    /// They could not be read back: their segment was damaged, or is gone.
+    Damaged,
+}
+
+impl LossReason {
+    /// All reasons.
+    pub const ALL: [Self; 3] = [Self::Full, Self::Age, Self::Damaged];
+
+    /// The reason as it stands in a ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "spool_full",
+            Self::Age => "spool_age",
+            Self::Damaged => "spool_damaged",
+        }
+    }
+}
+
+/// Why a spool cannot be opened, or cannot do what it is asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpoolError {
+    /// Another spool has the folder.
+    #[error(
+        "the spool folder {} is in use by another process: stop that one, or give this output a folder of its own",
+        folder.display()
+    )]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The system refused something. It may work later.
+    #[error("cannot {action} {}: {source}", name.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        name: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nothing can be written. What was appended before and is not durable stays in memory, and is tried again.
+    #[error("the spool cannot be written: {source}")]
+    Degraded {
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl SpoolError {
+    fn io(action: &'static str, name: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let name = name.into();
+        move |source| Self::Io { action, name, source }
+    }
+}
+
+impl<S: Storage> Spool<S> {
+    /// Frames in the spool that are neither acknowledged nor lost.
+    pub fn frames(&self) -> u64 {
+        self.head - self.watermark.frame_seq - self.gaps.len()
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes that a power cut would lose now.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes
+    }
+
+    /// Whether what was written last could not be made durable anywhere: it waits in memory until that works.
+    pub fn is_degraded(&self) -> bool {
+        self.homeless
+    }
+
+    /// Frames that were lost since this was asked last, one reason at a time.
+    pub fn poll_loss(&mut self) -> Option<(LossReason, u64)> {
+        let (reason, lost) = LossReason::ALL.into_iter().zip(&mut self.lost).find(|(_, lost)| **lost > 0)?;
+        Some((reason, std::mem::take(lost)))
+    }
+
+    fn count_lost(&mut self, reason: LossReason, frames: u64) {
+        self.lost[reason as usize] += frames;
+    }
+
+    /// Number of the first frame behind a segment, or of one that is in the next as well.
+    fn frame_seq_end(&self, index: usize) -> u64 {
+        self.segments.get(index + 1).map_or(self.head, |next| next.frame_seq)
+    }
+
+    /// The index of the first segment from `number` on.
+    fn segment_from(&self, number: u64) -> Option<usize> {
+        let index = self.segments.partition_point(|segment| segment.number < number);
+        (index < self.segments.len()).then_some(index)
+    }
+}
+
+/// Segments and frames have lower numbers than any that could be counted to. Higher ones are forged or damaged.
+const SEGMENT_MAX: u64 = 1 << 62;
+const FRAME_SEQ_MAX: u64 = 1 << 62;

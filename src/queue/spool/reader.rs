@@ -1,0 +1,222 @@
+//! The reading end: batches in the order in which they were appended, and the watermark below which they are
+//! acknowledged.
+
+use std::io;
+
+use crate::protocol::FrameBatch;
+use crate::queue::spool::LossReason;
+use crate::queue::spool::Moment;
+use crate::queue::spool::Position;
+use crate::queue::spool::Spool;
+use crate::queue::spool::SpoolError;
+use crate::queue::spool::record::RecordHeader;
+use crate::queue::spool::segment::Found;
+use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
+use crate::queue::spool::segment::Scan;
+use crate::queue::spool::segment::segment_name;
+use crate::queue::spool::storage::Storage;
+
+/// Where the reader is.
+#[derive(Debug)]
+pub(super) struct Reader<F> {
+    pub(super) position: Position,
+    /// The segment of the position, once it is open.
+    scan: Option<(Scan, F)>,
+    /// Attempts that failed since the last that did not.
+    failures: u32,
+}
+
+impl<F> Reader<F> {
+    pub(super) fn new(position: Position) -> Self {
+        Self { position, scan: None, failures: 0 }
+    }
+
+    pub(super) fn seek(&mut self, position: Position) {
+        *self = Self::new(position);
+    }
+}
+
+impl<S: Storage> Spool<S> {
+    /// The next batch and the place behind it, for [`Spool::done`]. `None` when everything readable was read.
+    ///
+    /// Under [`Sync::Batch`](crate::queue::spool::Sync::Batch) only what is durable is readable. Batches of one read
+    /// share its memory.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`]: it may be asked again; a segment that cannot be read three times is passed over.
+    pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, Position)>, SpoolError> {
+        loop {
+            let Some(index) = self.segment_from(self.reader.position.segment) else {
+                return Ok(self.next_beyond_segments());
+            };
+            let last = index + 1 == self.segments.len();
+            let Some(segment) = self.segments.get_mut(index) else { return Ok(None) };
+            if segment.number != self.reader.position.segment {
+                let frame_seq = self.reader.position.frame_seq;
+                self.reader.seek(Position::at_start(segment.number, frame_seq));
+            }
+            let found = scan_on(&self.storage, &mut self.reader, segment.len);
+            let found = match found {
+                Ok(found) => found,
+                Err(source) => {
+                    self.reader.failures += 1;
+                    if self.reader.failures < READ_TRIES || is_passing(&source) {
+                        let name = segment_name(segment.number);
+                        return Err(SpoolError::io("read", name)(source));
+                    }
+                    segment.damaged = true;
+                    self.reader.seek(Position::at_start(segment.number + 1, self.reader.position.frame_seq));
+                    continue;
+                }
+            };
+            self.reader.failures = 0;
+            match found {
+                Some(Found::Record(header, payload)) if header.flags == 0 => {
+                    let behind = self.reader.behind(&header);
+                    let Ok(batch) = FrameBatch::parse(payload, u32::MAX, now.instant_of(header.received))
+                    else {
+                        segment.damaged = true; // the frames are missed when the next are seen
+                        continue;
+                    };
+                    if batch.frames() != header.frames {
+                        segment.damaged = true;
+                        continue;
+                    }
+                    if self.is_new(&header) {
+                        self.miss_until(header.frame_seq);
+                        self.reader.position = behind;
+                        return Ok(Some((batch, behind)));
+                    }
+                }
+                Some(Found::Record(..)) => {}
+                Some(Found::Damage { .. }) => {
+                    let at_end =
+                        self.reader.scan.as_ref().is_none_or(|(scan, _)| scan.offset() >= segment.len);
+                    // A torn tail is what a crash leaves.
+                    segment.damaged |= !at_end;
+                }
+                None if last && self.open.is_some() => {
+                    self.miss_until(self.head);
+                    return Ok(None);
+                }
+                None => {
+                    self.reader.seek(Position::at_start(segment.number + 1, self.reader.position.frame_seq));
+                }
+            }
+        }
+    }
+
+    /// Everything up to `position`, which [`Spool::next`] or [`Spool::append`] gave, is delivered. Returns how many
+    /// frames were acknowledged by it: not those that were reported as lost in the meantime.
+    pub fn done(&mut self, position: Position, now: Moment) -> u64 {
+        if position.frame_seq <= self.watermark.frame_seq || position.frame_seq > self.head {
+            return 0;
+        }
+        let frames = position.frame_seq - self.watermark.frame_seq;
+        let acknowledged = frames - self.gaps.remove_below(position.frame_seq);
+        self.watermark = position;
+        self.pass_gaps();
+        self.cursor_due.get_or_insert(now.instant + self.cursor_interval());
+        acknowledged
+    }
+
+    /// Reads again what is not acknowledged, from the oldest on: after a failed delivery.
+    pub fn rewind(&mut self) {
+        self.reader.seek(self.watermark);
+    }
+
+    /// Whether everything that was appended has been read. Then a batch may be passed on from memory, as soon as it is
+    /// appended, with [`Spool::skip_to`].
+    pub fn reader_caught_up(&self) -> bool {
+        self.reader.position.frame_seq >= self.head
+    }
+
+    /// Takes everything up to `position`, which [`Spool::append`] gave, as read: the caller has it.
+    pub fn skip_to(&mut self, position: Position) {
+        if position.frame_seq > self.reader.position.frame_seq {
+            let scan = self.reader.scan.take().filter(|_| position.segment == self.reader.position.segment);
+            self.reader.scan = scan.map(|(_, file)| (Scan::new(position.segment, position.offset), file));
+            self.reader.position = position;
+        }
+    }
+
+    /// Behind the last segment: what is in memory only, or nothing.
+    fn next_beyond_segments(&mut self) -> Option<(FrameBatch, Position)> {
+        if !self.homeless {
+            self.miss_until(self.head);
+            return None;
+        }
+        let frame_seq = self.reader.position.frame_seq;
+        let kept = self.unsynced.iter().find(|kept| kept.frame_seq >= frame_seq)?;
+        let end = kept.frame_seq + u64::from(kept.batch.frames());
+        let (first, batch) = (kept.frame_seq, kept.batch.clone());
+        self.miss_until(first);
+        self.reader.position = Position { frame_seq: end, ..self.reader.position };
+        Some((batch, self.reader.position))
+    }
+
+    /// Whether a record is neither one that was read before, nor one that is lost.
+    fn is_new(&self, header: &RecordHeader) -> bool {
+        header.frame_seq_end() > self.reader.position.frame_seq
+            && self.gaps.end_of(header.frame_seq).is_none()
+    }
+
+    /// What lies before `frame_seq` and was not read is lost.
+    fn miss_until(&mut self, frame_seq: u64) {
+        let missed = self.reader.position.frame_seq..frame_seq;
+        if !missed.is_empty() {
+            self.reader.position.frame_seq = frame_seq;
+            let frames = self.gaps.insert(missed);
+            self.count_lost(LossReason::Damaged, frames);
+            self.pass_gaps();
+        }
+    }
+
+    /// Moves the watermark over what is lost.
+    pub(super) fn pass_gaps(&mut self) {
+        if let Some(end) = self.gaps.end_of(self.watermark.frame_seq) {
+            self.gaps.remove_below(end);
+            self.watermark.frame_seq = end;
+        }
+        if self.reader.position.frame_seq < self.watermark.frame_seq {
+            self.reader.position.frame_seq = self.watermark.frame_seq;
+        }
+    }
+}
+
+impl<F> Reader<F> {
+    /// The place behind the record that was found last.
+    fn behind(&self, header: &RecordHeader) -> Position {
+        let offset = self.scan.as_ref().map_or(self.position.offset, |(scan, _)| scan.offset());
+        Position { offset, frame_seq: header.frame_seq_end(), ..self.position }
+    }
+}
+
+impl Position {
+    pub(super) fn at_start(segment: u64, frame_seq: u64) -> Self {
+        Self { segment, offset: SEGMENT_HEADER_LEN as u64, frame_seq }
+    }
+}
+
+/// Goes on in the reader's segment, of which `len` bytes are readable.
+fn scan_on<S: Storage>(storage: &S, reader: &mut Reader<S::File>, len: u64) -> io::Result<Option<Found>> {
+    let Position { segment, offset, .. } = reader.position;
+    if reader.scan.is_none() && offset >= len {
+        return Ok(None);
+    }
+    let (scan, file) = match &mut reader.scan {
+        Some(scan) => scan,
+        none => none.insert((Scan::new(segment, offset), storage.open(&segment_name(segment))?)),
+    };
+    scan.next(storage, file, len)
+}
+
+/// Whether an error says nothing about the file.
+fn is_passing(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN))
+}
+
+/// A segment is read so many times before it is passed over.
+const READ_TRIES: u32 = 3;

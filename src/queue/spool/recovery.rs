@@ -1,0 +1,477 @@
+//! Opening a spool: from whatever is in the folder to a queue that goes on.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::io;
+use std::io::IoSlice;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use crate::protocol::ContentType;
+use crate::queue::spool::FRAME_SEQ_MAX;
+use crate::queue::spool::LossReason;
+use crate::queue::spool::Moment;
+use crate::queue::spool::Position;
+use crate::queue::spool::SEGMENT_MAX;
+use crate::queue::spool::Segment;
+use crate::queue::spool::Spool;
+use crate::queue::spool::SpoolConfig;
+use crate::queue::spool::SpoolError;
+use crate::queue::spool::Sync;
+use crate::queue::spool::cursor::CURSOR_NAME;
+use crate::queue::spool::cursor::Cursor;
+use crate::queue::spool::cursor::CursorSlot;
+use crate::queue::spool::gaps::Gaps;
+use crate::queue::spool::reader::Reader;
+use crate::queue::spool::record::RecordHeader;
+use crate::queue::spool::segment::Found;
+use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
+use crate::queue::spool::segment::Scan;
+use crate::queue::spool::segment::SegmentHeader;
+use crate::queue::spool::segment::read_footer;
+use crate::queue::spool::segment::read_header;
+use crate::queue::spool::segment::segment_name;
+use crate::queue::spool::segment::segment_of;
+use crate::queue::spool::storage::Entry;
+use crate::queue::spool::storage::Folder;
+use crate::queue::spool::storage::Storage;
+use crate::queue::spool::storage::write_all;
+use crate::queue::spool::upkeep::BAD_SUFFIX;
+use crate::queue::spool::upkeep::set_aside;
+
+/// What was found in the folder of a spool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Frames that wait to be delivered. Some of them may turn out to be lost when they are read.
+    pub frames: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Segments with frames.
+    pub segments: usize,
+    /// Whether a sound cursor was found: otherwise frames may come that were delivered before.
+    pub cursor_found: bool,
+    /// Bytes that a crash had left of records at the end of the last segment.
+    pub torn_bytes: u64,
+    /// Files that were set aside now.
+    pub set_aside: Vec<SetAside>,
+    /// Files set aside, now or before, that are still there.
+    pub bad_files: usize,
+    /// Names in the folder that are not those of a spool. They are left alone.
+    pub foreign: usize,
+}
+
+/// A file that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// The name that it had.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+impl Spool {
+    /// Opens the spool in `folder`, which is created (mode 0700) where it is missing, and goes on with what is there.
+    ///
+    /// Segments of another content type are set aside. Reads the header of every segment and, if it was not closed in
+    /// order, the last one.
+    ///
+    /// # Errors
+    /// [`SpoolError::InUse`] and [`SpoolError::Io`]; never for what is in the files.
+    pub fn open(
+        folder: &Path,
+        config: SpoolConfig,
+        content_type: Option<ContentType>,
+        now: Moment,
+    ) -> Result<(Self, RecoveryReport), SpoolError> {
+        Self::open_in(Folder::open(folder)?, config, content_type, now)
+    }
+}
+
+impl<S: Storage> Spool<S> {
+    /// Opens the spool in a folder that is open and locked. See [`Spool::open`].
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub fn open_in(
+        storage: S,
+        config: SpoolConfig,
+        content_type: Option<ContentType>,
+        now: Moment,
+    ) -> Result<(Self, RecoveryReport), SpoolError> {
+        let mut recovery = Recovery::new(storage, content_type);
+        recovery.list()?;
+        let cursor_file = recovery.open_cursor()?;
+        // A cursor that cannot be read is as good as lost.
+        let read = |file| patiently(|| Cursor::read(&recovery.storage, file)).unwrap_or(None);
+        let slot = cursor_file.as_ref().and_then(read);
+        recovery.examine_segments()?;
+        let (id, slot) = recovery.identify(slot);
+        recovery.report.cursor_found = slot.is_some();
+        if let Some(slot) = slot {
+            // The last segment may have been acknowledged, and be gone.
+            recovery.segment_next = recovery.segment_next.max(slot.position.segment + 1);
+        }
+        let (mut segments, mut head) = recovery.order(&id, slot)?;
+        recovery.end_last(&mut segments, &mut head)?;
+        recovery.into_spool(config, id, slot, cursor_file, segments, head, now)
+    }
+}
+
+/// A spool that is being opened.
+struct Recovery<S: Storage> {
+    storage: S,
+    content_type: Option<ContentType>,
+    report: RecoveryReport,
+    has_cursor: bool,
+    bad: Vec<Entry>,
+    /// Segments by number, and their headers where these are sound.
+    segments: BTreeMap<u64, (Entry, Option<SegmentHeader>)>,
+    /// Higher than the number of any segment that was ever here, as far as can be seen.
+    segment_next: u64,
+}
+
+/// What the records of a segment tell.
+#[derive(Default)]
+struct Summary {
+    /// Number of the first frame; `None` where there is no sound record.
+    first: Option<u64>,
+    /// Number of the frame after the last.
+    end: u64,
+    youngest: u64,
+    /// Offset behind the last sound record, in bytes.
+    len: u64,
+    /// Something before it is damaged.
+    damaged: bool,
+    /// There is a footer at its end.
+    closed: bool,
+}
+
+impl<S: Storage> Recovery<S> {
+    fn new(storage: S, content_type: Option<ContentType>) -> Self {
+        Self {
+            storage,
+            content_type,
+            report: RecoveryReport::default(),
+            has_cursor: false,
+            bad: Vec::new(),
+            segments: BTreeMap::new(),
+            segment_next: 1,
+        }
+    }
+
+    /// Sorts what is in the folder by name.
+    fn list(&mut self) -> Result<(), SpoolError> {
+        let entries = patiently(|| self.storage.list()).map_err(SpoolError::io("list", "the folder"))?;
+        for entry in entries {
+            let number = segment_of(&entry.name);
+            if let Some(number) = number.filter(|number| *number <= SEGMENT_MAX / 2) {
+                self.segment_next = self.segment_next.max(number + 1);
+            }
+            match number {
+                Some(_) if entry.name.ends_with(BAD_SUFFIX) && entry.regular => self.bad.push(entry),
+                Some(number) if entry.name == segment_name(number) => {
+                    if !entry.regular {
+                        self.set_aside(&entry, "not a regular file");
+                    } else if number > SEGMENT_MAX / 2 {
+                        self.set_aside(&entry, "its number is out of reach");
+                    } else {
+                        self.segments.insert(number, (entry, None));
+                    }
+                }
+                None if entry.name == CURSOR_NAME && entry.regular => self.has_cursor = true,
+                None if entry.name == CURSOR_NAME => self.set_aside(&entry, "not a regular file"),
+                _ => self.report.foreign += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn open_cursor(&self) -> Result<Option<S::File>, SpoolError> {
+        if !self.has_cursor {
+            return Ok(None);
+        }
+        let file = patiently(|| self.storage.open(CURSOR_NAME));
+        file.map(Some).map_err(SpoolError::io("open", CURSOR_NAME))
+    }
+
+    /// Reads the headers, and gives segments back their names.
+    fn examine_segments(&mut self) -> Result<(), SpoolError> {
+        for (number, (entry, _)) in std::mem::take(&mut self.segments) {
+            let file = match patiently(|| self.storage.open(&entry.name)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if is_ours_to_mend(&error) => {
+                    return Err(SpoolError::io("open", entry.name)(error));
+                }
+                Err(_) => {
+                    self.set_aside(&entry, "it cannot be opened");
+                    continue;
+                }
+            };
+            if entry.len < SEGMENT_HEADER_LEN as u64 {
+                // A crash can leave a file that never had a record.
+                let _ = self.storage.unlink(&entry.name);
+                continue;
+            }
+            let header = patiently(|| read_header(&self.storage, &file)).unwrap_or(None);
+            match &header {
+                Some(found) if found.segment != number => self.rename_back(entry, header, number),
+                _ => {
+                    self.segments.insert(number, (entry, header));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A segment that has the name of another gets its own, unless that is taken.
+    fn rename_back(&mut self, mut entry: Entry, header: Option<SegmentHeader>, named: u64) {
+        let number = header.as_ref().map_or(named, |header| header.segment);
+        let name = segment_name(number);
+        if number > SEGMENT_MAX / 2 || self.storage.rename(&entry.name, &name).is_err() {
+            return self.set_aside(&entry, "it has the name of another segment");
+        }
+        self.segment_next = self.segment_next.max(number + 1);
+        entry.name = name;
+        self.segments.insert(number, (entry, header));
+    }
+
+    /// Which spool this is: the one that most files are of. A cursor of another is set aside.
+    fn identify(&self, slot: Option<CursorSlot>) -> ([u8; 16], Option<CursorSlot>) {
+        let within = |slot: &CursorSlot| {
+            slot.position.segment <= SEGMENT_MAX / 2 && slot.position.frame_seq <= FRAME_SEQ_MAX / 2
+        };
+        let slot = slot.filter(within);
+        let mut votes = BTreeMap::<[u8; 16], usize>::new();
+        let headers = self.segments.values().filter_map(|(_, header)| header.as_ref());
+        let ids = headers.map(|header| header.spool).chain(slot.map(|slot| slot.spool));
+        ids.for_each(|id| *votes.entry(id).or_default() += 1);
+        let id = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id);
+        let id = id.unwrap_or_else(|| fastrand::u128(..).to_le_bytes());
+        (id, slot.filter(|slot| slot.spool == id))
+    }
+
+    /// The segments of this spool in order, and a number that is above those of all frames but of the last segment.
+    fn order(
+        &mut self,
+        id: &[u8; 16],
+        slot: Option<CursorSlot>,
+    ) -> Result<(VecDeque<Segment>, u64), SpoolError> {
+        let mut segments = VecDeque::<Segment>::new();
+        let mut head = slot.map_or(0, |slot| slot.position.frame_seq);
+        for (number, (entry, header)) in std::mem::take(&mut self.segments) {
+            if header.as_ref().is_some_and(|header| header.spool != *id) {
+                self.set_aside(&entry, "it is of another spool");
+                continue;
+            }
+            let first = header.as_ref().map(|header| header.frame_seq);
+            let other_type = header.as_ref().is_some_and(|header| header.content_type != self.content_type);
+            let (first, end) = if other_type || first.is_none() {
+                let file = patiently(|| self.storage.open(&entry.name));
+                let file = file.map_err(SpoolError::io("open", &entry.name))?;
+                let summary = self.summarize(&file, number, entry.len);
+                (first.or(summary.first), summary.end)
+            } else {
+                (first, 0)
+            };
+            let Some(frame_seq) = first else {
+                self.set_aside(&entry, "there is no sound record in it");
+                continue;
+            };
+            let end = end.max(frame_seq);
+            if end > FRAME_SEQ_MAX / 2 || segments.back().is_some_and(|last| last.frame_seq > frame_seq) {
+                self.set_aside(&entry, "its frames are out of order");
+                continue;
+            }
+            head = head.max(end);
+            if other_type {
+                // Its frames are missed when what comes behind them is read.
+                self.set_aside(&entry, "its frames are of another content type");
+                continue;
+            }
+            segments.push_back(Segment {
+                number,
+                frame_seq,
+                len: entry.len,
+                created: header.as_ref().map_or(entry.modified, |header| header.created),
+                youngest: entry.modified,
+                damaged: header.is_none(),
+            });
+        }
+        Ok((segments, head))
+    }
+
+    /// Finds out where the frames of the last segment end, and ends it in order. One without records is removed.
+    fn end_last(&mut self, segments: &mut VecDeque<Segment>, head: &mut u64) -> Result<(), SpoolError> {
+        while let Some(last) = segments.back_mut() {
+            let name = segment_name(last.number);
+            let file = patiently(|| self.storage.open(&name)).map_err(SpoolError::io("open", name))?;
+            let summary = self.summarize(&file, last.number, last.len);
+            *head = (*head).max(summary.end);
+            last.damaged |= summary.damaged;
+            last.youngest = summary.youngest;
+            if self.seal(&file, last, &summary) {
+                break;
+            }
+            segments.pop_back();
+        }
+        Ok(())
+    }
+
+    /// Goes through the records of a segment; only to the footer of one that was closed in order.
+    fn summarize(&self, file: &S::File, number: u64, len: u64) -> Summary {
+        let start = SEGMENT_HEADER_LEN as u64;
+        let mut summary = Summary { len: start, ..Summary::default() };
+        if let Ok(Some(footer)) = patiently(|| read_footer(&self.storage, file, number, len)) {
+            let (end, youngest) = (footer.frame_seq, footer.received);
+            summary = Summary { end, youngest, len, closed: true, ..summary };
+        }
+        let mut scan = Scan::new(number, start);
+        let mut damage = false;
+        // What cannot be read is damage that reaches to the end.
+        while let Ok(Some(found)) = patiently(|| scan.next(&self.storage, file, len)) {
+            let Found::Record(header, _) = found else {
+                damage = true;
+                continue;
+            };
+            summary.damaged |= damage;
+            summary.first.get_or_insert(header.frame_seq);
+            if summary.closed {
+                break;
+            }
+            summary.end = summary.end.max(header.frame_seq_end());
+            summary.youngest = summary.youngest.max(header.received);
+            summary.len = scan.offset();
+        }
+        summary
+    }
+
+    /// Cuts off what a crash left behind the last record, and ends the segment in order, so that the next start is
+    /// quick. Returns whether the segment is worth keeping.
+    fn seal(&mut self, file: &S::File, segment: &mut Segment, summary: &Summary) -> bool {
+        if summary.closed {
+            return true;
+        }
+        self.report.torn_bytes += segment.len - summary.len;
+        segment.len = summary.len;
+        if summary.first.is_none() {
+            // A failure leaves a segment of no records, which costs nothing.
+            let _ = self.storage.unlink(&segment_name(segment.number));
+            return false;
+        }
+        let footer = RecordHeader {
+            len: 0,
+            segment: segment.number,
+            frame_seq: summary.end,
+            frames: 0,
+            flags: RecordHeader::FOOTER,
+            received: summary.youngest,
+        };
+        let footer = footer.encode(&[]);
+        let sealed = self.storage.truncate(file, segment.len).and_then(|()| {
+            write_all(&self.storage, file, &mut [IoSlice::new(&footer)], segment.len)?;
+            self.storage.sync(file)
+        });
+        if sealed.is_ok() {
+            segment.len += footer.len() as u64;
+        }
+        true
+    }
+
+    fn set_aside(&mut self, entry: &Entry, reason: &'static str) {
+        if let Ok(name) = set_aside(&self.storage, &entry.name)
+            && entry.regular
+        {
+            self.bad.push(Entry { name, ..entry.clone() });
+        }
+        self.report.set_aside.push(SetAside { name: entry.name.clone(), reason });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a spool, each made by a step before")]
+    fn into_spool(
+        mut self,
+        config: SpoolConfig,
+        id: [u8; 16],
+        slot: Option<CursorSlot>,
+        cursor_file: Option<S::File>,
+        segments: VecDeque<Segment>,
+        head: u64,
+        now: Moment,
+    ) -> Result<(Spool<S>, RecoveryReport), SpoolError> {
+        self.bad.sort_by_key(|entry| entry.modified);
+        let failed = || SpoolError::io("write", "the cursor");
+        let watermark = slot.map_or_else(
+            || {
+                let first = segments.front();
+                let number = first.map_or(self.segment_next, |first| first.number);
+                Position::at_start(number, first.map_or(head, |first| first.frame_seq))
+            },
+            |slot| slot.position,
+        );
+        let file = match cursor_file.filter(|_| slot.is_some()) {
+            Some(file) => file,
+            None => {
+                if self.has_cursor {
+                    let entry = Entry { name: CURSOR_NAME.to_owned(), regular: false, len: 0, modified: 0 };
+                    self.set_aside(&entry, "there is no sound cursor in it");
+                }
+                self.storage.create(CURSOR_NAME).map_err(failed())?
+            }
+        };
+        let newest = CursorSlot { generation: 0, position: watermark, spool: id };
+        let mut cursor = Cursor::new(file, slot.unwrap_or(newest));
+        if slot.is_none() {
+            let durable = config.sync != Sync::None;
+            cursor.commit(&self.storage, watermark, durable).map_err(failed())?;
+            if durable {
+                self.storage.sync_folder().map_err(failed())?;
+            }
+        }
+        let bytes = segments.iter().map(|segment| segment.len).sum::<u64>();
+        let bad_bytes = self.bad.iter().map(|entry| entry.len).sum::<u64>();
+        let mut spool = Spool {
+            storage: self.storage,
+            config,
+            id,
+            content_type: self.content_type,
+            segments,
+            open: None,
+            segment_next: self.segment_next,
+            bad: self.bad.into(),
+            bytes: bytes.saturating_add(bad_bytes),
+            head: head.max(watermark.frame_seq),
+            watermark,
+            gaps: Gaps::default(),
+            reader: Reader::new(watermark),
+            cursor,
+            unsynced: VecDeque::new(),
+            unsynced_bytes: 0,
+            homeless: false,
+            lost: [0; LossReason::ALL.len()],
+            sync_due: None,
+            cursor_due: None,
+            retry_due: None,
+            upkeep_due: now.instant,
+        };
+        // What was delivered before goes; if that fails, with the next segment.
+        let _ = spool.retire();
+        let mut report = self.report;
+        report.frames = spool.frames();
+        report.bytes = spool.bytes;
+        report.segments = spool.segments.len();
+        report.bad_files = spool.bad.len();
+        Ok((spool, report))
+    }
+}
+
+/// Tries three times: a failure that passes is not to cost a segment.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    attempt().or_else(|_| attempt()).or_else(|_| attempt())
+}
+
+/// Whether an error is about this process, not about the file.
+fn is_ours_to_mend(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::ACCESS | Errno::PERM))
+}

@@ -1,0 +1,279 @@
+//! Segment files: their names, the header, and the scan that finds every sound record whatever else there is.
+
+use std::io;
+
+use bytes::Buf;
+use bytes::BufMut;
+use bytes::Bytes;
+
+use crate::protocol::ContentType;
+use crate::queue::spool::FRAME_SEQ_MAX;
+use crate::queue::spool::SEGMENT_MAX;
+use crate::queue::spool::record::RecordHeader;
+use crate::queue::spool::record::checksum;
+use crate::queue::spool::storage::Storage;
+use crate::queue::spool::storage::read_full;
+
+/// Length of the header of a segment, in bytes.
+pub const SEGMENT_HEADER_LEN: usize = 4096;
+
+/// What stands at the beginning of a segment. The format is drawn in [`spool`](crate::queue::spool).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The spool that the segment belongs to.
+    pub spool: [u8; 16],
+    /// Number of the segment, which is in its name too.
+    pub segment: u64,
+    /// Number of its first frame.
+    pub frame_seq: u64,
+    /// When it was created, in nanoseconds of Unix time.
+    pub created: u64,
+    /// Content type of its frames; `None` where streams of any type, or none, are taken.
+    pub content_type: Option<ContentType>,
+}
+
+impl SegmentHeader {
+    /// The header, encoded.
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_LEN] {
+        let mut bytes = [0; SEGMENT_HEADER_LEN];
+        let mut rest = &mut bytes[..];
+        rest.put_slice(MAGIC);
+        rest.put_u32_le(VERSION);
+        rest.put_slice(&self.spool);
+        rest.put_u64_le(self.segment);
+        rest.put_u64_le(self.frame_seq);
+        rest.put_u64_le(self.created);
+        let content_type = self.content_type.as_ref().map_or(&[][..], ContentType::as_bytes);
+        let len = content_type.len() as u32; // <= ContentType::LEN_MAX
+        rest.put_u32_le(if self.content_type.is_some() { len } else { NO_CONTENT_TYPE });
+        rest.put_slice(content_type);
+        let crc = crc32c::crc32c(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header; `None` where it is damaged, or of a version that is not known here.
+    pub fn decode(bytes: &[u8; SEGMENT_HEADER_LEN]) -> Option<Self> {
+        let (checked, crc) = bytes.split_last_chunk::<4>()?;
+        let mut rest = checked.strip_prefix(MAGIC)?;
+        let version = rest.get_u32_le();
+        if version != VERSION || u32::from_le_bytes(*crc) != crc32c::crc32c(checked) {
+            return None;
+        }
+        let (spool, mut rest) = rest.split_first_chunk()?;
+        let header = Self {
+            spool: *spool,
+            segment: rest.get_u64_le(),
+            frame_seq: rest.get_u64_le(),
+            created: rest.get_u64_le(),
+            content_type: match rest.get_u32_le() {
+                NO_CONTENT_TYPE => None,
+                len => {
+                    let bytes = Bytes::copy_from_slice(rest.get(..len as usize)?);
+                    Some(ContentType::try_from(bytes).ok()?)
+                }
+            },
+        };
+        ((1..=SEGMENT_MAX).contains(&header.segment) && header.frame_seq <= FRAME_SEQ_MAX).then_some(header)
+    }
+}
+
+/// The name of a segment file.
+pub(super) fn segment_name(segment: u64) -> String {
+    format!("seg-{segment:016x}.fsr")
+}
+
+/// The number of the segment that a name is that of, or begins with: that of a file set aside too.
+pub(super) fn segment_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("seg-")?.get(..16)?;
+    let segment = u64::from_str_radix(digits, 16).ok()?;
+    let ours = name.starts_with(&segment_name(segment)) && (1..=SEGMENT_MAX).contains(&segment);
+    ours.then_some(segment)
+}
+
+/// Reads the header of a segment file. `None` where it is damaged.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn read_header<S: Storage>(storage: &S, file: &S::File) -> io::Result<Option<SegmentHeader>> {
+    let mut bytes = [0; SEGMENT_HEADER_LEN];
+    let len = read_full(storage, file, &mut bytes, 0)?;
+    Ok((len == bytes.len()).then(|| SegmentHeader::decode(&bytes)).flatten())
+}
+
+/// The footer of a segment file, if it was closed in order.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn read_footer<S: Storage>(
+    storage: &S,
+    file: &S::File,
+    segment: u64,
+    len: u64,
+) -> io::Result<Option<RecordHeader>> {
+    let Some(offset) = len.checked_sub(RecordHeader::LEN as u64) else { return Ok(None) };
+    let mut bytes = [0; RecordHeader::LEN];
+    if read_full(storage, file, &mut bytes, offset)? < bytes.len() {
+        return Ok(None);
+    }
+    let footer = RecordHeader::decode(&bytes, segment)
+        .filter(|(header, crc)| header.flags == RecordHeader::FOOTER && *crc == checksum(&bytes, &[]));
+    Ok(footer.map(|(header, _)| header))
+}
+
+/// What a scan comes across.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A record whose checksum is right, and its encoded frames. A footer has none.
+    Record(RecordHeader, Bytes),
+    /// Bytes that are no record. Where they reach the end of the file, a crash may have left them.
+    Damage {
+        /// Length of the stretch, in bytes.
+        len: u64,
+    },
+}
+
+/// Goes through the records of one segment in the order in which they were written.
+///
+/// Reads [`READ_LEN`] bytes at a time; the records of one read share its memory. Total: each byte of the file is
+/// passed, and none twice.
+#[derive(Debug)]
+pub(super) struct Scan {
+    segment: u64,
+    offset: u64,
+    /// Bytes of the file from `offset` on: what is left of the last read.
+    chunk: Bytes,
+    /// Bytes that may still be checked to find out what looks like a record and is none.
+    search_budget: Option<u64>,
+}
+
+impl Scan {
+    /// A scan of segment `segment` from `offset` on, where a record begins.
+    pub(super) fn new(segment: u64, offset: u64) -> Self {
+        Self { segment, offset, chunk: Bytes::new(), search_budget: None }
+    }
+
+    /// Where the next record begins.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Goes on by one record, or to the end of one stretch of damage. `None` at `end`, before which whatever there is
+    /// has been written.
+    ///
+    /// # Errors
+    /// What the system says. The scan stays where it was.
+    pub(super) fn next<S: Storage>(
+        &mut self,
+        storage: &S,
+        file: &S::File,
+        end: u64,
+    ) -> io::Result<Option<Found>> {
+        if self.offset >= end {
+            return Ok(None);
+        }
+        if let Some((header, payload)) = self.record(storage, file, end)? {
+            return Ok(Some(Found::Record(header, payload)));
+        }
+        let from = self.offset;
+        let result = self.search(storage, file, end);
+        if result.is_err() {
+            (self.offset, self.chunk) = (from, Bytes::new());
+        }
+        result.map(|()| Some(Found::Damage { len: self.offset - from }))
+    }
+
+    /// Takes the record at the offset; `None`, and nothing is taken, where there is none.
+    fn record<S: Storage>(
+        &mut self,
+        storage: &S,
+        file: &S::File,
+        end: u64,
+    ) -> io::Result<Option<(RecordHeader, Bytes)>> {
+        self.fill(storage, file, RecordHeader::LEN as u64, end)?;
+        let Some((header, crc)) = self.header(end) else { return Ok(None) };
+        self.fill(storage, file, header.record_len(), end)?;
+        let Some((head, payload)) = self.chunk.split_first_chunk() else { return Ok(None) };
+        let Some(payload) = payload.get(..header.len as usize) else {
+            return Ok(None); // the file is shorter than it was
+        };
+        if checksum(head, payload) != crc {
+            return Ok(None);
+        }
+        let payload = self.chunk.slice_ref(payload);
+        self.skip(header.record_len());
+        Ok(Some((header, payload)))
+    }
+
+    /// What may be a header at the offset, and its checksum.
+    fn header(&self, end: u64) -> Option<(RecordHeader, u32)> {
+        let (head, _) = self.chunk.split_first_chunk()?;
+        let header = RecordHeader::decode(head, self.segment);
+        header.filter(|(header, _)| header.record_len() <= end - self.offset)
+    }
+
+    /// Goes to the next sound record, or to the end.
+    fn search<S: Storage>(&mut self, storage: &S, file: &S::File, end: u64) -> io::Result<()> {
+        let number = self.segment.to_le_bytes();
+        self.skip(1);
+        loop {
+            self.fill(storage, file, RecordHeader::LEN as u64, end)?;
+            if self.chunk.len() < RecordHeader::LEN {
+                self.skip(end - self.offset);
+                return Ok(());
+            }
+            // The number of the segment is at 8..16 of every header.
+            let numbers = self.chunk.get(8..).unwrap_or_default();
+            let Some(at) = numbers.windows(8).position(|window| window == number) else {
+                self.skip(numbers.len() as u64 - 7);
+                continue;
+            };
+            self.skip(at as u64);
+            self.fill(storage, file, RecordHeader::LEN as u64, end)?;
+            if let Some((header, _)) = self.header(end) {
+                let budget = self.search_budget.get_or_insert(end.saturating_mul(SEARCH_EFFORT));
+                let Some(rest) = budget.checked_sub(header.record_len()) else {
+                    self.skip(end - self.offset);
+                    return Ok(());
+                };
+                *budget = rest;
+                let here = self.offset;
+                if self.record(storage, file, end)?.is_some() {
+                    (self.offset, self.chunk) = (here, Bytes::new());
+                    return Ok(());
+                }
+            }
+            self.skip(1);
+        }
+    }
+
+    /// Has `len` bytes at hand, if there are so many before `end`.
+    fn fill<S: Storage>(&mut self, storage: &S, file: &S::File, len: u64, end: u64) -> io::Result<()> {
+        let left = end - self.offset;
+        if self.chunk.len() as u64 >= len.min(left) {
+            return Ok(());
+        }
+        let len = len.max(READ_LEN).min(left);
+        let mut chunk = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        let filled = read_full(storage, file, &mut chunk, self.offset)?;
+        chunk.truncate(filled);
+        self.chunk = chunk.into();
+        Ok(())
+    }
+
+    fn skip(&mut self, len: u64) {
+        self.offset += len;
+        self.chunk.advance(self.chunk.len().min(len as usize));
+    }
+}
+
+/// Bytes of one read.
+pub(super) const READ_LEN: u64 = 512 << 10;
+
+/// A search for a sound record checks candidates of no more than so many times the length of the file.
+const SEARCH_EFFORT: u64 = 4;
+
+const MAGIC: &[u8; 8] = b"tapspool";
+const VERSION: u32 = 1;
+const NO_CONTENT_TYPE: u32 = u32::MAX;
+const CRC_AT: usize = SEGMENT_HEADER_LEN - 4;

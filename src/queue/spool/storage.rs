@@ -1,0 +1,294 @@
+//! The file system operations that a spool is made of, all within its one folder.
+
+use std::io;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rustix::fs;
+use rustix::fs::AtFlags;
+use rustix::fs::Dir;
+use rustix::fs::FileType;
+use rustix::fs::FlockOperation;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
+use crate::queue::spool::SpoolError;
+
+/// One folder and its files. Names are plain: no path leads out of the folder, no link is followed.
+///
+/// [`Folder`] is the kernel's; [`SimFolder`](crate::queue::spool::SimFolder) forgets, fails and tears on request.
+pub trait Storage {
+    /// An open regular file.
+    type File;
+
+    /// What is in the folder, in any order.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn list(&self) -> io::Result<Vec<Entry>>;
+
+    /// Creates a file that did not exist, for reading and writing.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; what the system says.
+    fn create(&self, name: &str) -> io::Result<Self::File>;
+
+    /// Opens a regular file: for reading, and for writing where the folder is.
+    ///
+    /// # Errors
+    /// `InvalidInput` for anything but a regular file; what the system says.
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+
+    /// Gives a file a name that is free.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; what the system says.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn unlink(&self, name: &str) -> io::Result<()>;
+
+    /// Makes names durable: what was created, renamed and removed.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn sync_folder(&self) -> io::Result<()>;
+
+    /// Bytes that the file system still has for us.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn free_bytes(&self) -> io::Result<u64>;
+
+    /// Length of a file, in bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn len(&self, file: &Self::File) -> io::Result<u64>;
+
+    /// Reads at `offset`. May be short; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_at(&self, file: &Self::File, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes at `offset`. May be short.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn write_at(&self, file: &Self::File, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
+
+    /// Cuts the file to `len` bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn truncate(&self, file: &Self::File, len: u64) -> io::Result<()>;
+
+    /// Makes what was written to the file durable.
+    ///
+    /// # Errors
+    /// What the system says. Then nothing that was written since the last success can be relied on.
+    fn sync(&self, file: &Self::File) -> io::Result<()>;
+}
+
+/// A name in a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name; names that are not UTF-8 are none of ours, and written with replacement characters.
+    pub name: String,
+    /// Whether it is a regular file: not a folder, a link or a device.
+    pub regular: bool,
+    /// Its length, in bytes.
+    pub len: u64,
+    /// When it was last written, in nanoseconds of Unix time.
+    pub modified: u64,
+}
+
+/// A folder of the kernel's.
+#[derive(Debug)]
+pub struct Folder {
+    folder: OwnedFd,
+    access: OFlags,
+}
+
+impl Folder {
+    /// Opens a folder to write to, which is created where it is missing (mode 0700; its parent must be there), and
+    /// locks it against a second spool, in this process or another.
+    ///
+    /// # Errors
+    /// [`SpoolError::InUse`], and [`SpoolError::Io`] with what the system says.
+    pub fn open(path: &Path) -> Result<Self, SpoolError> {
+        let failed = |action| {
+            move |errno: Errno| SpoolError::Io { action, name: path.to_owned(), source: errno.into() }
+        };
+        match fs::mkdir(path, Mode::RWXU) {
+            Ok(()) => sync_parent(path).map_err(failed("make durable the parent of"))?,
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed("create the folder")(errno)),
+        }
+        let folder = open_folder(path).map_err(failed("open the folder"))?;
+        match fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(SpoolError::InUse { folder: path.to_owned() }),
+            Err(errno) => return Err(failed("lock the folder")(errno)),
+        }
+        fs::fchmod(&folder, Mode::RWXU).map_err(failed("restrict the access to"))?;
+        Ok(Self { folder, access: OFlags::RDWR })
+    }
+
+    /// Opens a folder to look at. Takes no lock: a spool in use can be looked at.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] with what the system says.
+    pub fn open_to_inspect(path: &Path) -> Result<Self, SpoolError> {
+        let folder = open_folder(path).map_err(|errno| SpoolError::Io {
+            action: "open the folder",
+            name: path.to_owned(),
+            source: errno.into(),
+        })?;
+        Ok(Self { folder, access: OFlags::RDONLY })
+    }
+}
+
+fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {
+    fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn sync_parent(path: &Path) -> Result<(), Errno> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.map_or_else(|| PathBuf::from("."), Path::to_owned);
+    fs::fsync(fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+impl Storage for Folder {
+    type File = OwnedFd;
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let stat = match fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue, // removed since
+                stat => stat?,
+            };
+            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+            entries.push(Entry {
+                name: name.to_string_lossy().into_owned(),
+                regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+                len: u64::try_from(stat.st_size).unwrap_or(0),
+                modified: seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec),
+            });
+        }
+        Ok(entries)
+    }
+
+    fn create(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = self.access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.folder, name, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    fn open(&self, name: &str) -> io::Result<OwnedFd> {
+        // NONBLOCK: opening a FIFO does not wait for its other end.
+        let flags = self.access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = fs::openat(&self.folder, name, flags, Mode::empty())?;
+        match FileType::from_raw_mode(fs::fstat(&file)?.st_mode) {
+            FileType::RegularFile => Ok(file),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let result = fs::renameat_with(&self.folder, from, &self.folder, to, RenameFlags::NOREPLACE);
+        Ok(result?)
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.folder, name, AtFlags::empty())?)
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        Ok(fs::fsync(&self.folder)?)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stat = fs::fstatvfs(&self.folder)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn len(&self, file: &OwnedFd) -> io::Result<u64> {
+        Ok(u64::try_from(fs::fstat(file)?.st_size).unwrap_or(0))
+    }
+
+    fn read_at(&self, file: &OwnedFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, offset))?)
+    }
+
+    fn write_at(&self, file: &OwnedFd, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pwritev(file, buffers, offset))?)
+    }
+
+    fn truncate(&self, file: &OwnedFd, len: u64) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| fs::ftruncate(file, len))?)
+    }
+
+    fn sync(&self, file: &OwnedFd) -> io::Result<()> {
+        Ok(fs::fdatasync(file)?)
+    }
+}
+
+/// Writes all of `buffers` at `offset`.
+///
+/// # Errors
+/// What the system says; any part of the buffers may have been written.
+pub(super) fn write_all<S: Storage>(
+    storage: &S,
+    file: &S::File,
+    mut buffers: &mut [IoSlice<'_>],
+    mut offset: u64,
+) -> io::Result<()> {
+    while !buffers.is_empty() {
+        let front = buffers.get(..BUFFERS_MAX).unwrap_or(buffers);
+        match storage.write_at(file, front, offset)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => {
+                offset += count as u64;
+                IoSlice::advance_slices(&mut buffers, count);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads at `offset` until `buffer` is full or the file ends. Returns how much was read.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn read_full<S: Storage>(
+    storage: &S,
+    file: &S::File,
+    buffer: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match storage.read_at(file, rest, offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+/// Most buffers of one write: `IOV_MAX` of Linux.
+const BUFFERS_MAX: usize = 1024;

@@ -1,0 +1,318 @@
+//! What a driver can rely on, one sentence a test.
+
+use std::time::Duration;
+
+use tapster::protocol::ContentType;
+use tapster::queue::spool::Folder;
+use tapster::queue::spool::OnFull;
+use tapster::queue::spool::SimFolder;
+use tapster::queue::spool::Spool;
+use tapster::queue::spool::SpoolConfig;
+use tapster::queue::spool::SpoolError;
+use tapster::queue::spool::Storage;
+use tapster::queue::spool::Sync;
+
+use crate::support::Books;
+use crate::support::Clock;
+use crate::support::numbers;
+use crate::support::open;
+use crate::support::small;
+
+const INTERVAL: Sync = Sync::Interval(Duration::from_millis(100));
+
+#[test]
+fn what_is_appended_comes_back_in_order_and_once() {
+    for sync in [Sync::None, INTERVAL, Sync::Batch] {
+        let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let mut spool = open(&folder, &small(sync, OnFull::Block), clock.now()).unwrap();
+        for _ in 0..20 {
+            let batches = [books.batch(3, 100, clock.now()), books.batch(1, 5000, clock.now())];
+            let appended = books.append(&mut spool, &batches, clock.now()).unwrap();
+            assert_eq!(appended.settled(), 2);
+        }
+        assert_eq!(spool.frames(), 80);
+        while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
+            books.acknowledged += spool.done(position, clock.now());
+        }
+        assert!(spool.reader_caught_up());
+        assert_eq!((books.missing(), books.lost(), spool.frames()), (0, 0, 0));
+        spool.close(clock.now()).unwrap();
+        assert_eq!(folder.names(), ["cursor"], "nothing is left of what was acknowledged");
+    }
+}
+
+#[test]
+fn what_is_not_acknowledged_comes_again_after_a_restart() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = small(INTERVAL, OnFull::Block);
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    for _ in 0..10 {
+        let batch = books.batch(2, 100, clock.now());
+        books.append(&mut spool, &[batch], clock.now()).unwrap();
+    }
+    let mut positions = Vec::new();
+    while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
+        positions.push(position);
+    }
+    assert_eq!(spool.done(positions[3], clock.now()), 8);
+    assert_eq!(spool.done(positions[1], clock.now()), 0, "an older place changes nothing");
+    spool.close(clock.now()).unwrap();
+
+    let (mut spool, report) = Spool::open_in(folder, config, Some(ContentType::DNSTAP), clock.now()).unwrap();
+    assert_eq!((report.frames, report.segments, report.cursor_found), (12, 1, true));
+    let (batch, _) = spool.next(clock.now()).unwrap().unwrap();
+    assert_eq!(numbers(&batch), [8, 9]);
+}
+
+#[test]
+fn a_rewind_reads_again_from_the_watermark() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(Sync::Batch, OnFull::Block), clock.now()).unwrap();
+    for _ in 0..4 {
+        let batch = books.batch(1, 100, clock.now());
+        books.append(&mut spool, &[batch], clock.now()).unwrap();
+    }
+    let first = books.read(&mut spool, clock.now()).unwrap().unwrap();
+    while books.read(&mut spool, clock.now()).unwrap().is_some() {}
+    spool.done(first, clock.now());
+    spool.rewind();
+    for number in 1..4 {
+        let (batch, _) = spool.next(clock.now()).unwrap().unwrap();
+        assert_eq!(numbers(&batch), [number]);
+    }
+}
+
+#[test]
+fn a_reader_that_has_caught_up_may_be_spared_what_is_in_memory() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+    assert!(spool.reader_caught_up());
+    let batch = books.batch(5, 100, clock.now());
+    let appended = books.append(&mut spool, std::slice::from_ref(&batch), clock.now()).unwrap();
+    assert!(!spool.reader_caught_up());
+    spool.skip_to(appended.positions[0]);
+    books.delivered(&batch);
+    assert!(spool.reader_caught_up());
+    assert_eq!(books.read(&mut spool, clock.now()).unwrap(), None);
+
+    // The delivery failed: it is in the spool.
+    spool.rewind();
+    books.again();
+    let position = books.read(&mut spool, clock.now()).unwrap().unwrap();
+    assert_eq!(position, appended.positions[0]);
+    assert_eq!(spool.done(position, clock.now()), 5);
+    assert_eq!(spool.frames(), 0);
+}
+
+#[test]
+fn a_full_spool_drops_its_oldest_segment_and_counts_what_was_not_acknowledged() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = small(INTERVAL, OnFull::DropOldest);
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    let batch = books.batch(1, 10_000, clock.now());
+    books.append(&mut spool, &[batch], clock.now()).unwrap();
+    let first = books.read(&mut spool, clock.now()).unwrap().unwrap();
+    books.acknowledged += spool.done(first, clock.now());
+    for _ in 0..200 {
+        let batch = books.batch(1, 10_000, clock.now());
+        let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
+        assert_eq!(appended.positions.len(), 1);
+        assert!(spool.bytes() <= config.max && folder.bytes() <= config.max + 10_000);
+        books.balance(&spool);
+    }
+    assert!(books.lost["spool_full"] > 100);
+    while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
+        books.acknowledged += spool.done(position, clock.now());
+    }
+    books.balance(&spool);
+    assert_eq!(books.missing(), books.lost());
+}
+
+#[test]
+fn a_full_spool_that_drops_the_newest_keeps_the_oldest() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(INTERVAL, OnFull::DropNewest), clock.now()).unwrap();
+    let batches: Vec<_> = (0..100).map(|_| books.batch(1, 10_000, clock.now())).collect();
+    let appended = spool.append(&batches, clock.now()).unwrap();
+    assert_eq!(appended.settled(), 100);
+    assert!(appended.dropped > 0 && appended.positions.len() > 40);
+    assert_eq!(spool.poll_loss().map(|(_, frames)| frames), Some(appended.dropped as u64));
+    let (batch, _) = spool.next(clock.now()).unwrap().unwrap();
+    assert_eq!(numbers(&batch), [0]);
+}
+
+#[test]
+fn a_full_spool_that_blocks_takes_more_as_soon_as_a_segment_is_acknowledged() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+    let mut blocked = 0;
+    let mut waiting = None;
+    while books.next < 500 {
+        let batch = waiting.take().unwrap_or_else(|| books.batch(1, 10_000, clock.now()));
+        let appended = books.append(&mut spool, std::slice::from_ref(&batch), clock.now()).unwrap();
+        if appended.settled() == 0 {
+            blocked += 1;
+            waiting = Some(batch);
+            let position = books.read(&mut spool, clock.now()).unwrap().unwrap();
+            books.acknowledged += spool.done(position, clock.now());
+        }
+    }
+    assert!(blocked > 100);
+    assert_eq!(books.lost(), 0);
+}
+
+#[test]
+fn a_batch_that_can_never_fit_is_lost_alone() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+    let batches = [
+        books.batch(1, 100, clock.now()),
+        books.batch(1, 200_000, clock.now()),
+        books.batch(1, 100_000, clock.now()), // more than a segment, and yet it fits
+    ];
+    let appended = spool.append(&batches, clock.now()).unwrap();
+    assert_eq!((appended.positions.len(), appended.dropped), (1, 0));
+    let appended = spool.append(&batches[1..], clock.now()).unwrap();
+    assert_eq!((appended.positions.len(), appended.dropped), (0, 1));
+    let appended = spool.append(&batches[2..], clock.now()).unwrap();
+    assert_eq!((appended.positions.len(), appended.dropped), (1, 0));
+    assert_eq!(spool.poll_loss().map(|(reason, frames)| (reason.as_str(), frames)), Some(("spool_full", 1)));
+    assert_eq!(numbers(&spool.next(clock.now()).unwrap().unwrap().0), [0]);
+    assert_eq!(numbers(&spool.next(clock.now()).unwrap().unwrap().0), [2]);
+}
+
+#[test]
+fn frames_that_are_too_old_go_and_are_counted() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = SpoolConfig { max_age: Duration::from_secs(800), ..small(INTERVAL, OnFull::Block) };
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    for _ in 0..10 {
+        let batch = books.batch(1, 100, clock.now());
+        books.append(&mut spool, &[batch], clock.now()).unwrap();
+        clock.advance(Duration::from_secs(60));
+        spool.handle_timeout(clock.now()).unwrap();
+    }
+    assert_eq!(books.lost(), 0);
+    for _ in 0..20 {
+        clock.advance(Duration::from_secs(60));
+        spool.handle_timeout(clock.now()).unwrap();
+        books.losses(&mut spool);
+        books.balance(&spool);
+    }
+    assert_eq!(books.lost["spool_age"], 10);
+    assert_eq!(folder.names(), ["cursor"]);
+}
+
+#[test]
+fn the_age_of_a_frame_survives_a_restart() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = small(INTERVAL, OnFull::Block);
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    let batch = books.batch(1, 100, clock.now());
+    books.append(&mut spool, std::slice::from_ref(&batch), clock.now()).unwrap();
+    spool.close(clock.now()).unwrap();
+    clock.advance(Duration::from_secs(5));
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    let (read, _) = spool.next(clock.now()).unwrap().unwrap();
+    assert_eq!(read.read_at(), batch.read_at());
+}
+
+#[test]
+fn deadlines_are_met_and_then_gone() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+    spool.handle_timeout(clock.now()).unwrap();
+    let idle = spool.poll_timeout();
+    let batch = books.batch(1, 100, clock.now());
+    let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
+    assert_eq!(spool.poll_timeout(), clock.now().instant + Duration::from_millis(100));
+    assert!(spool.unsynced_bytes() > 0);
+    clock.advance(Duration::from_millis(100));
+    spool.handle_timeout(clock.now()).unwrap();
+    assert_eq!((spool.unsynced_bytes(), spool.poll_timeout()), (0, idle));
+    spool.done(appended.positions[0], clock.now());
+    clock.advance(Duration::from_millis(100));
+    spool.handle_timeout(clock.now()).unwrap();
+    assert_eq!(spool.poll_timeout(), idle);
+}
+
+#[test]
+fn a_full_disk_is_a_full_spool_and_recovers_by_itself() {
+    for on_full in [OnFull::DropOldest, OnFull::DropNewest, OnFull::Block] {
+        let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let mut spool = open(&folder, &small(INTERVAL, on_full), clock.now()).unwrap();
+        folder.limit(Some(200 << 10));
+        for _ in 0..60 {
+            let batch = books.batch(1, 10_000, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+            books.balance(&spool);
+        }
+        assert!(!spool.is_degraded());
+        folder.limit(None);
+        let batch = books.batch(1, 10_000, clock.now());
+        assert_eq!(books.append(&mut spool, &[batch], clock.now()).unwrap().positions.len(), 1);
+        while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
+            books.acknowledged += spool.done(position, clock.now());
+        }
+        books.balance(&spool);
+        assert_eq!(
+            (books.missing(), books.lost()),
+            (books.lost(), if on_full == OnFull::DropOldest { books.lost() } else { 0 })
+        );
+    }
+}
+
+#[test]
+fn some_of_the_disk_is_left_to_others() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = SpoolConfig { min_free: 100 << 10, ..small(INTERVAL, OnFull::DropNewest) };
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    folder.limit(Some(300 << 10));
+    for _ in 0..60 {
+        let batch = books.batch(1, 10_000, clock.now());
+        books.append(&mut spool, &[batch], clock.now()).unwrap();
+    }
+    assert!(folder.free_bytes().unwrap() >= 100 << 10);
+    assert!(folder.free_bytes().unwrap() <= 120 << 10);
+}
+
+#[test]
+fn a_second_spool_in_the_folder_is_refused_and_access_is_the_owners() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("spool");
+    let (clock, mut books) = (Clock::new(), Books::default());
+    let config = small(INTERVAL, OnFull::Block);
+    let (mut spool, _) = Spool::open(&folder, config.clone(), None, clock.now()).unwrap();
+    let refused = Spool::open(&folder, config.clone(), None, clock.now());
+    assert!(matches!(refused, Err(SpoolError::InUse { .. })));
+
+    let batch = books.batch(1, 100, clock.now());
+    books.append(&mut spool, &[batch], clock.now()).unwrap();
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&folder), 0o700);
+    for entry in folder.read_dir().unwrap() {
+        assert_eq!(mode(&entry.unwrap().path()), 0o600);
+    }
+    // A look takes no lock.
+    let inspected = tapster::queue::spool::inspect(&Folder::open_to_inspect(&folder).unwrap()).unwrap();
+    assert_eq!(inspected.segments.len(), 1);
+    drop(spool);
+    Spool::open(&folder, config, None, clock.now()).unwrap();
+}
+
+#[test]
+fn the_number_of_a_segment_is_not_used_again_when_nothing_but_the_cursor_is_left() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    for number in 1..4 {
+        let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+        let batch = books.batch(1, 100, clock.now());
+        let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
+        assert_eq!(appended.positions[0].segment(), number);
+        let position = books.read(&mut spool, clock.now()).unwrap().expect("the frame comes");
+        spool.done(position, clock.now());
+        spool.close(clock.now()).unwrap();
+        assert_eq!(folder.names(), ["cursor"]);
+    }
+}

@@ -1,0 +1,153 @@
+//! Every operation fails once, and again and again; the power is cut after every operation. Whatever happens, nothing is
+//! lost that was not counted.
+
+use std::time::Duration;
+
+use tapster::queue::spool::OnFull;
+use tapster::queue::spool::SimFolder;
+use tapster::queue::spool::Spool;
+use tapster::queue::spool::SpoolConfig;
+use tapster::queue::spool::Sync;
+
+use crate::support::Books;
+use crate::support::Clock;
+use crate::support::open;
+use crate::support::small;
+
+const SYNCS: [Sync; 3] = [Sync::None, Sync::Interval(Duration::from_millis(100)), Sync::Batch];
+
+fn config(sync: Sync) -> SpoolConfig {
+    SpoolConfig { max: 256 << 10, ..small(sync, OnFull::DropOldest) }
+}
+
+/// A life that sees every kind of operation: a spool is opened, filled until it drops, read in part, rewound and drained.
+/// The books balance after every step; what the spool refused is not in them. `None` where it could not be opened.
+fn live(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) -> Option<Spool<SimFolder>> {
+    let mut spool = (0..5).find_map(|_| open(folder, &config(sync), clock.now()).ok())?;
+    for step in 0..STEPS {
+        clock.advance(Duration::from_millis(70));
+        if step % 3 < 2 {
+            let batches = [books.batch(2, 4000, clock.now()), books.batch(1, 5000, clock.now())];
+            let _ = books.append(&mut spool, &batches, clock.now());
+        }
+        if step % 2 == 0
+            && let Ok(Some(position)) = books.read(&mut spool, clock.now())
+            && step % 4 == 0
+        {
+            books.acknowledged += spool.done(position, clock.now());
+        }
+        if step == STEPS / 2 {
+            spool.rewind();
+            books.again();
+        }
+        let _ = spool.handle_timeout(clock.now());
+        books.losses(&mut spool);
+        books.balance(&spool);
+        assert!(spool.bytes() <= config(sync).max + (64 << 10), "{} bytes on disk", spool.bytes());
+    }
+    Some(spool)
+}
+
+/// Enough for the spool to be full.
+const STEPS: usize = 40;
+
+/// Reads and acknowledges all there is. Failures pass.
+fn drain(spool: &mut Spool<SimFolder>, clock: &mut Clock, books: &mut Books) {
+    for _ in 0..3 {
+        while let Ok(Some(position)) = books.read(spool, clock.now()) {
+            books.acknowledged += spool.done(position, clock.now());
+        }
+        clock.advance(Duration::from_secs(2));
+        let _ = spool.handle_timeout(clock.now());
+        books.losses(spool);
+        books.balance(spool);
+    }
+    assert_eq!(spool.frames(), 0);
+}
+
+/// Opens what a life has left, and reads it all.
+fn live_again(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) {
+    let mut spool = open(folder, &config(sync), clock.now()).expect("a spool opens whatever was left");
+    books.restart(spool.frames());
+    drain(&mut spool, clock, books);
+    // And it goes on.
+    let batch = books.batch(1, 1000, clock.now());
+    let appended = spool.append(std::slice::from_ref(&batch), clock.now()).expect("the disk is sound again");
+    let (read, position) =
+        spool.next(clock.now()).expect("the disk is sound again").expect("what was appended");
+    assert_eq!((read.bytes(), Some(&position)), (batch.bytes(), appended.positions.first()));
+}
+
+#[test]
+fn no_failure_of_any_operation_loses_a_frame_uncounted() {
+    for sync in SYNCS {
+        for count in [1, 2, 1000] {
+            for after in 0.. {
+                let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+                println!("{sync:?}: {count} operations fail after {after}");
+                folder.fail_after(after, count);
+                let Some(mut spool) = live(&folder, sync, &mut clock, &mut books) else { continue };
+                if folder.heal() == 0 {
+                    assert!(after > 60, "only {after} operations");
+                    break;
+                }
+                // The process goes on.
+                spool.rewind();
+                books.again();
+                drain(&mut spool, &mut clock, &mut books);
+                assert!(!spool.is_degraded());
+                assert!(books.missing() <= books.lost(), "{} missing, {:?}", books.missing(), books.lost);
+                if count == 1 {
+                    assert_eq!(books.lost.get("spool_damaged"), None, "one failure destroys nothing");
+                }
+                spool.close(clock.now()).expect("the disk is sound again");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kill_after_failures_loses_only_what_waited_in_memory() {
+    for sync in SYNCS {
+        for count in [1, 1000] {
+            for after in 0.. {
+                let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+                println!("{sync:?}: {count} operations fail after {after}");
+                folder.fail_after(after, count);
+                let Some(spool) = live(&folder, sync, &mut clock, &mut books) else { continue };
+                if folder.heal() == 0 {
+                    break;
+                }
+                let in_memory = if spool.is_degraded() { spool.unsynced_frames() } else { 0 };
+                drop(spool);
+                live_again(&folder, sync, &mut clock, &mut books);
+                assert!(books.missing() <= books.lost() + in_memory, "{} missing", books.missing());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_after_any_operation_loses_only_what_was_not_synced() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for sync in SYNCS {
+        for after in 0.. {
+            let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+            println!("{sync:?}: power cut after operation {after}");
+            folder.die_after(after);
+            let Some(spool) = live(&folder, sync, &mut clock, &mut books) else { continue };
+            let unsynced = spool.unsynced_frames();
+            let cut = folder.cut_power(&mut random);
+            if folder.heal() == 0 {
+                break;
+            }
+            live_again(&cut, sync, &mut clock, &mut books);
+            if sync != Sync::None {
+                let allowed = books.lost() + unsynced;
+                assert!(books.missing() <= allowed, "{} missing, not {allowed}", books.missing());
+            }
+        }
+    }
+}

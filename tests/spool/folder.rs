@@ -1,0 +1,171 @@
+//! A real folder with things in it that are not ours.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::path::PathBuf;
+
+use tapster::protocol::ContentType;
+use tapster::queue::spool::Folder;
+use tapster::queue::spool::Found;
+use tapster::queue::spool::Moment;
+use tapster::queue::spool::OnFull;
+use tapster::queue::spool::RecoveryReport;
+use tapster::queue::spool::SegmentItems;
+use tapster::queue::spool::Spool;
+use tapster::queue::spool::SpoolError;
+use tapster::queue::spool::Sync;
+use tapster::queue::spool::inspect;
+
+use crate::support::batch;
+use crate::support::numbers;
+use crate::support::small;
+
+struct Dir {
+    _tempdir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// A spool of three segments, with frames 0..2, 2..4 and 4..6.
+    fn new() -> Self {
+        let tempdir = tempfile::tempdir().expect("a folder");
+        let dir = Self { path: tempdir.path().join("spool"), _tempdir: tempdir };
+        for first in [0, 2, 4] {
+            let now = Moment::now();
+            let (mut spool, _) = dir.open().expect("a sound folder");
+            spool.append(&[batch(first, 2, 50, now)], now).expect("there is room");
+            spool.close(now).expect("there is room");
+        }
+        dir
+    }
+
+    fn open(&self) -> Result<(Spool, RecoveryReport), SpoolError> {
+        self.open_for(&ContentType::DNSTAP)
+    }
+
+    fn open_for(&self, content_type: &ContentType) -> Result<(Spool, RecoveryReport), SpoolError> {
+        let config = small(Sync::Batch, OnFull::Block);
+        Spool::open(&self.path, config, Some(content_type.clone()), Moment::now())
+    }
+
+    fn segment(&self, number: u64) -> PathBuf {
+        self.path.join(format!("seg-{number:016x}.fsr"))
+    }
+
+    /// Opens it, reads it all; the numbers, the frames reported as damaged, and the report.
+    fn read(&self) -> (Vec<u64>, u64, RecoveryReport) {
+        let (mut spool, report) = self.open().expect("whatever is in the folder");
+        let mut read = Vec::new();
+        let mut lost = 0;
+        while let Some((batch, _)) = spool.next(Moment::now()).expect("nothing fails") {
+            read.extend(numbers(&batch));
+        }
+        while let Some((reason, frames)) = spool.poll_loss() {
+            assert_eq!(reason.as_str(), "spool_damaged");
+            lost += frames;
+        }
+        (read, lost, report)
+    }
+}
+
+fn reasons(report: &RecoveryReport) -> Vec<&'static str> {
+    report.set_aside.iter().map(|aside| aside.reason).collect()
+}
+
+#[test]
+fn a_spool_survives_whatever_is_put_into_its_folder() {
+    let dir = Dir::new();
+    let put = |name: &str| dir.path.join(name);
+    fs::write(put("README"), "hello").unwrap();
+    fs::write(put("seg-12.fsr"), "hello").unwrap();
+    fs::create_dir(put("lost+found")).unwrap();
+    fs::create_dir(dir.segment(7)).unwrap();
+    symlink("/etc/passwd", dir.segment(8)).unwrap();
+    fs::write(dir.segment(9), vec![0x5a; 100_000]).unwrap();
+    fs::write(dir.segment(10), "").unwrap();
+    fs::write(dir.segment(1 << 62), vec![0; 5000]).unwrap();
+    fs::remove_file(put("cursor")).unwrap();
+    symlink("/etc/passwd", put("cursor")).unwrap();
+
+    let (read, lost, report) = dir.read();
+    assert_eq!((read, lost), ((0..6).collect(), 0));
+    assert_eq!(report.foreign, 3);
+    assert_eq!(report.set_aside.len(), 5, "{report:?}");
+    assert!(Path::new("/etc/passwd").exists() && put("README").exists());
+
+    // And the next start finds nothing to complain about.
+    let (read, _, report) = dir.read();
+    assert_eq!((read.len(), report.set_aside), (6, Vec::new()));
+}
+
+#[test]
+fn a_missing_segment_is_a_counted_gap() {
+    let dir = Dir::new();
+    fs::remove_file(dir.segment(2)).unwrap();
+    let (read, lost, _) = dir.read();
+    assert_eq!((read, lost), (vec![0, 1, 4, 5], 2));
+}
+
+#[test]
+fn a_renamed_segment_gets_its_name_back_and_a_copy_is_set_aside() {
+    let dir = Dir::new();
+    fs::rename(dir.segment(2), dir.segment(77)).unwrap();
+    fs::copy(dir.segment(1), dir.segment(78)).unwrap();
+    let (read, lost, report) = dir.read();
+    assert_eq!((read, lost), ((0..6).collect(), 0));
+    assert_eq!(reasons(&report), ["it has the name of another segment"]);
+    assert!(dir.segment(2).exists());
+}
+
+#[test]
+fn segments_of_another_spool_or_content_type_are_set_aside() {
+    let (dir, other) = (Dir::new(), Dir::new());
+    fs::copy(other.segment(2), dir.segment(5)).unwrap();
+    fs::copy(other.segment(3), dir.segment(6)).unwrap();
+    // Named after their headers they would be 2 and 3, which are taken.
+    let (read, lost, report) = dir.read();
+    assert_eq!((read, lost), ((0..6).collect(), 0));
+    assert_eq!(report.set_aside.len(), 2);
+
+    let content_type = ContentType::try_from(bytes::Bytes::from_static(b"another")).unwrap();
+    let (mut spool, report) = dir.open_for(&content_type).unwrap();
+    assert_eq!(reasons(&report), ["its frames are of another content type"; 3]);
+    assert!(spool.next(Moment::now()).unwrap().is_none());
+    assert_eq!(spool.poll_loss().map(|(_, frames)| frames), Some(6), "counted as lost for this output");
+    assert_eq!(spool.frames(), 0);
+}
+
+#[test]
+fn a_segment_that_cannot_be_opened_by_anybody_else_is_inspected_in_use() {
+    let dir = Dir::new();
+    let (_spool, _) = dir.open().unwrap();
+    let folder = Folder::open_to_inspect(&dir.path).unwrap();
+    let inspected = inspect(&folder).unwrap();
+    assert_eq!(inspected.content_type(), Some(&ContentType::DNSTAP));
+    assert_eq!(inspected.cursor.unwrap().position.frame_seq(), 0);
+    let ends: Vec<_> = inspected.segments.iter().map(|segment| segment.frame_seq_end).collect();
+    assert_eq!(ends, [Some(2), Some(4), Some(6)]);
+    for segment in &inspected.segments {
+        let items = SegmentItems::open(&folder, &segment.file.name).unwrap();
+        let frames: Vec<_> = items
+            .map(|item| match item.expect("a readable file") {
+                Found::Record(header, _) => header.frames,
+                Found::Damage { len } => panic!("{len} bytes of damage"),
+            })
+            .collect();
+        assert_eq!(frames, [2, 0], "a record and the footer");
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_had_is_a_clear_error() {
+    let dir = Dir::new();
+    let file = dir.path.join("cursor");
+    let config = small(Sync::Batch, OnFull::Block);
+    let error = Spool::open(&file, config.clone(), None, Moment::now()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot open the folder "), "{error}");
+    let missing = dir.path.join("a/b");
+    let error = Spool::open(&missing, config, None, Moment::now()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot create the folder "), "{error}");
+}

@@ -1,0 +1,10 @@
+//! The spool as its driver sees it: what it keeps, what it says that it lost, and what it makes of failures, crashes and
+//! damage.
+
+mod behaviour;
+mod corpus;
+mod corruption;
+mod faults;
+mod folder;
+mod model;
+mod support;
