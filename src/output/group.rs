@@ -138,7 +138,6 @@ impl Group {
                 () = self.front.ready(), if !waits_for_members => {}
                 () = self.changed.notified() => {}
             }
-            // The end of the front queue is seen here once: after that only members have news.
         }
     }
 

@@ -93,7 +93,7 @@ fn assert_all_there(collected: &[Collected], writers: u32, frames: u64, twice: b
     assert!(missing.is_empty(), "missing: {missing:?} and more");
 }
 
-/// Fails unless the frames of each writer, each looked at when it came first, rise within each session.
+/// Fails unless the frames of each writer rise within each session.
 fn assert_order(collected: &[Collected]) {
     for session in collected.iter().flat_map(|collected| &collected.sessions) {
         numbered::assert_rising(wire::payloads(&session.encoded));
