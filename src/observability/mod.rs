@@ -10,6 +10,7 @@ pub use ledger::Ledger;
 pub use ledger::MemberLedger;
 pub use ledger::MemberState;
 pub use ledger::OutputLedger;
+pub use ledger::SpoolLedger;
 pub use logging::Log;
 pub use logging::LogFormat;
 pub use status::StatusLine;

@@ -105,8 +105,10 @@ impl Lane {
             }
             self.look_at_ended_stream().await;
             self.backlog.give_back();
-            // A collector that is away when the relay ends gets one more attempt, under `block` all that time allows.
-            let last = self.drain.requested() && self.config.when_full != WhenFull::Block;
+            // A collector that is away when the relay ends gets one more attempt; under `block`, where no spool keeps the
+            // frames, all that time allows.
+            let promised = self.config.when_full == WhenFull::Block && self.config.spool.is_none();
+            let last = self.drain.requested() && !promised;
             if last || self.backlog.nothing_to_come() {
                 break;
             }
