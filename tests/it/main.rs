@@ -29,6 +29,7 @@ mod peers;
 mod reconnect;
 mod seccomp;
 mod splits;
+mod spool;
 mod stop;
 mod timeouts;
 mod unix_sockets;
