@@ -404,10 +404,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_recognised() {
-        for (address, sentence) in [("tls://a:1", "TLS is not built in yet")] {
-            let faults = to(address).unwrap_err();
-            assert!(faults.to_string().contains(sentence), "{faults}");
-        }
+        let faults = to("tls://a:1").unwrap_err().to_string();
+        assert!(faults.contains("TLS is not built in yet"), "{faults}");
     }
 
     #[test]
