@@ -108,7 +108,7 @@ fn every_fault_is_named_in_one_go_and_nothing_is_bound() {
             "tapster.toml:11: output[1].queue (output `two`): `byte` in `1 byte` is not a unit",
             "command line: backend: `kqueue` is unknown",
             "?when_full=spill: to: TLS is not built in yet",
-            "?when_full=spill: when_full: `spill` comes with a later version",
+            "?when_full=spill: when_full: needs a folder: write spool = {",
             "command line: --summary: ",
         ] {
             assert!(stderr.contains(part), "{part:?} in {stderr}");

@@ -432,11 +432,14 @@ impl Keeping {
         let mut frames_kept = 0;
         let mut arrived = VecDeque::new();
         for (queued, frames_never_sent) in std::mem::take(&mut self.left) {
-            if queued.place.is_some_and(|place| self.out.is_on_disk(place)) {
-                frames_kept += frames_never_sent;
-            } else {
-                let frames_sent = u64::from(queued.batch.frames()) - frames_never_sent;
-                arrived.push_back(Arrived { queued, charge: 0, frames_sent });
+            match queued.place {
+                Some(place) if self.out.is_on_disk(place) => frames_kept += frames_never_sent,
+                // The oldest of all, dropped from the disk for others: not to be put behind them.
+                Some(_) => self.keeper.metrics.dropped(DropReason::Shutdown, frames_never_sent),
+                None => {
+                    let frames_sent = u64::from(queued.batch.frames()) - frames_never_sent;
+                    arrived.push_back(Arrived { queued, charge: 0, frames_sent });
+                }
             }
         }
         arrived.append(&mut self.arrived);

@@ -21,6 +21,7 @@ mod groups;
 mod handshake;
 mod harness;
 mod isolation;
+mod kills;
 mod latency;
 mod ledger;
 mod limits;
