@@ -59,14 +59,14 @@ impl RelayArgs {
         Ok(command)
     }
 
-    /// Puts a key of the outputs in the place of the same one, or behind the others.
+    /// Puts a key of the outputs in the place of the same one, or behind the others; without a value it is left out.
     fn set_output_key(&mut self, key: &str, value: &str) {
         let others = self.relay_keys.split('&').filter(|pair| {
             let name = pair.split_once('=').map_or(*pair, |(name, _)| name);
             !pair.is_empty() && name != key
         });
-        let pair = format!("{key}={value}");
-        self.relay_keys = others.chain([&*pair]).collect::<Vec<_>>().join("&");
+        let pair = Some(format!("{key}={value}")).filter(|_| !value.is_empty());
+        self.relay_keys = others.chain(pair.as_deref()).collect::<Vec<_>>().join("&");
     }
 }
 
@@ -137,6 +137,9 @@ mod tests {
         assert_eq!(two.workers, 2);
         assert_eq!(two.relay_keys, "when_full=block&connections=per_worker&queue=1MiB");
         assert_eq!(two.backend, "auto");
+
+        let variant: Variant = "disk:when_full=,buffer=disk".parse().unwrap();
+        assert_eq!(variant.of(&relay()).unwrap().relay_keys, "queue=64MiB&buffer=disk");
 
         let variant: Variant = "old:path=/tmp/a:b/tapster,backend=epoll".parse().unwrap();
         let old = variant.of(&relay()).unwrap();
