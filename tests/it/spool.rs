@@ -5,10 +5,13 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::thread;
 use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
 
 use tapster::observability::OutputLedger;
 use tapster::output::Balance;
 use tapster::output::Checkpoint;
+use tapster::queue::WhenFull;
 use tapster::queue::spool::Moment;
 use tapster::queue::spool::OnFull;
 use tapster::queue::spool::Spool;
@@ -28,6 +31,7 @@ use crate::support::relay::to;
 use crate::support::relay::to_group;
 use crate::support::stream::Transport;
 use crate::support::stream::folder;
+use crate::support::tmpfs::Tmpfs;
 use crate::support::wait::eventually;
 use crate::support::wait::millis;
 
@@ -35,6 +39,8 @@ use crate::support::wait::millis;
 const FRAMES: u64 = 10_000;
 /// More than the kernel's buffers on both sides of a connection hold, from two writers.
 const MANY: u64 = 40_000;
+/// For how long a disk is full.
+const FULL_FOR: Duration = Duration::from_secs(30);
 const MEMORY: usize = 256 << 10;
 
 /// An output with little memory, and frames that fit into a part of it. Writers wait for its disk.
@@ -249,6 +255,69 @@ on_both_backends! {
         reader.resume();
         let (_, collected) = relay.drain_into(reader);
         numbered::assert_complete(collected.payloads(), &[(0, 0..100), (1, 0..FRAMES)]);
+    }
+
+    /// One output has a spool on a small disk that something else fills up, the other is well.
+    fn a_full_disk_costs_its_own_output_alone_and_is_over_when_there_is_room(backend) {
+        let folder = folder();
+        let Some(disk) = Tmpfs::mount(folder.path(), 2 << 20) else { return };
+        let mut absent = CollectingReader::start(Transport::Unix, folder.path());
+        absent.die();
+        let well = CollectingReader::start(Transport::Unix, folder.path());
+        let output = small(to(&absent).on_disk(&spool_of(disk.path())));
+        let output = output.spool_config(|config| config.on_full = OnFull::DropOldest);
+        let relay = relay(backend).output(output).output(to(&well).when_full(WhenFull::Block)).start();
+        let mut peer = relay.writer();
+        let mut frames = 0;
+        let mut write = |until: Instant| {
+            while Instant::now() < until {
+                peer.send(&numbered::frames(0, frames..frames + 50));
+                frames += 50;
+                thread::sleep(millis(2));
+            }
+            frames
+        };
+        // Full of its own frames, then of something else that grows until the last byte.
+        write(Instant::now() + FULL_FOR / 2);
+        let filler = disk.path().join("filler");
+        let _ = std::fs::write(&filler, vec![0; 4 << 20]);
+        let until_now = write(Instant::now() + FULL_FOR / 2);
+        well.wait_for_frames(until_now as usize);
+        let lost = dropped(&relay.output(0));
+        assert!(lost > 0, "{:?}", relay.output(0));
+        // Nobody helps but by making room.
+        std::fs::remove_file(&filler).expect("the filler");
+        let from_now = write(Instant::now() + millis(100));
+        absent.revive();
+        relay.wait_until_written();
+        let frames = write(Instant::now() + millis(100));
+        drop(peer);
+        relay.wait_until_idle();
+        let ledger = relay.drain();
+        let [output, other] = &ledger.outputs[..] else { panic!("{ledger:?}") };
+        assert_eq!((other.frames_sent, dropped(other)), (frames, 0));
+        assert_eq!(output.frames_sent + dropped(output), frames);
+        assert!(!spool(output).degraded);
+        let absent = absent.close();
+        numbered::assert_rising(absent.payloads());
+        assert_eq!(absent.frames(), output.frames_sent);
+        let last: Vec<u64> = absent.payloads().iter().map(|payload| Number::of(payload).sequence).collect();
+        let after: u64 = last.iter().filter(|sequence| **sequence >= from_now).count() as u64;
+        assert_eq!(after, frames - from_now, "what came once it was well again");
+        numbered::assert_complete(well.close().payloads(), &[(0, 0..frames)]);
+    }
+
+    /// A disk that is full of other things holds up nothing that its collector can take.
+    fn frames_that_a_full_disk_has_no_room_for_pass_it_by_while_the_collector_takes_them(backend) {
+        let folder = folder();
+        let Some(disk) = Tmpfs::mount(folder.path(), 1 << 20) else { return };
+        let _ = std::fs::write(disk.path().join("filler"), vec![0; 2 << 20]);
+        let reader = CollectingReader::tcp();
+        let relay = relay(backend).output(small(to(&reader).on_disk(&spool_of(disk.path())))).start();
+        write(&relay, 0, 0..FRAMES).join().expect("the writer ends well");
+        let (ledger, collected) = relay.drain_into(reader);
+        numbered::assert_complete(collected.payloads(), &[(0, 0..FRAMES)]);
+        assert_eq!(dropped(&ledger.outputs[0]), 0);
     }
 
     /// Also where every append is synced, and where none is.

@@ -11,5 +11,6 @@ pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod stream;
+pub(crate) mod tmpfs;
 pub(crate) mod wait;
 pub(crate) mod wire;

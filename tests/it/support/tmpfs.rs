@@ -1,0 +1,38 @@
+//! A file system of a few MiB, to be filled.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A mounted tmpfs, which goes with this.
+#[derive(Debug)]
+pub(crate) struct Tmpfs {
+    path: PathBuf,
+}
+
+impl Tmpfs {
+    /// Mounts one of so many bytes below `folder`; `None`, said on stderr, where that is not allowed.
+    pub(crate) fn mount(folder: &Path, bytes: u64) -> Option<Self> {
+        let path = folder.join("tmpfs");
+        std::fs::create_dir(&path).expect("a folder to write to");
+        let options = format!("size={bytes}");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).output();
+        match mount {
+            Ok(output) if output.status.success() => Some(Self { path }),
+            _ => {
+                eprintln!("skipped: a tmpfs cannot be mounted here");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).output();
+    }
+}
