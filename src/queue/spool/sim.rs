@@ -273,6 +273,10 @@ impl Storage for SimFolder {
         fate.map(|()| bytes.len())
     }
 
+    fn reserve(&self, _: &SimFile, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn truncate(&self, file: &SimFile, len: u64) -> io::Result<()> {
         self.operate()?;
         let mut sim = self.0.borrow_mut();

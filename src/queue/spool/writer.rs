@@ -259,6 +259,11 @@ impl<S: Storage> Spool<S> {
                 let _ = self.storage.unlink(&name);
                 return Err(error);
             }
+            // The room that this takes must be nobody else's.
+            let free = self.storage.free_bytes().unwrap_or(0);
+            if free > self.config.min_free.saturating_add(2 * self.config.segment_len()) {
+                let _ = self.storage.reserve(&file, self.config.segment_len());
+            }
             let len = SEGMENT_HEADER_LEN as u64;
             self.bytes += len;
             self.segments.push_back(Segment {
@@ -292,6 +297,8 @@ impl<S: Storage> Spool<S> {
             segment.len += footer.len() as u64;
             self.bytes += footer.len() as u64;
         }
+        // Gives back what was reserved.
+        let _ = self.storage.truncate(&open.file, segment.len);
         if self.config.sync != Sync::None {
             self.storage.sync(&open.file)?;
         }
