@@ -15,6 +15,7 @@ use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
 use crate::queue::spool::segment::Scan;
 use crate::queue::spool::segment::segment_name;
 use crate::queue::spool::storage::Storage;
+use crate::transport::buffer::ReadBuffer;
 
 /// Where the reader is.
 #[derive(Debug)]
@@ -24,15 +25,37 @@ pub(super) struct Reader<F> {
     scan: Option<(Scan, F)>,
     /// Attempts that failed since the last that did not.
     failures: u32,
+    /// What is read into, while no segment is open.
+    blocks: ReadBuffer,
 }
 
 impl<F> Reader<F> {
     pub(super) fn new(position: Position) -> Self {
-        Self { position, scan: None, failures: 0 }
+        Self { position, scan: None, failures: 0, blocks: ReadBuffer::default() }
     }
 
     pub(super) fn seek(&mut self, position: Position) {
-        *self = Self::new(position);
+        self.close();
+        self.position = position;
+        self.failures = 0;
+    }
+
+    /// Gives up the segment. Returns its file.
+    fn close(&mut self) -> Option<F> {
+        let (scan, file) = self.scan.take()?;
+        self.blocks = scan.into_blocks();
+        Some(file)
+    }
+
+    fn open(&mut self, position: Position, file: F) -> &mut (Scan, F) {
+        let blocks = std::mem::take(&mut self.blocks);
+        self.scan.insert((Scan::reusing(position.segment, position.offset, blocks), file))
+    }
+
+    /// Frees the memory that nobody needed since the last call.
+    pub(super) fn free_unused(&mut self) {
+        let open = self.scan.as_mut().map(|(scan, _)| scan.blocks());
+        open.unwrap_or(&mut self.blocks).free_unused();
     }
 }
 
@@ -134,8 +157,10 @@ impl<S: Storage> Spool<S> {
     /// Takes everything up to `position`, which [`Spool::append`] gave, as read: the caller has it.
     pub fn skip_to(&mut self, position: Position) {
         if position.frame_seq > self.reader.position.frame_seq {
-            let scan = self.reader.scan.take().filter(|_| position.segment == self.reader.position.segment);
-            self.reader.scan = scan.map(|(_, file)| (Scan::new(position.segment, position.offset), file));
+            let file = self.reader.close().filter(|_| position.segment == self.reader.position.segment);
+            if let Some(file) = file {
+                self.reader.open(position, file);
+            }
             self.reader.position = position;
         }
     }
@@ -200,14 +225,14 @@ impl Position {
 
 /// Goes on in the reader's segment, of which `len` bytes are readable.
 fn scan_on<S: Storage>(storage: &S, reader: &mut Reader<S::File>, len: u64) -> io::Result<Option<Found>> {
-    let Position { segment, offset, .. } = reader.position;
-    if reader.scan.is_none() && offset >= len {
-        return Ok(None);
+    let position = reader.position;
+    if reader.scan.is_none() {
+        if position.offset >= len {
+            return Ok(None);
+        }
+        reader.open(position, storage.open(&segment_name(position.segment))?);
     }
-    let (scan, file) = match &mut reader.scan {
-        Some(scan) => scan,
-        none => none.insert((Scan::new(segment, offset), storage.open(&segment_name(segment))?)),
-    };
+    let Some((scan, file)) = &mut reader.scan else { return Ok(None) };
     scan.next(storage, file, len)
 }
 

@@ -13,6 +13,8 @@ use crate::queue::spool::record::RecordHeader;
 use crate::queue::spool::record::checksum;
 use crate::queue::spool::storage::Storage;
 use crate::queue::spool::storage::read_full;
+use crate::transport::buffer::ReadBuffer;
+use crate::transport::buffer::Tail;
 
 /// Length of the header of a segment, in bytes.
 pub const SEGMENT_HEADER_LEN: usize = 4096;
@@ -145,12 +147,28 @@ pub(super) struct Scan {
     chunk: Bytes,
     /// Bytes that may still be checked to find out what looks like a record and is none.
     search_budget: Option<u64>,
+    /// What is read into.
+    blocks: ReadBuffer,
 }
 
 impl Scan {
     /// A scan of segment `segment` from `offset` on, where a record begins.
     pub(super) fn new(segment: u64, offset: u64) -> Self {
-        Self { segment, offset, chunk: Bytes::new(), search_budget: None }
+        Self::reusing(segment, offset, ReadBuffer::default())
+    }
+
+    /// The same, with the blocks of another scan.
+    pub(super) fn reusing(segment: u64, offset: u64, blocks: ReadBuffer) -> Self {
+        Self { segment, offset, chunk: Bytes::new(), search_budget: None, blocks }
+    }
+
+    pub(super) fn blocks(&mut self) -> &mut ReadBuffer {
+        &mut self.blocks
+    }
+
+    /// Ends the scan.
+    pub(super) fn into_blocks(self) -> ReadBuffer {
+        self.blocks
     }
 
     /// Where the next record begins.
@@ -253,11 +271,17 @@ impl Scan {
         if self.chunk.len() as u64 >= len.min(left) {
             return Ok(());
         }
-        let len = len.max(READ_LEN).min(left);
-        let mut chunk = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-        let filled = read_full(storage, file, &mut chunk, self.offset)?;
-        chunk.truncate(filled);
-        self.chunk = chunk.into();
+        let to_usize = |len| usize::try_from(len).map_err(io::Error::other);
+        // There is room for half of what is asked for, at least.
+        let (len_max, left) = (to_usize(READ_LEN.max(2 * len))?, to_usize(left)?);
+        let offset = self.offset;
+        self.chunk = Bytes::new();
+        self.chunk = self.blocks.with_room(&mut Tail::default(), len_max, |block| {
+            block.resize(block.capacity().min(len_max).min(left), 0);
+            let filled = read_full(storage, file, block, offset);
+            block.truncate(*filled.as_ref().unwrap_or(&0));
+            filled.map(|_| block.split().freeze())
+        })?;
         Ok(())
     }
 
@@ -267,7 +291,7 @@ impl Scan {
     }
 }
 
-/// Bytes of one read.
+/// Most bytes of one read, unless one record has more.
 pub(super) const READ_LEN: u64 = 512 << 10;
 
 /// A search for a sound record checks candidates of no more than so many times the length of the file.

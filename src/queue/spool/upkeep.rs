@@ -53,6 +53,7 @@ impl<S: Storage> Spool<S> {
         }
         if self.upkeep_due <= now.instant {
             self.upkeep_due = now.instant + (self.config.max_age / AGE_STEPS).min(UPKEEP_INTERVAL_MAX);
+            self.reader.free_unused();
             self.expire(now)?;
         }
         Ok(())
