@@ -10,6 +10,8 @@ ROUNDS=${ROUNDS:-11}
 RESULTS=${RESULTS:-target/bench}
 LOADGEN=${LOADGEN:-target/release/loadgen}
 
+SPOOL=${TMPDIR:-/tmp}/tapster-bench-spool.$$
+
 EPOLL=(--variant epoll:backend=epoll)
 # One CPU for everything, ahead of other processes: what wakes another CPU takes 40 microseconds of a virtual machine.
 ONE_CPU=(--pin 0:0 --class fifo)
@@ -38,13 +40,18 @@ row_arguments() {
         lone)
             duration=3s rounds=$((ROUNDS < 5 ? ROUNDS : 5))
             arguments=(--rate 20 "${ONE_CPU[@]}" "${EPOLL[@]}" --against direct) ;;
+        spool)
+            # A folder of the disk, where that of temporary files is in memory: TMPDIR=/var/tmp.
+            local disk="when_full=,buffer=disk,spool.dir=$SPOOL,spool.on_full=block,spool.min_free=0B"
+            duration=2s
+            arguments=(--variant "disk:$disk" --variant "unsynced:$disk,spool.sync=none" --against floor) ;;
         memory)        arguments=(--outputs 4 --against floor) ;;
         *)             return 1 ;;
     esac
 }
 
 ROWS=(unix-1 unix-2 unix-4 tcp-1 tcp-2 tcp-4 writers-4 writers-32 small-1 small-2 small-200k-1 small-200k-2
-    peers-1 peers-2 peers-4 workers latency lone idle memory)
+    peers-1 peers-2 peers-4 workers latency lone idle memory spool)
 
 measure() {
     local row=$1

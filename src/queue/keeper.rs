@@ -29,6 +29,7 @@ use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::Queued;
 use crate::queue::channel::charge;
+use crate::queue::outstanding::Outstanding;
 use crate::queue::receipts::Receipt;
 use crate::queue::receipts::ReceiptReceiver;
 use crate::queue::spool::LossReason;
@@ -81,7 +82,7 @@ impl Keeper {
             spool: None,
             arrived: VecDeque::new(),
             read: None,
-            out: Out::default(),
+            out: Outstanding::default(),
             left: Vec::new(),
             retry_at: None,
             read_at: None,
@@ -100,7 +101,8 @@ struct Keeping {
     arrived: VecDeque<Arrived>,
     /// Out of the spool, and not in the back queue as yet.
     read: Option<Queued>,
-    out: Out,
+    /// What the lane has, or is about to get, of what is on disk.
+    out: Outstanding,
     /// What the lane has left at its end.
     left: Vec<(Queued, u64)>,
     /// The spool cannot be opened, or written to: then it is tried again.
@@ -116,22 +118,6 @@ struct Arrived {
     charge: usize,
     /// Frames of it that were sent, and not acknowledged, by a lane that has ended.
     frames_sent: u64,
-}
-
-/// Batches of the spool that the lane has, or is about to get, in their order.
-#[derive(Default)]
-struct Out {
-    batches: VecDeque<OutBatch>,
-    /// Frames of those that are still on disk.
-    frames: u64,
-}
-
-struct OutBatch {
-    place: Position,
-    frames: u64,
-    settled: bool,
-    /// Its segment was dropped, or removed for its age.
-    gone: bool,
 }
 
 impl Keeping {
@@ -371,7 +357,7 @@ impl Keeping {
         self.count_lost(0);
         let Some(spool) = &self.spool else { return };
         let metrics = self.keeper.metrics.spool();
-        metrics.frames.store(spool.frames().saturating_sub(self.out.frames), Relaxed);
+        metrics.frames.store(spool.frames().saturating_sub(self.out.frames()), Relaxed);
         metrics.bytes.store(spool.bytes(), Relaxed);
         metrics.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
     }
@@ -379,7 +365,7 @@ impl Keeping {
     /// Counts what the spool has lost, but for so many frames that are counted already, and what the lane still has.
     fn count_lost(&mut self, frames_counted: u64) {
         let Some(spool) = &mut self.spool else { return };
-        let mut not_lost = frames_counted + self.out.take_gone(spool.acknowledged());
+        let mut not_lost = frames_counted + self.out.drop_before(spool.acknowledged());
         while let Some((reason, frames)) = spool.poll_loss() {
             let lost = frames.saturating_sub(not_lost);
             not_lost -= frames - lost;
@@ -400,7 +386,7 @@ impl Keeping {
             self.spool.as_ref().map(Spool::poll_timeout),
             self.retry_at,
             self.read_at,
-            (!self.out.batches.is_empty()).then(|| now + RECEIPTS_PAUSE),
+            (!self.out.is_empty()).then(|| now + RECEIPTS_PAUSE),
             blocked.then(|| now + BLOCKED_PAUSE),
         ];
         let due = due.into_iter().flatten().min();
@@ -498,49 +484,6 @@ impl Keeping {
         metrics.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
         let (frames_spooled, bytes) = (metrics.frames.load(Relaxed), spool.bytes());
         info!(output, frames_spooled, bytes, "the spool is closed");
-    }
-}
-
-impl Out {
-    fn push(&mut self, place: Position, frames: u64) {
-        self.batches.push_back(OutBatch { place, frames, settled: false, gone: false });
-        self.frames += frames;
-    }
-
-    /// Notes that the batch before `place` is settled. Returns the place up to which all are, if that has moved.
-    fn settled(&mut self, place: Position) -> Option<Position> {
-        let index = self.index_of(place)?;
-        self.batches[index].settled = true;
-        let mut done = None;
-        while let Some(first) = self.batches.front().filter(|first| first.settled) {
-            self.frames -= if first.gone { 0 } else { first.frames };
-            done = Some(first.place);
-            self.batches.pop_front();
-        }
-        done
-    }
-
-    fn is_on_disk(&self, place: Position) -> bool {
-        self.index_of(place).is_some_and(|index| !self.batches[index].gone)
-    }
-
-    fn index_of(&self, place: Position) -> Option<usize> {
-        self.batches.binary_search_by_key(&place.frame_seq(), |batch| batch.place.frame_seq()).ok()
-    }
-
-    /// Notes what was dropped of the disk, all before `acknowledged`. Returns how many frames of that are here.
-    fn take_gone(&mut self, acknowledged: Position) -> u64 {
-        let mut frames = 0;
-        for batch in &mut self.batches {
-            if batch.place.frame_seq() > acknowledged.frame_seq() {
-                break;
-            }
-            if !std::mem::replace(&mut batch.gone, true) {
-                frames += batch.frames;
-            }
-        }
-        self.frames -= frames;
-        frames
     }
 }
 

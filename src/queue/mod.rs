@@ -2,6 +2,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod keeper;
+pub(crate) mod outstanding;
 pub(crate) mod receipts;
 pub mod spool;
 pub mod when_full;

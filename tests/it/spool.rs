@@ -67,6 +67,18 @@ fn spooled(relay: &TestRelay) -> u64 {
     relay.output(0).frames_spooled
 }
 
+fn die_and_return(reader: &mut CollectingReader) {
+    reader.die();
+    return_to_the_relay(reader);
+}
+
+/// Waits until the relay has seen that it is there again: what it had sent before is not acknowledged by the end of it.
+fn return_to_the_relay(reader: &mut CollectingReader) {
+    let sessions = reader.session_count();
+    reader.revive();
+    reader.wait_for_sessions(sessions + 1);
+}
+
 /// Both ways to use a spool.
 fn both(reader: &CollectingReader, folder: &Path) -> [OutputBuilder; 2] {
     [to(reader).spills_to(&spool_of(folder)), to(reader).on_disk(&spool_of(folder))].map(small)
@@ -145,10 +157,11 @@ on_both_backends! {
     fn a_collector_that_dies_again_and_again_gets_everything(backend) {
         for checkpoint in [None, Some(Checkpoint::Every(millis(100)))] {
             let folder = folder();
-            let mut reader = CollectingReader::tcp();
+            // A unix socket tells what its reader has read.
+            let mut reader = CollectingReader::start(Transport::Unix, folder.path());
             let output = small(to(&reader).on_disk(&spool_of(folder.path()))).finish_timeout(millis(1000));
             let output = match checkpoint {
-                None => output.ack_received().replay_margin(64 << 10),
+                None => output.ack_received(),
                 Some(checkpoint) => output.checkpoint(checkpoint),
             };
             let relay = relay(backend).output(output.queue(1 << 20)).start();
@@ -157,8 +170,7 @@ on_both_backends! {
                 write(&relay, 0, frames..frames + FRAMES).join().expect("the writer ends well");
                 frames += FRAMES;
                 eventually("frames come", || reader.frames() as u64 >= frames / 2);
-                reader.die();
-                reader.revive();
+                die_and_return(&mut reader);
             }
             relay.wait_until_written();
             let output = relay.drain().outputs.remove(0);
@@ -188,7 +200,7 @@ on_both_backends! {
             dies.iter().for_each(|index| readers[*index].die());
             write(&relay, 0, frames..frames + FRAMES).join().expect("the writer ends well");
             frames += FRAMES;
-            dies.iter().for_each(|index| readers[*index].revive());
+            dies.iter().for_each(|index| return_to_the_relay(&mut readers[*index]));
         }
         relay.wait_until_written();
         let output = relay.drain().outputs.remove(0);
