@@ -142,7 +142,8 @@ fn a_segment_that_cannot_be_opened_by_anybody_else_is_inspected_in_use() {
     let (_spool, _) = dir.open().unwrap();
     let folder = Folder::open_to_inspect(&dir.path).unwrap();
     let inspected = inspect(&folder).unwrap();
-    assert_eq!(inspected.content_type(), Some(&ContentType::DNSTAP));
+    let header = inspected.newest_header().unwrap();
+    assert_eq!((header.segment, &header.content_type), (3, &Some(ContentType::DNSTAP)));
     assert_eq!(inspected.cursor.unwrap().position.frame_seq(), 0);
     let ends: Vec<_> = inspected.segments.iter().map(|segment| segment.frame_seq_end).collect();
     assert_eq!(ends, [Some(2), Some(4), Some(6)]);

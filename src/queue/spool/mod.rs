@@ -69,6 +69,7 @@
 //!   again, to another segment, under the same numbers.
 
 mod config;
+mod contents;
 mod cursor;
 mod gaps;
 mod inspect;
@@ -92,6 +93,10 @@ pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
 pub use config::Sync;
+pub use contents::Content;
+pub use contents::Contents;
+pub use contents::Flaw;
+pub use contents::Part;
 pub use cursor::CursorSlot;
 pub use inspect::Inspected;
 pub use inspect::InspectedSegment;

@@ -237,19 +237,11 @@ impl<S: Storage> Recovery<S> {
         self.segments.insert(number, (entry, header));
     }
 
-    /// Which spool this is: the one that most files are of. A cursor of another is set aside.
+    /// Which spool this is. A cursor of another is set aside.
     fn identify(&self, slot: Option<CursorSlot>) -> ([u8; 16], Option<CursorSlot>) {
-        let within = |slot: &CursorSlot| {
-            slot.position.segment <= SEGMENT_MAX / 2 && slot.position.frame_seq <= FRAME_SEQ_MAX / 2
-        };
-        let slot = slot.filter(within);
-        let mut votes = BTreeMap::<[u8; 16], usize>::new();
         let headers = self.segments.values().filter_map(|(_, header)| header.as_ref());
-        let ids = headers.map(|header| header.spool).chain(slot.map(|slot| slot.spool));
-        ids.for_each(|id| *votes.entry(id).or_default() += 1);
-        let id = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id);
-        let id = id.unwrap_or_else(|| fastrand::u128(..).to_le_bytes());
-        (id, slot.filter(|slot| slot.spool == id))
+        let (id, slot) = identify(headers, slot);
+        (id.unwrap_or_else(|| fastrand::u128(..).to_le_bytes()), slot)
     }
 
     /// The segments of this spool in order, and a number that is above those of all frames but of the last segment.
@@ -463,6 +455,22 @@ impl<S: Storage> Recovery<S> {
         report.bad_files = spool.bad.len();
         Ok((spool, report))
     }
+}
+
+/// Which spool files are of: the one that most of them are of. And its cursor, if the one that was found is of it.
+pub(super) fn identify<'a>(
+    headers: impl Iterator<Item = &'a SegmentHeader>,
+    slot: Option<CursorSlot>,
+) -> (Option<[u8; 16]>, Option<CursorSlot>) {
+    let within = |slot: &CursorSlot| {
+        slot.position.segment <= SEGMENT_MAX / 2 && slot.position.frame_seq <= FRAME_SEQ_MAX / 2
+    };
+    let slot = slot.filter(within);
+    let mut votes = BTreeMap::<[u8; 16], usize>::new();
+    let ids = headers.map(|header| header.spool).chain(slot.map(|slot| slot.spool));
+    ids.for_each(|id| *votes.entry(id).or_default() += 1);
+    let id = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id);
+    (id, slot.filter(|slot| Some(slot.spool) == id))
 }
 
 /// Tries three times: a failure that passes is not to cost a segment.
