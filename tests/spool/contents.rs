@@ -1,13 +1,17 @@
 //! A look at a spool: what it finds is what the spool then gives, and what it misses is what the spool counts as lost.
 
+use std::time::Duration;
+
 use tapster::protocol::ContentType;
 use tapster::queue::spool::Content;
 use tapster::queue::spool::Contents;
 use tapster::queue::spool::Flaw;
 use tapster::queue::spool::Moment;
+use tapster::queue::spool::OnFull;
 use tapster::queue::spool::Part;
 use tapster::queue::spool::SimFolder;
 use tapster::queue::spool::Spool;
+use tapster::queue::spool::Sync;
 use tapster::queue::spool::inspect;
 
 use crate::corruption::FIRST;
@@ -22,6 +26,7 @@ use crate::support::Clock;
 use crate::support::batch;
 use crate::support::numbers;
 use crate::support::open;
+use crate::support::small;
 
 /// What a look finds: the numbers of frames, and the flaws.
 fn look(folder: &SimFolder, part: Part, now: Moment) -> (Vec<u64>, Vec<Flaw>) {
@@ -216,4 +221,50 @@ fn what_cannot_be_read_is_told_and_the_rest_is_read() {
         })
         .collect();
     assert!(matches!(flaws[..], [Flaw::Unreadable { .. }, Flaw::Missing { first: 0, .. }]), "{flaws:?}");
+}
+
+#[test]
+fn what_was_read_before_a_moment_is_dropped_by_whole_segments() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = small(Sync::Batch, OnFull::Block);
+    let begin = clock.now().unix;
+    for _ in 0..3 {
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        for _ in 0..2 {
+            let batch = books.batch(1, 40, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+            clock.advance(Duration::from_secs(5));
+        }
+        spool.close(clock.now()).unwrap();
+    }
+    folder.put("seg-00000000000000aa.fsr.bad", vec![0; 10]);
+    let drop_before = |unix, clock: Clock| {
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        let before = spool.frames();
+        spool.drop_before(unix, clock.now()).unwrap();
+        let lost = std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum::<u64>();
+        assert_eq!(spool.frames() + lost, before);
+        spool.close(clock.now()).unwrap();
+        lost
+    };
+    // The footers tell: the files of this folder say that they were last written in another age.
+    assert_eq!(drop_before(begin + 5_000_000_000, clock), 0);
+    assert_eq!(drop_before(begin + 10_000_000_000, clock), 2);
+    assert_eq!(look_at_numbers(&folder, clock), [2, 3, 4, 5]);
+    assert_eq!(drop_before(u64::MAX, clock), 4);
+    assert_eq!(folder.names(), ["cursor"]);
+    // And the numbers go on.
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    let appended = spool.append(&[batch(6, 1, 40, clock.now())], clock.now()).unwrap();
+    assert_eq!(appended.positions[0].frame_seq(), 7);
+}
+
+fn look_at_numbers(folder: &SimFolder, clock: Clock) -> Vec<u64> {
+    let inspected = inspect(folder).unwrap();
+    let contents = Contents::new(folder, &inspected, Part::Waiting, clock.now());
+    let frames = contents.flat_map(|content| match content {
+        Content::Batch(_, batch) => numbers(&batch),
+        Content::Flaw(flaw) => panic!("{flaw}"),
+    });
+    frames.collect()
 }

@@ -197,7 +197,7 @@ impl<S: Storage> Recovery<S> {
 
     /// Reads the headers, and gives segments back their names.
     fn examine_segments(&mut self) -> Result<(), SpoolError> {
-        for (number, (entry, _)) in std::mem::take(&mut self.segments) {
+        for (number, (mut entry, _)) in std::mem::take(&mut self.segments) {
             let file = match patiently(|| self.storage.open(&entry.name)) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -215,6 +215,12 @@ impl<S: Storage> Recovery<S> {
                 continue;
             }
             let header = patiently(|| read_header(&self.storage, &file)).unwrap_or(None);
+            let written_as = header.as_ref().map_or(number, |header| header.segment);
+            let footer = patiently(|| read_footer(&self.storage, &file, written_as, entry.len));
+            if let Ok(Some(footer)) = footer {
+                // The age of its frames, whatever has touched the file since.
+                entry.modified = footer.received;
+            }
             match &header {
                 Some(found) if found.segment != number => self.rename_back(entry, header, number),
                 _ => {

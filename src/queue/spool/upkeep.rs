@@ -148,15 +148,23 @@ impl<S: Storage> Spool<S> {
 
     /// Drops what is older than the configuration allows.
     fn expire(&mut self, now: Moment) -> Result<(), SpoolError> {
-        let max_age = nanos(self.config.max_age);
-        let too_old = |youngest: u64| now.unix.saturating_sub(youngest) > max_age;
-        while self.bad.front().is_some_and(|file| too_old(file.modified)) {
+        self.drop_before(now.unix.saturating_sub(nanos(self.config.max_age)), now)
+    }
+
+    /// Drops what was read before `unix`, in nanoseconds of Unix time: whole segments, from the oldest on, as long as
+    /// there is nothing younger in them, and files that were set aside. What was not acknowledged of it is reported,
+    /// reason [`LossReason::Age`].
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] and [`SpoolError::Degraded`]: the rest stays.
+    pub fn drop_before(&mut self, unix: u64, now: Moment) -> Result<(), SpoolError> {
+        while self.bad.front().is_some_and(|file| file.modified < unix) {
             if !self.remove_bad() {
                 break;
             }
         }
         let age_of = |segment: &Segment| segment.youngest.max(segment.created);
-        while let Some(front) = self.segments.front().filter(|front| too_old(age_of(front))) {
+        while let Some(front) = self.segments.front().filter(|front| age_of(front) < unix) {
             let has_records = front.len > SEGMENT_HEADER_LEN as u64;
             if self.segments.len() == 1 && self.open.is_some() {
                 if !has_records {
