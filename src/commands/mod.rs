@@ -11,6 +11,7 @@ use tapster::config::resolve;
 use crate::cli::RelayArgs;
 
 pub(crate) mod check;
+pub(crate) mod connection;
 pub(crate) mod doctor;
 pub(crate) mod file;
 pub(crate) mod inspect;
