@@ -10,6 +10,12 @@ use tapster::config::Options;
 use tapster::config::units::parse_size;
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::spool::SPOOL_EXAMPLES;
+use crate::cli::spool::SpoolCommand;
+
+pub(crate) mod spool;
+pub(crate) mod time;
+
 /// A Frame Streams (dnstap) relay: many writers in, every frame out to every consumer.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 110, after_help = EXAMPLES)]
@@ -35,6 +41,9 @@ pub(crate) enum Command {
     /// Send files to a reader, then STOP, and wait for FINISH
     #[command(after_help = REPLAY_EXAMPLES)]
     Replay(ReplayArgs),
+    /// Look into spools, take frames out of them, or empty them
+    #[command(subcommand, after_help = SPOOL_EXAMPLES)]
+    Spool(SpoolCommand),
 }
 
 #[derive(Args, Debug)]
@@ -164,6 +173,8 @@ Examples:
       Are these files clean, truncated or damaged?
   tapster replay old.fstrm --to tcp://siem.example:6000 --rate 1000
       Send a file again, 1000 frames a second.
+  tapster spool list /var/spool/tapster/*
+      What waits on disk, and since when?
 
 Exit status: 0 clean; 1 failed while running;
 64 bad usage or configuration, found before anything was bound.

@@ -29,6 +29,9 @@ use tapster::protocol::ReaderEvent;
 use tapster::protocol::ReaderSession;
 use tempfile::TempDir;
 
+#[path = "cli/spool.rs"]
+mod spool;
+
 fn tapster(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tapster")).args(args).output().unwrap()
 }
