@@ -21,6 +21,11 @@ pub(crate) struct TimeRange {
 }
 
 impl TimeRange {
+    /// Whether every time lies in it.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.from.is_none() && self.until.is_none()
+    }
+
     /// Whether no time lies in it.
     pub(crate) fn is_nothing(&self) -> bool {
         self.from.zip(self.until).is_some_and(|(from, until)| from >= until)
@@ -116,8 +121,8 @@ mod tests {
         let range = TimeRange { from: Some(at(10)), until: Some(at(20)) };
         let within = [9, 10, 19, 20].map(|second| range.contains(Duration::from_secs(second)));
         assert_eq!(within, [false, true, true, false]);
-        assert!(!range.contains(Duration::MAX) && !range.is_nothing());
-        assert!(TimeRange::default().contains(Duration::MAX));
+        assert!(!range.contains(Duration::MAX) && !range.is_everything() && !range.is_nothing());
+        assert!(TimeRange::default().contains(Duration::MAX) && TimeRange::default().is_everything());
         assert!(TimeRange { until: Some(at(10)), ..range }.is_nothing());
     }
 }

@@ -1,6 +1,7 @@
 //! A writer session over a connection of its own, to one reader.
 
 use std::io;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -71,10 +72,12 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Sends the frames of a batch as they become due, and counts them.
+    /// Sends the frames of a batch as they become due, and counts them. They were recorded at `received`, since the Unix
+    /// epoch, or as the dnstap in them says.
     pub(crate) async fn send(
         &mut self,
         batch: &FrameBatch,
+        received: Option<Duration>,
         pacer: &mut Pacer,
         frames: &mut u64,
     ) -> Result<(), SendError> {
@@ -87,7 +90,7 @@ impl Connection {
         let mut waiting = batch.bytes().clone();
         let (mut due_len, mut due_frames) = (0, 0);
         for payload in batch.payloads() {
-            let due = pacer.due(&payload);
+            let due = pacer.due(&payload, received);
             if due > Instant::now() {
                 self.write(&waiting.split_to(due_len)).await?;
                 *frames += due_frames;

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Output;
+use std::time::Duration;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -12,9 +14,12 @@ use tapster::protocol::FrameBatch;
 use tapster::queue::spool::Moment;
 use tapster::queue::spool::Spool;
 use tapster::queue::spool::SpoolConfig;
+use tapster::queue::spool::SpoolError;
 use tempfile::TempDir;
 
+use crate::AfterStop;
 use crate::assert_exit;
+use crate::reader;
 use crate::stderr;
 use crate::stdout;
 use crate::tapster;
@@ -24,6 +29,8 @@ use crate::tapster;
 struct Dir {
     folder: TempDir,
     name: String,
+    /// Of the output that it is replayed to.
+    keys: &'static str,
 }
 
 const BEGIN: u64 = 1_700_000_000;
@@ -32,7 +39,7 @@ impl Dir {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let name = folder.path().join("spool").to_str().unwrap().to_owned();
-        let dir = Self { folder, name };
+        let dir = Self { folder, name, keys: "" };
         for segment in 0..2 {
             let mut spool = dir.open();
             for record in 3 * segment..3 * segment + 3 {
@@ -46,8 +53,14 @@ impl Dir {
 
     fn open(&self) -> Spool {
         let config = SpoolConfig { min_free: 0, ..SpoolConfig::default() };
-        let path = self.name.as_ref();
-        Spool::open(path, config, Some(ContentType::DNSTAP), moment(BEGIN)).unwrap().0
+        let open = || {
+            let content_type = Some(ContentType::DNSTAP);
+            Spool::open(self.name.as_ref(), config.clone(), content_type, moment(BEGIN))
+        };
+        when_free(|| match open() {
+            Err(SpoolError::InUse { .. }) => None,
+            opened => Some(opened.unwrap().0),
+        })
     }
 
     /// Acknowledges the first `records` records.
@@ -71,8 +84,15 @@ impl Dir {
         fs::write(self.file(name), bytes).unwrap();
     }
 
-    fn run(&self, command: &str, args: &[&str]) -> std::process::Output {
+    fn run(&self, command: &str, args: &[&str]) -> Output {
         tapster(&[&["spool", command, &self.name][..], args].concat())
+    }
+
+    fn drop(&self, args: &[&str]) -> Output {
+        when_free(|| {
+            let output = self.run("drop", args);
+            (!stderr(&output).contains(IN_USE)).then_some(output)
+        })
     }
 
     #[track_caller]
@@ -99,6 +119,14 @@ impl Dir {
     }
 }
 
+/// Waits for a lock that was just released: from fork to exec, a program that another test starts has it as well.
+#[track_caller]
+fn when_free<T>(attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let in_time = std::iter::repeat_with(attempt).take_while(|_| Instant::now() < deadline);
+    in_time.flatten().next().expect("the folder is free")
+}
+
 fn bytes_of(hexadecimal: &str) -> Vec<u8> {
     let digits = hexadecimal.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
     digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
@@ -122,6 +150,7 @@ fn payloads(numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
 
 const FIRST: &str = "seg-0000000000000001.fsr";
 const SECOND: &str = "seg-0000000000000002.fsr";
+const IN_USE: &str = "in use by another process";
 /// Bytes of a record: two frames of eight bytes, with their length words.
 const RECORD: usize = 40 + 2 * 12;
 
@@ -359,10 +388,10 @@ fn drop_removes_a_spool_and_nothing_else() {
     let in_use = dir.open();
     let output = dir.run("drop", &["--yes"]);
     assert_exit(&output, 1);
-    assert!(stderr(&output).contains("in use by another process"), "{}", stderr(&output));
+    assert!(stderr(&output).contains(IN_USE), "{}", stderr(&output));
     assert_eq!(listing_of(&dir), before);
     drop(in_use);
-    let output = dir.run("drop", &["--yes"]);
+    let output = dir.drop(&["--yes"]);
     assert_exit(&output, 0);
     assert!(stdout(&output).contains("dropped 10 frames"), "{}", stdout(&output));
     let names: Vec<_> = listing_of(&dir).into_iter().map(|(name, _)| name).collect();
@@ -375,9 +404,9 @@ fn drop_keeps_segments_that_are_young_enough() {
     let dir = Dir::new();
     let before = |time| ["--yes", "--before", time];
     // The first segment has a frame of that second.
-    assert_exit(&dir.run("drop", &before("2023-11-14T22:13:22Z")), 0);
+    assert_exit(&dir.drop(&before("2023-11-14T22:13:22Z")), 0);
     assert_eq!(dir.dump(&[], 0), payloads(0..12));
-    let output = dir.run("drop", &before("2023-11-14T22:13:23Z"));
+    let output = dir.drop(&before("2023-11-14T22:13:23Z"));
     assert_exit(&output, 0);
     assert!(stdout(&output).contains("dropped 6 frames") && stdout(&output).contains("6 frames waiting"));
     assert_eq!(dir.dump(&[], 0), payloads(6..12));
@@ -404,5 +433,85 @@ fn a_folder_without_a_spool_is_left_as_it_is() {
         &["spool", "drop", path, "--before", "x"],
     ] {
         assert_exit(&tapster(args), 64);
+    }
+}
+
+impl Dir {
+    /// Replays the spool to a reader; returns the payloads that it got, and what was said.
+    #[track_caller]
+    fn replay(&self, args: &[&str], code: i32) -> (Vec<String>, String) {
+        let socket = self.folder.path().join("reader.sock");
+        let reader = reader(&socket, AfterStop::Finish);
+        let to = format!("unix:{}{}", socket.display(), self.keys);
+        let output = tapster(&[&["replay", &self.name, "--to", &to][..], args].concat());
+        assert_exit(&output, code);
+        fs::remove_file(&socket).unwrap();
+        let payloads = reader.join().unwrap();
+        (
+            payloads.iter().map(|payload| String::from_utf8(payload.to_vec()).unwrap()).collect(),
+            stderr(&output),
+        )
+    }
+}
+
+#[test]
+fn replay_sends_what_waits_in_a_spool_in_use_or_everything_and_leaves_it_there() {
+    let dir = Dir::new();
+    dir.acknowledge(1);
+    let before = listing_of(&dir);
+    let _in_use = dir.open();
+    for _ in 0..2 {
+        let (sent, said) = dir.replay(&[], 0);
+        assert_eq!(sent, payloads(2..12));
+        assert!(said.contains("10 frames sent"), "{said}");
+    }
+    assert_eq!(dir.replay(&["--all", "--rate", "1000"], 0).0, payloads(0..12));
+    let range = ["--from", "2023-11-14T22:13:22Z", "--until", "2023-11-14T22:13:24Z"];
+    assert_eq!(dir.replay(&range, 0).0, payloads(4..8));
+    assert_eq!(listing_of(&dir), before);
+}
+
+#[test]
+fn replay_of_a_spool_keeps_the_pace_at_which_its_frames_were_read() {
+    let dir = Dir::new();
+    let start = Instant::now();
+    // Six records, a second apart; the frames themselves have no time.
+    assert_eq!(dir.replay(&["--speed", "20"], 0).0, payloads(0..12));
+    assert!(start.elapsed().as_millis() >= 250);
+}
+
+#[test]
+fn replay_of_a_damaged_spool_sends_what_is_sound_and_exits_with_1() {
+    let dir = Dir::new();
+    dir.damage(SECOND, 4096 + 45);
+    let (sent, said) = dir.replay(&[], 1);
+    assert_eq!(sent, payloads((0..6).chain(8..12)));
+    for part in ["64 bytes from offset 4096 on are damaged", "frames 6 to 7 are missing", "10 frames sent"] {
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+}
+
+#[test]
+fn replay_leaves_out_of_a_spool_what_is_too_long_for_the_reader() {
+    let dir = Dir::new();
+    let mut spool = dir.open();
+    let now = moment(BEGIN + 9);
+    let long = FrameBatch::from_payloads([payload(12), "x".repeat(600), payload(13)], now.instant).unwrap();
+    spool.append(&[long], now).unwrap();
+    let (sent, said) = Dir { keys: "?frame_len_max=512B", ..dir }.replay(&[], 1);
+    assert_eq!(sent, payloads(0..14));
+    assert!(said.contains("1 frame longer than frame_len_max left out"), "{said}");
+}
+
+#[test]
+fn replay_of_a_folder_without_a_spool_exits_with_1() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let output = tapster(&["replay", path, "--to", "unix:/nonexistent/none.sock"]);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("there is no spool in it"), "{}", stderr(&output));
+    for range in [&["--from", "2h", "--until", "3h"][..], &["--from", "soon"]] {
+        let args = [&["replay", path, "--to", "unix:/nonexistent/none.sock"][..], range].concat();
+        assert_exit(&tapster(&args), 64);
     }
 }
