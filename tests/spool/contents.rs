@@ -1,11 +1,16 @@
 //! A look at a spool: what it finds is what the spool then gives, and what it misses is what the spool counts as lost.
 
+use std::sync::Barrier;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
 use tapster::queue::spool::Content;
 use tapster::queue::spool::Contents;
 use tapster::queue::spool::Flaw;
+use tapster::queue::spool::Folder;
 use tapster::queue::spool::Moment;
 use tapster::queue::spool::OnFull;
 use tapster::queue::spool::Part;
@@ -204,6 +209,54 @@ fn a_segment_that_goes_meanwhile_is_neither_damage_nor_missed() {
     let found: Vec<_> = contents.collect();
     assert_eq!(found.len() as u64, RECORDS);
     assert!(found.iter().all(|content| matches!(content, Content::Batch(..))), "{found:?}");
+}
+
+/// A kernel's folder, looked at as often as possible while a spool in it is written, read, and overrun.
+#[test]
+fn a_spool_at_work_looks_sound_at_any_moment() {
+    let tempdir = tempfile::tempdir().unwrap();
+    let path = tempdir.path().join("spool");
+    let (begun, at_work) = (Barrier::new(2), AtomicBool::new(true));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut clock, config) = (Clock::new(), small(Sync::None, OnFull::DropOldest));
+            let (mut spool, _) = Spool::open(&path, config, None, clock.now()).unwrap();
+            begun.wait();
+            for round in 0..4000 {
+                clock.advance(Duration::from_millis(101));
+                spool.append(&[batch(20 * round, 20, 200, clock.now())], clock.now()).unwrap();
+                // Now it keeps up, now it does not.
+                if round % 700 < 400
+                    && let Some((_, position)) = spool.next(clock.now()).unwrap()
+                {
+                    spool.done(position, clock.now());
+                }
+                spool.handle_timeout(clock.now()).unwrap();
+            }
+            at_work.store(false, Ordering::Release);
+        });
+        begun.wait();
+        let folder = Folder::open_to_inspect(&path).unwrap();
+        let (mut looks, mut frames) = (0, 0);
+        while at_work.load(Ordering::Acquire) {
+            let inspected = inspect(&folder).unwrap();
+            let mut last = None;
+            for content in Contents::new(&folder, &inspected, Part::Waiting, Moment::now()) {
+                match content {
+                    Content::Batch(_, batch) => {
+                        for number in numbers(&batch) {
+                            assert!(last < Some(number), "{number} after {last:?}");
+                            last = Some(number);
+                            frames += 1;
+                        }
+                    }
+                    Content::Flaw(flaw) => assert!(!flaw.is_damage(), "look {looks}: {flaw}"),
+                }
+            }
+            looks += 1;
+        }
+        println!("{looks} looks, {frames} frames");
+    });
 }
 
 #[test]

@@ -209,9 +209,12 @@ impl<'a, S: Storage> Contents<'a, S> {
                 (Some(header.spool), header.segment, header.frame_seq)
             }
             None if items.len() < SEGMENT_HEADER_LEN as u64 => {
-                // A crash can leave a file that never had a record.
+                // It never had a record: begun just now, or left by a crash.
                 let bytes = items.len();
-                return self.found(Flaw::Torn { file, offset: 0, bytes });
+                if bytes > 0 {
+                    self.found(Flaw::Torn { file, offset: 0, bytes });
+                }
+                return;
             }
             None => {
                 self.found(Flaw::Header { file: file.clone() });
@@ -259,7 +262,12 @@ impl<'a, S: Storage> Contents<'a, S> {
     /// Goes on by one record or stretch of damage.
     fn go_on(&mut self, file: String, mut items: SegmentItems<'a, S>) {
         let offset = items.offset();
-        let Some(item) = items.next() else { return };
+        let Some(mut item) = items.next() else { return };
+        if matches!(item, Ok(Found::Damage { .. })) && !items.is_at_end() {
+            // A full disk makes a spool at work take back what it wrote, and write there again: the second look counts.
+            items.seek(offset);
+            item = items.next().unwrap_or(item);
+        }
         let bytes = items.offset() - offset;
         match item {
             Ok(Found::Record(header, payload)) => {
