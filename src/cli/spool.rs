@@ -67,7 +67,7 @@ Examples:
   tapster spool list /var/spool/tapster/*
   tapster spool check --json /var/spool/tapster/siem
   tapster spool dump /var/spool/tapster/siem --to waiting.fstrm
-  tapster spool dump /var/spool/tapster/siem --from 2h | dnstap -r -
+  tapster spool dump /var/spool/tapster/siem --from 2h | dnstap -r /dev/stdin
   tapster spool drop /var/spool/tapster/siem --before 7d --yes
 
 `list`, `check` and `dump` take no lock and change nothing: the relay may be
@@ -80,7 +80,8 @@ has: the relay will count them as lost, reason `spool_damaged`. It also passes
 over what is damaged, and sets the file aside when it is done with it.
 
 With --json: {\"folder\",\"content_type\",\"frames\",\"frames_waiting\",\"bytes\",
-\"status\",\"flaws\",\"flaws_count\"} per folder; the first 1000 flaws are listed.
+\"status\",\"flaws\",\"flaws_count\",\"set_aside\"} per folder; the first 1000 flaws
+are listed.
 
 Exit status: 0 every folder is sound; 1 something is damaged, was set aside,
 or cannot be read.";

@@ -124,7 +124,8 @@ impl Listing {
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { folder, bytes, .. } = self;
-        let content_type = self.content_type.as_deref().unwrap_or("no content type");
+        let unknown = if self.segments.is_empty() { "content type unknown" } else { "no content type" };
+        let content_type = self.content_type.as_deref().unwrap_or(unknown);
         write!(out, "{folder}: {content_type}, {} waiting, ", count_frames(self.frames_waiting))?;
         let segments = counted(self.segments.len() as u64, "segment");
         writeln!(out, "{segments} of {bytes} bytes{}", span(self.oldest, self.youngest))?;

@@ -21,6 +21,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`inspect`] and [`Contents`] look at a folder without touching it, in use or not.
+//!
 //! # On disk
 //!
 //! Numbers are little-endian, checksums are CRC32C, times are nanoseconds of Unix time.
