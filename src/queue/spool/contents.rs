@@ -17,6 +17,7 @@ use crate::queue::spool::cursor::CURSOR_NAME;
 use crate::queue::spool::cursor::Cursor;
 use crate::queue::spool::segment::Found;
 use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
+use crate::queue::spool::segment::segment_of;
 use crate::queue::spool::storage::Storage;
 
 /// How much of a spool is read.
@@ -45,7 +46,7 @@ pub enum Content {
 #[non_exhaustive]
 pub enum Flaw {
     /// Bytes that are no record.
-    #[error("{file}: {bytes} bytes from offset {offset} on are damaged")]
+    #[error("{}: {bytes} bytes from offset {offset} on are damaged", file.escape_debug())]
     Damaged {
         /// Name of the file.
         file: String,
@@ -55,7 +56,7 @@ pub enum Flaw {
         bytes: u64,
     },
     /// The end of a file that is no record. It is no damage: the frames in it, if any, were never wholly written.
-    #[error("{file}: the last {bytes} bytes are no record, as a crash or a write under way leaves them")]
+    #[error("{}: the last {bytes} bytes are no record: a crash or a write under way", file.escape_debug())]
     Torn {
         /// Name of the file.
         file: String,
@@ -65,7 +66,7 @@ pub enum Flaw {
         bytes: u64,
     },
     /// The header of a segment. Its records are found without it.
-    #[error("{file}: the header is damaged")]
+    #[error("{}: the header is damaged", file.escape_debug())]
     Header {
         /// Name of the file.
         file: String,
@@ -82,13 +83,13 @@ pub enum Flaw {
         frames: u64,
     },
     /// A segment of another spool, which is not read.
-    #[error("{file}: is of another spool, and left out")]
+    #[error("{}: is of another spool, and left out", file.escape_debug())]
     OtherSpool {
         /// Name of the file.
         file: String,
     },
     /// A segment of another content type, which is not read.
-    #[error("{file}: is of another content type ({content_type}), and left out")]
+    #[error("{}: is of another content type ({content_type}), and left out", file.escape_debug())]
     OtherContentType {
         /// Name of the file.
         file: String,
@@ -96,7 +97,7 @@ pub enum Flaw {
         content_type: String,
     },
     /// The rest of a file cannot be read.
-    #[error("{file}: cannot be read from offset {offset} on: {error}")]
+    #[error("{}: cannot be read from offset {offset} on: {error}", file.escape_debug())]
     Unreadable {
         /// Name of the file.
         file: String,
@@ -173,7 +174,9 @@ impl<'a, S: Storage> Contents<'a, S> {
             }
         }
         for entry in inspected.bad.iter().filter(|_| part == Part::All) {
-            contents.add(&entry.name, 0, None, true);
+            if let Some(number) = segment_of(&entry.name) {
+                contents.add(&entry.name, number, None, true);
+            }
         }
         let own = contents.spool;
         let files = contents.files.make_contiguous();

@@ -20,7 +20,7 @@ use crate::queue::spool::segment::segment_name;
 use crate::queue::spool::segment::segment_of;
 use crate::queue::spool::storage::Entry;
 use crate::queue::spool::storage::Storage;
-use crate::queue::spool::upkeep::BAD_SUFFIX;
+use crate::queue::spool::upkeep::is_set_aside;
 
 /// What is in the folder of a spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
                     file: entry,
                 });
             }
-            _ if entry.regular && entry.name.ends_with(BAD_SUFFIX) => inspected.bad.push(entry),
+            _ if is_set_aside(&entry) => inspected.bad.push(entry),
             _ if entry.regular && entry.name == CURSOR_NAME => {
                 let file = storage.open(CURSOR_NAME).ok();
                 slot = file.and_then(|file| Cursor::read(storage, &file).ok()?);

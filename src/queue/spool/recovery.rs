@@ -37,7 +37,7 @@ use crate::queue::spool::storage::Entry;
 use crate::queue::spool::storage::Folder;
 use crate::queue::spool::storage::Storage;
 use crate::queue::spool::storage::write_all;
-use crate::queue::spool::upkeep::BAD_SUFFIX;
+use crate::queue::spool::upkeep::is_set_aside;
 use crate::queue::spool::upkeep::set_aside;
 
 /// What was found in the folder of a spool.
@@ -169,7 +169,7 @@ impl<S: Storage> Recovery<S> {
                 self.segment_next = self.segment_next.max(number + 1);
             }
             match number {
-                Some(_) if entry.name.ends_with(BAD_SUFFIX) && entry.regular => self.bad.push(entry),
+                _ if is_set_aside(&entry) => self.bad.push(entry),
                 Some(number) if entry.name == segment_name(number) => {
                     if !entry.regular {
                         self.set_aside(&entry, "not a regular file");

@@ -13,9 +13,11 @@ use crate::queue::spool::Segment;
 use crate::queue::spool::Spool;
 use crate::queue::spool::SpoolError;
 use crate::queue::spool::Sync;
+use crate::queue::spool::cursor::CURSOR_NAME;
 use crate::queue::spool::nanos;
 use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
 use crate::queue::spool::segment::segment_name;
+use crate::queue::spool::segment::segment_of;
 use crate::queue::spool::storage::Entry;
 use crate::queue::spool::storage::Storage;
 use crate::queue::spool::writer::AGE_STEPS;
@@ -247,8 +249,15 @@ pub(super) fn set_aside<S: Storage>(storage: &S, name: &str) -> io::Result<Strin
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
+/// Whether a file was set aside from a spool.
+pub(super) fn is_set_aside(entry: &Entry) -> bool {
+    let Some(name) = entry.name.strip_suffix(BAD_SUFFIX) else { return false };
+    let is_cursor = name.split('.').next() == Some(CURSOR_NAME);
+    entry.regular && (is_cursor || segment_of(name).is_some())
+}
+
 /// How the names of files end that were set aside.
-pub(super) const BAD_SUFFIX: &str = ".bad";
+const BAD_SUFFIX: &str = ".bad";
 
 /// Files of one name that are set aside; then something else is wrong.
 const BAD_NAMES_MAX: u32 = 100;
