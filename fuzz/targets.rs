@@ -4,14 +4,18 @@ use std::time::Instant;
 
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
+use tapster::queue::spool::Content;
+use tapster::queue::spool::Contents;
 use tapster::queue::spool::CursorSlot;
 use tapster::queue::spool::Found;
 use tapster::queue::spool::Moment;
+use tapster::queue::spool::Part;
 use tapster::queue::spool::SEGMENT_HEADER_LEN;
 use tapster::queue::spool::SegmentItems;
 use tapster::queue::spool::SimFolder;
 use tapster::queue::spool::Spool;
 use tapster::queue::spool::SpoolConfig;
+use tapster::queue::spool::inspect;
 
 /// A cursor file: what decodes is what was encoded.
 pub(crate) fn cursor(input: &[u8]) {
@@ -42,8 +46,8 @@ pub(crate) fn segment(input: &[u8]) {
     assert_eq!(passed, (input.len() as u64).max(SEGMENT_HEADER_LEN as u64));
 }
 
-/// A sound folder, and edits of it in groups of five bytes: which file, what is done, where, with what. It opens, gives
-/// only frames that were put in, balances, takes more, and opens again.
+/// A sound folder, and edits of it in groups of five bytes: which file, what is done, where, with what. It is looked at,
+/// opens, gives only frames that were put in, balances, takes more, and opens again.
 pub(crate) fn folder(input: &[u8]) {
     let folder = sound_folder();
     for edit in input.chunks_exact(5).take(64) {
@@ -64,24 +68,49 @@ pub(crate) fn folder(input: &[u8]) {
         }
         folder.put(name, bytes);
     }
+    let looked = look(&folder);
     for round in 0..2 {
         let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
         let (mut spool, report) =
             Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now).expect("it opens");
-        let mut frames = 0;
-        let mut drain = |spool: &mut Spool<SimFolder>| {
+        let drain = |spool: &mut Spool<SimFolder>| {
+            let mut frames = 0;
             while let Some((batch, position)) = spool.next(now).expect("nothing fails") {
                 batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
                 frames += spool.done(position, now);
             }
+            frames
         };
-        drain(&mut spool);
+        let mut frames = drain(&mut spool);
+        assert!(round > 0 || frames <= looked, "{frames} frames, of which a look found {looked}");
         spool.append(&[batch(round)], now).expect("nothing fails");
-        drain(&mut spool);
+        frames += drain(&mut spool);
         let lost: u64 = std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum();
         assert_eq!((frames + lost, spool.frames()), (report.frames + FRAMES, 0));
         spool.close(now).expect("nothing fails");
     }
+}
+
+/// Whatever is looked at, only frames are found that were put in, and nothing is changed. Returns how many wait.
+fn look(folder: &SimFolder) -> u64 {
+    let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+    let before: Vec<_> = folder.names().iter().map(|name| folder.content(name)).collect();
+    let inspected = inspect(folder).expect("nothing fails");
+    let frames_of = |part| -> u64 {
+        let contents = Contents::new(folder, &inspected, part, now);
+        let frames = contents.map(|content| match content {
+            Content::Batch(header, batch) => {
+                batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
+                u64::from(header.frames)
+            }
+            Content::Flaw(_) => 0,
+        });
+        frames.sum()
+    };
+    let (waiting, all) = (frames_of(Part::Waiting), frames_of(Part::All));
+    assert!(waiting <= all);
+    assert!(before.iter().eq(&folder.names().iter().map(|name| folder.content(name)).collect::<Vec<_>>()));
+    waiting
 }
 
 /// Two closed segments and a cursor.

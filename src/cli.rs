@@ -10,6 +10,13 @@ use tapster::config::Options;
 use tapster::config::units::parse_size;
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::spool::SPOOL_EXAMPLES;
+use crate::cli::spool::SpoolCommand;
+use crate::cli::time::TimeRange;
+
+pub(crate) mod spool;
+pub(crate) mod time;
+
 /// A Frame Streams (dnstap) relay: many writers in, every frame out to every consumer.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 110, after_help = EXAMPLES)]
@@ -32,9 +39,12 @@ pub(crate) enum Command {
     /// Print Frame Streams files and tell whether they are clean, truncated or damaged
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
-    /// Send files to a reader, then STOP, and wait for FINISH
+    /// Send files or spools to a reader, then STOP, and wait for FINISH
     #[command(after_help = REPLAY_EXAMPLES)]
     Replay(ReplayArgs),
+    /// Look into spools, take frames out of them, or empty them
+    #[command(subcommand, after_help = SPOOL_EXAMPLES)]
+    Spool(SpoolCommand),
 }
 
 #[derive(Args, Debug)]
@@ -91,8 +101,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ReplayArgs {
-    /// Frame Streams files, sent in this order, each in a session of its own; `-` is stdin
-    #[arg(required = true, value_name = "FILE")]
+    /// Frame Streams files and folders of spools, sent in this order, each in a session of its own; `-` is stdin
+    #[arg(required = true, value_name = "FILE|DIR")]
     pub(crate) files: Vec<PathBuf>,
     /// Send there: tcp://HOST:PORT or unix:PATH, keys of an [[output]] behind a `?`
     #[arg(short, long, value_name = "ADDR")]
@@ -100,9 +110,14 @@ pub(crate) struct ReplayArgs {
     /// Frames per second, or `max`
     #[arg(long, default_value = "max", value_parser = rate, value_name = "R")]
     pub(crate) rate: Rate,
-    /// Keep the pace of the recording, X times as fast; only dnstap has times
+    /// Keep the pace of the recording, X times as fast; spools have times, and files of dnstap
     #[arg(long, value_parser = positive, conflicts_with = "rate", value_name = "X")]
     pub(crate) speed: Option<f64>,
+    #[command(flatten)]
+    pub(crate) range: TimeRange,
+    /// Of a spool, everything that is still there, not only what waits
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 /// Frames per second.
@@ -164,6 +179,8 @@ Examples:
       Are these files clean, truncated or damaged?
   tapster replay old.fstrm --to tcp://siem.example:6000 --rate 1000
       Send a file again, 1000 frames a second.
+  tapster spool list /var/spool/tapster/*
+      What waits on disk, and since when?
 
 Exit status: 0 clean; 1 failed while running;
 64 bad usage or configuration, found before anything was bound.
@@ -224,8 +241,17 @@ Examples:
   tapster replay today.fstrm --to unix:/run/dnstap.sock --rate 1000
   tapster replay today.fstrm --to tcp://siem.example:6000 --speed 10
   tapster replay today.fstrm --to 'tcp://siem.example:6000?finish_timeout=1m'
+  tapster replay today.fstrm --to tcp://127.0.0.1:6000 --from 08:00 --until 09:00
+  tapster replay /var/spool/tapster/siem --to tcp://other.example:6000 --speed 1
 
-Of a truncated or damaged file the whole frames are sent. Frames longer than
-`frame_len_max` of the output are taken for damage.
+A spool is sent from its cursor on, and nothing is removed from it: its relay,
+which may be running, sends it too. The time of its frames is when the relay
+read them. The frames of a file are taken at the times in them; one without a
+time goes with the one before it.
 
-Exit status: 0 FINISH came for every file, and every file was clean; 1 not so.";
+Of a truncated or damaged file the whole frames are sent, of a spool all that
+are sound. Frames longer than `frame_len_max` of the output are taken for
+damage of a file, and left out of a spool.
+
+Exit status: 0 FINISH came for every file and spool, and each was sound and
+clean; 1 not so.";

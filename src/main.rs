@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Doctor => commands::doctor::doctor(),
         Command::Inspect(args) => commands::inspect::inspect(args),
         Command::Replay(args) => commands::replay::replay(args),
+        Command::Spool(command) => commands::spool::spool(command),
     };
     result.unwrap_or_else(|error| {
         eprintln!("tapster: {error}");

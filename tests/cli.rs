@@ -32,6 +32,9 @@ use tapster::queue::spool::Spool;
 use tapster::queue::spool::SpoolConfig;
 use tempfile::TempDir;
 
+#[path = "cli/spool.rs"]
+mod spool;
+
 fn tapster(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tapster")).args(args).output().unwrap()
 }
@@ -385,6 +388,31 @@ fn replay_keeps_the_pace_of_a_recording() {
     assert_exit(&output, 0);
     assert!(start.elapsed().as_millis() >= 200);
     assert_eq!(reader.join().unwrap().len(), 2);
+}
+
+#[test]
+fn replay_takes_the_frames_of_a_stretch_of_time() {
+    let folder = TempDir::new().unwrap();
+    // CLIENT_QUERY messages, seen 2 to 5 s after the epoch.
+    let frames = [2, 3, 4, 5].map(|time| [0x72, 4, 0x08, 5, 0x40, time]);
+    let batch = FrameBatch::from_payloads(frames, Instant::now()).unwrap();
+    let writer = FileWriter::new(Some(ContentType::DNSTAP));
+    let path =
+        written(&folder, "four.fstrm", &[writer.header(), batch.into_bytes(), writer.trailer()].concat());
+    let socket = folder.path().join("reader.sock");
+    let to = format!("unix:{}", socket.display());
+    let range = ["--from", "1970-01-01T00:00:03Z", "--until", "1970-01-01T00:00:05Z"];
+    let reader = reader(&socket, AfterStop::Finish);
+    assert_exit(&tapster(&[&["replay", &path, "--to", &to][..], &range].concat()), 0);
+    assert_eq!(
+        reader.join().unwrap(),
+        [Bytes::copy_from_slice(&frames[1]), Bytes::copy_from_slice(&frames[2])]
+    );
+    // Other types have no times.
+    let path = written(&folder, "hello.fstrm", &hello_file());
+    let output = tapster(&[&["replay", &path, "--to", &to][..], &range].concat());
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("the content type of this file is test:hello"), "{}", stderr(&output));
 }
 
 #[test]

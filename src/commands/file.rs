@@ -98,5 +98,10 @@ const READ_LEN: usize = 128 << 10;
 
 /// `1 frame`, `2 frames`.
 pub(crate) fn count_frames(count: u64) -> String {
-    if count == 1 { "1 frame".to_owned() } else { format!("{count} frames") }
+    counted(count, "frame")
+}
+
+/// `1 file`, `2 files`.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }

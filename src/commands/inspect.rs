@@ -21,6 +21,7 @@ use crate::commands::CommandError;
 use crate::commands::file::FrameFile;
 use crate::commands::file::count_frames;
 use crate::commands::file::end_in_words;
+use crate::commands::stdout_failed;
 
 /// What `--json` prints for a file.
 #[derive(Debug, Serialize)]
@@ -180,12 +181,4 @@ fn hexadecimal(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("a String takes every character");
     }
     text
-}
-
-/// `tapster inspect … | head` ends when `head` does; that is no fault.
-fn stdout_failed(error: &io::Error) -> Result<ExitCode, CommandError> {
-    if error.kind() == io::ErrorKind::BrokenPipe {
-        return Ok(ExitCode::SUCCESS);
-    }
-    Err(CommandError::Failed(format!("stdout: {error}")))
 }

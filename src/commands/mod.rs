@@ -1,5 +1,6 @@
 //! What the subcommands do.
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,14 +10,18 @@ use tapster::config::Resolved;
 use tapster::config::resolve;
 
 use crate::cli::RelayArgs;
+use crate::cli::time::TimeRange;
 
 pub(crate) mod check;
+pub(crate) mod connection;
 pub(crate) mod doctor;
 pub(crate) mod file;
 pub(crate) mod inspect;
 pub(crate) mod pace;
 pub(crate) mod replay;
 pub(crate) mod run;
+pub(crate) mod select;
+pub(crate) mod spool;
 
 /// Bad usage or configuration, found before anything is bound (`EX_USAGE` of `sysexits.h`).
 pub(crate) const EXIT_USAGE: u8 = 64;
@@ -27,6 +32,9 @@ pub(crate) enum CommandError {
     /// Found before anything was bound; exit status 64.
     #[error(transparent)]
     Configuration(#[from] Faults),
+    /// Found before anything was done; exit status 64.
+    #[error("{0}")]
+    Usage(String),
     /// Exit status 1.
     #[error("{0}")]
     Failed(String),
@@ -35,7 +43,7 @@ pub(crate) enum CommandError {
 impl CommandError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Configuration(_) => ExitCode::from(EXIT_USAGE),
+            Self::Configuration(_) | Self::Usage(_) => ExitCode::from(EXIT_USAGE),
             Self::Failed(_) => ExitCode::FAILURE,
         }
     }
@@ -52,6 +60,22 @@ pub(crate) fn resolve_args(args: &RelayArgs) -> Result<Resolved, Faults> {
             Err(Faults(faults))
         }
     }
+}
+
+/// `tapster inspect … | head` ends when `head` does; that is no fault.
+pub(crate) fn stdout_failed(error: &io::Error) -> Result<ExitCode, CommandError> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(CommandError::Failed(format!("stdout: {error}")))
+}
+
+/// A stretch of time must have a beginning before its end.
+pub(crate) fn check_range(range: &TimeRange) -> Result<(), CommandError> {
+    if range.is_nothing() {
+        return Err(CommandError::Usage("--until must be later than --from".to_owned()));
+    }
+    Ok(())
 }
 
 /// A run of days must not end with a summary that has nowhere to go.

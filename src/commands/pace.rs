@@ -12,7 +12,7 @@ pub(crate) enum Pace {
     Max,
     /// Frames per second.
     Rate(f64),
-    /// As recorded in dnstap, this many times as fast.
+    /// As recorded, this many times as fast.
     Speed(f64),
 }
 
@@ -42,21 +42,22 @@ impl Pacer {
         matches!(self.pace, Pace::Speed(_))
     }
 
-    /// When the next frame is due. Frames stay in order: one that was recorded earlier than the one before it, or
-    /// has no time, is due together with that one.
-    pub(crate) fn due(&mut self, payload: &[u8]) -> Instant {
+    /// When the next frame is due. It was recorded at `received`, since the Unix epoch, or as the dnstap in it says. Frames
+    /// stay in order: one that was recorded earlier than the one before it, or has no time, is due together with that
+    /// one.
+    pub(crate) fn due(&mut self, payload: &[u8], received: Option<Duration>) -> Instant {
         let after = match self.pace {
             Pace::Max => Duration::ZERO,
             Pace::Rate(rate) => Duration::try_from_secs_f64(self.frames as f64 / rate).unwrap_or(self.last),
-            Pace::Speed(speed) => self.recorded(payload, speed).unwrap_or(self.last),
+            Pace::Speed(speed) => self.recorded(payload, received, speed).unwrap_or(self.last),
         };
         self.frames += 1;
         let due = self.start.checked_add(after.max(self.last));
         due.inspect(|due| self.last = due.duration_since(self.start)).unwrap_or(self.start + self.last)
     }
 
-    fn recorded(&mut self, payload: &[u8], speed: f64) -> Option<Duration> {
-        let time = Message::parse(payload).ok()?.time()?;
+    fn recorded(&mut self, payload: &[u8], received: Option<Duration>, speed: f64) -> Option<Duration> {
+        let time = received.or_else(|| Message::parse(payload).ok()?.time())?;
         let start = *self.recorded_start.get_or_insert(time);
         Duration::try_from_secs_f64(time.saturating_sub(start).as_secs_f64() / speed).ok()
     }
@@ -74,7 +75,7 @@ mod tests {
     fn millis(pace: Pace, payloads: &[Vec<u8>]) -> Vec<u128> {
         let start = Instant::now();
         let mut pacer = Pacer::new(pace, start);
-        payloads.iter().map(|payload| pacer.due(payload).duration_since(start).as_millis()).collect()
+        payloads.iter().map(|payload| pacer.due(payload, None).duration_since(start).as_millis()).collect()
     }
 
     #[test]
@@ -87,6 +88,15 @@ mod tests {
     fn a_speed_divides_recorded_times_and_keeps_the_order() {
         let payloads = [query(10), query(12), b"no dnstap".to_vec(), query(11), query(20)];
         assert_eq!(millis(Pace::Speed(2.0), &payloads), [0, 1000, 1000, 1000, 5000]);
+    }
+
+    #[test]
+    fn what_is_known_of_the_recording_counts_more_than_what_is_in_the_frame() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new(Pace::Speed(2.0), start);
+        let seconds = [100, 104, 103].map(Duration::from_secs);
+        let due = seconds.map(|second| pacer.due(&query(1), Some(second)).duration_since(start).as_secs());
+        assert_eq!(due, [0, 2, 2]);
     }
 
     #[test]

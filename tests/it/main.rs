@@ -13,6 +13,7 @@ mod checkpoint;
 mod data;
 mod delivery;
 mod drain;
+mod dump;
 mod fanout;
 mod files;
 mod full_queue;

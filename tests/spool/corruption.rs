@@ -12,20 +12,20 @@ use crate::support::Clock;
 use crate::support::open;
 use crate::support::small;
 
-const FIRST: &str = "seg-0000000000000001.fsr";
-const SECOND: &str = "seg-0000000000000002.fsr";
+pub(crate) const FIRST: &str = "seg-0000000000000001.fsr";
+pub(crate) const SECOND: &str = "seg-0000000000000002.fsr";
 
 /// Frames of one record.
-const FRAMES: u64 = 3;
+pub(crate) const FRAMES: u64 = 3;
 /// Records of one segment.
-const RECORDS: u64 = 4;
+pub(crate) const RECORDS: u64 = 4;
 
-fn config() -> SpoolConfig {
+pub(crate) fn config() -> SpoolConfig {
     small(Sync::Interval(Duration::from_millis(100)), OnFull::Block)
 }
 
 /// A folder with two closed segments.
-fn two_segments(clock: Clock, books: &mut Books) -> SimFolder {
+pub(crate) fn two_segments(clock: Clock, books: &mut Books) -> SimFolder {
     let folder = SimFolder::new();
     for _ in 0..2 {
         let mut spool = open(&folder, &config(), clock.now()).unwrap();
@@ -40,7 +40,7 @@ fn two_segments(clock: Clock, books: &mut Books) -> SimFolder {
 }
 
 /// A copy of the folder in which the file `name` is another.
-fn with(folder: &SimFolder, name: &str, bytes: &[u8]) -> SimFolder {
+pub(crate) fn with(folder: &SimFolder, name: &str, bytes: &[u8]) -> SimFolder {
     let copy = SimFolder::new();
     for file in folder.names() {
         copy.put(&file, folder.content(&file).expect("a file"));

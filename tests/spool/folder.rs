@@ -100,6 +100,24 @@ fn a_spool_survives_whatever_is_put_into_its_folder() {
 }
 
 #[test]
+fn what_was_set_aside_goes_in_time_and_other_files_stay() {
+    let dir = Dir::new();
+    let aside =
+        ["cursor.bad", "cursor.1.bad", "seg-0000000000000009.fsr.bad", "seg-0000000000000009.fsr.2.bad"];
+    let foreign = ["notes.bad", "cursors.bad", "seg-9.fsr.bad", ".bad"];
+    for name in aside.iter().chain(&foreign) {
+        fs::write(dir.path.join(name), "hello").unwrap();
+    }
+    let inspected = inspect(&Folder::open_to_inspect(&dir.path).unwrap()).unwrap();
+    assert_eq!((inspected.bad.len(), inspected.foreign.len()), (aside.len(), foreign.len()));
+    let (mut spool, report) = dir.open().unwrap();
+    assert_eq!((report.bad_files, report.foreign), (aside.len(), foreign.len()));
+    spool.drop_before(u64::MAX, Moment::now()).unwrap();
+    assert!(aside.iter().all(|name| !dir.path.join(name).exists()));
+    assert!(foreign.iter().all(|name| dir.path.join(name).exists()));
+}
+
+#[test]
 fn a_missing_segment_is_a_counted_gap() {
     let dir = Dir::new();
     fs::remove_file(dir.segment(2)).unwrap();
@@ -142,7 +160,8 @@ fn a_segment_that_cannot_be_opened_by_anybody_else_is_inspected_in_use() {
     let (_spool, _) = dir.open().unwrap();
     let folder = Folder::open_to_inspect(&dir.path).unwrap();
     let inspected = inspect(&folder).unwrap();
-    assert_eq!(inspected.content_type(), Some(&ContentType::DNSTAP));
+    let header = inspected.newest_header().unwrap();
+    assert_eq!((header.segment, &header.content_type), (3, &Some(ContentType::DNSTAP)));
     assert_eq!(inspected.cursor.unwrap().position.frame_seq(), 0);
     let ends: Vec<_> = inspected.segments.iter().map(|segment| segment.frame_seq_end).collect();
     assert_eq!(ends, [Some(2), Some(4), Some(6)]);

@@ -2,6 +2,7 @@
 //! damage.
 
 mod behaviour;
+mod contents;
 mod corpus;
 mod corruption;
 mod faults;

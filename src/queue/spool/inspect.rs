@@ -5,11 +5,11 @@
 
 use std::io;
 
-use crate::protocol::ContentType;
 use crate::queue::spool::CursorSlot;
 use crate::queue::spool::SpoolError;
 use crate::queue::spool::cursor::CURSOR_NAME;
 use crate::queue::spool::cursor::Cursor;
+use crate::queue::spool::recovery::identify;
 use crate::queue::spool::segment::Found;
 use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
 use crate::queue::spool::segment::Scan;
@@ -20,13 +20,17 @@ use crate::queue::spool::segment::segment_name;
 use crate::queue::spool::segment::segment_of;
 use crate::queue::spool::storage::Entry;
 use crate::queue::spool::storage::Storage;
-use crate::queue::spool::upkeep::BAD_SUFFIX;
+use crate::queue::spool::upkeep::is_set_aside;
 
 /// What is in the folder of a spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspected {
-    /// Up to where everything was acknowledged; `None` where no sound cursor is there.
+    /// Which spool this is; `None` where no file tells.
+    pub spool: Option<[u8; 16]>,
+    /// Up to where everything was acknowledged; `None` where no sound cursor of this spool is there.
     pub cursor: Option<CursorSlot>,
+    /// Whether there is a cursor file all the same.
+    pub cursor_damaged: bool,
     /// Segments, oldest first.
     pub segments: Vec<InspectedSegment>,
     /// Files that were set aside.
@@ -46,13 +50,20 @@ pub struct InspectedSegment {
     pub header: Option<SegmentHeader>,
     /// Number of the frame after its last; `None` where it was not closed in order, or is written to now.
     pub frame_seq_end: Option<u64>,
+    /// When its youngest frame was read, in nanoseconds of Unix time; `None` as above.
+    pub youngest: Option<u64>,
 }
 
 impl Inspected {
-    /// Content type of the newest segment that has a sound header.
-    pub fn content_type(&self) -> Option<&ContentType> {
-        let newest = self.segments.iter().rev().find_map(|segment| segment.header.as_ref());
-        newest.and_then(|header| header.content_type.as_ref())
+    /// The newest sound header of this spool: its content type is that of the spool.
+    pub fn newest_header(&self) -> Option<&SegmentHeader> {
+        let headers = self.segments.iter().rev().filter_map(|segment| segment.header.as_ref());
+        headers.filter(|header| Some(header.spool) == self.spool).max_by_key(|header| header.segment)
+    }
+
+    /// Whether there is nothing of a spool.
+    pub fn is_no_spool(&self) -> bool {
+        self.segments.is_empty() && self.bad.is_empty() && self.cursor.is_none() && !self.cursor_damaged
     }
 }
 
@@ -62,6 +73,7 @@ impl Inspected {
 /// [`SpoolError::Io`] for the folder itself. Files that cannot be read count as damaged.
 pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
     let mut inspected = Inspected::default();
+    let mut slot = None;
     for entry in storage.list().map_err(SpoolError::io("list", "the folder"))? {
         match segment_of(&entry.name) {
             Some(number) if entry.regular && entry.name == segment_name(number) => {
@@ -73,18 +85,25 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
                     number,
                     header,
                     frame_seq_end: footer.map(|footer| footer.frame_seq),
+                    youngest: footer.map(|footer| footer.received),
                     file: entry,
                 });
             }
-            _ if entry.regular && entry.name.ends_with(BAD_SUFFIX) => inspected.bad.push(entry),
+            _ if is_set_aside(&entry) => inspected.bad.push(entry),
             _ if entry.regular && entry.name == CURSOR_NAME => {
                 let file = storage.open(CURSOR_NAME).ok();
-                inspected.cursor = file.and_then(|file| Cursor::read(storage, &file).ok()?);
+                slot = file.and_then(|file| Cursor::read(storage, &file).ok()?);
+                inspected.cursor_damaged = true;
             }
             _ => inspected.foreign.push(entry),
         }
     }
     inspected.segments.sort_by_key(|segment| segment.number);
+    inspected.bad.sort_by(|one, other| one.name.cmp(&other.name));
+    inspected.foreign.sort_by(|one, other| one.name.cmp(&other.name));
+    let headers = inspected.segments.iter().filter_map(|segment| segment.header.as_ref());
+    (inspected.spool, inspected.cursor) = identify(headers, slot);
+    inspected.cursor_damaged &= inspected.cursor.is_none();
     Ok(inspected)
 }
 
@@ -93,6 +112,7 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
 pub struct SegmentItems<'a, S: Storage> {
     storage: &'a S,
     file: S::File,
+    header: Option<SegmentHeader>,
     scan: Scan,
     len: u64,
 }
@@ -106,8 +126,29 @@ impl<'a, S: Storage> SegmentItems<'a, S> {
         let file = storage.open(name)?;
         let len = storage.len(&file)?;
         let header = read_header(storage, &file).unwrap_or(None);
-        let number = header.map(|header| header.segment).or_else(|| segment_of(name)).unwrap_or(0);
-        Ok(Self { storage, file, scan: Scan::new(number, SEGMENT_HEADER_LEN as u64), len })
+        let number = header.as_ref().map(|header| header.segment).or_else(|| segment_of(name)).unwrap_or(0);
+        Ok(Self { storage, file, header, scan: Scan::new(number, SEGMENT_HEADER_LEN as u64), len })
+    }
+
+    /// The header of the file; `None` where it is damaged.
+    pub fn header(&self) -> Option<&SegmentHeader> {
+        self.header.as_ref()
+    }
+
+    /// Length of the file, in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a length in bytes, not in items")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Goes to `offset`, where a record begins.
+    pub fn seek(&mut self, offset: u64) {
+        self.scan = self.scan.at(offset);
+    }
+
+    /// Whether nothing comes any more. Damage before it may be what a crash left, or a write under way.
+    pub fn is_at_end(&self) -> bool {
+        self.scan.offset() >= self.len
     }
 
     /// Offset of what comes next, in bytes.

@@ -21,6 +21,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`inspect`] and [`Contents`] look at a folder without touching it, in use or not.
+//!
 //! # On disk
 //!
 //! Numbers are little-endian, checksums are CRC32C, times are nanoseconds of Unix time.
@@ -69,6 +71,7 @@
 //!   again, to another segment, under the same numbers.
 
 mod config;
+mod contents;
 mod cursor;
 mod gaps;
 mod inspect;
@@ -92,6 +95,10 @@ pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
 pub use config::Sync;
+pub use contents::Content;
+pub use contents::Contents;
+pub use contents::Flaw;
+pub use contents::Part;
 pub use cursor::CursorSlot;
 pub use inspect::Inspected;
 pub use inspect::InspectedSegment;

@@ -37,7 +37,7 @@ use crate::queue::spool::storage::Entry;
 use crate::queue::spool::storage::Folder;
 use crate::queue::spool::storage::Storage;
 use crate::queue::spool::storage::write_all;
-use crate::queue::spool::upkeep::BAD_SUFFIX;
+use crate::queue::spool::upkeep::is_set_aside;
 use crate::queue::spool::upkeep::set_aside;
 
 /// What was found in the folder of a spool.
@@ -169,7 +169,7 @@ impl<S: Storage> Recovery<S> {
                 self.segment_next = self.segment_next.max(number + 1);
             }
             match number {
-                Some(_) if entry.name.ends_with(BAD_SUFFIX) && entry.regular => self.bad.push(entry),
+                _ if is_set_aside(&entry) => self.bad.push(entry),
                 Some(number) if entry.name == segment_name(number) => {
                     if !entry.regular {
                         self.set_aside(&entry, "not a regular file");
@@ -197,7 +197,7 @@ impl<S: Storage> Recovery<S> {
 
     /// Reads the headers, and gives segments back their names.
     fn examine_segments(&mut self) -> Result<(), SpoolError> {
-        for (number, (entry, _)) in std::mem::take(&mut self.segments) {
+        for (number, (mut entry, _)) in std::mem::take(&mut self.segments) {
             let file = match patiently(|| self.storage.open(&entry.name)) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -215,6 +215,12 @@ impl<S: Storage> Recovery<S> {
                 continue;
             }
             let header = patiently(|| read_header(&self.storage, &file)).unwrap_or(None);
+            let written_as = header.as_ref().map_or(number, |header| header.segment);
+            let footer = patiently(|| read_footer(&self.storage, &file, written_as, entry.len));
+            if let Ok(Some(footer)) = footer {
+                // The age of its frames, whatever has touched the file since.
+                entry.modified = footer.received;
+            }
             match &header {
                 Some(found) if found.segment != number => self.rename_back(entry, header, number),
                 _ => {
@@ -237,19 +243,11 @@ impl<S: Storage> Recovery<S> {
         self.segments.insert(number, (entry, header));
     }
 
-    /// Which spool this is: the one that most files are of. A cursor of another is set aside.
+    /// Which spool this is. A cursor of another is set aside.
     fn identify(&self, slot: Option<CursorSlot>) -> ([u8; 16], Option<CursorSlot>) {
-        let within = |slot: &CursorSlot| {
-            slot.position.segment <= SEGMENT_MAX / 2 && slot.position.frame_seq <= FRAME_SEQ_MAX / 2
-        };
-        let slot = slot.filter(within);
-        let mut votes = BTreeMap::<[u8; 16], usize>::new();
         let headers = self.segments.values().filter_map(|(_, header)| header.as_ref());
-        let ids = headers.map(|header| header.spool).chain(slot.map(|slot| slot.spool));
-        ids.for_each(|id| *votes.entry(id).or_default() += 1);
-        let id = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id);
-        let id = id.unwrap_or_else(|| fastrand::u128(..).to_le_bytes());
-        (id, slot.filter(|slot| slot.spool == id))
+        let (id, slot) = identify(headers, slot);
+        (id.unwrap_or_else(|| fastrand::u128(..).to_le_bytes()), slot)
     }
 
     /// The segments of this spool in order, and a number that is above those of all frames but of the last segment.
@@ -463,6 +461,22 @@ impl<S: Storage> Recovery<S> {
         report.bad_files = spool.bad.len();
         Ok((spool, report))
     }
+}
+
+/// Which spool files are of: the one that most of them are of. And its cursor, if the one that was found is of it.
+pub(super) fn identify<'a>(
+    headers: impl Iterator<Item = &'a SegmentHeader>,
+    slot: Option<CursorSlot>,
+) -> (Option<[u8; 16]>, Option<CursorSlot>) {
+    let within = |slot: &CursorSlot| {
+        slot.position.segment <= SEGMENT_MAX / 2 && slot.position.frame_seq <= FRAME_SEQ_MAX / 2
+    };
+    let slot = slot.filter(within);
+    let mut votes = BTreeMap::<[u8; 16], usize>::new();
+    let ids = headers.map(|header| header.spool).chain(slot.map(|slot| slot.spool));
+    ids.for_each(|id| *votes.entry(id).or_default() += 1);
+    let id = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id);
+    (id, slot.filter(|slot| Some(slot.spool) == id))
 }
 
 /// Tries three times: a failure that passes is not to cost a segment.

@@ -171,6 +171,11 @@ impl Scan {
         self.blocks
     }
 
+    /// A scan of the same segment from another offset on.
+    pub(super) fn at(&self, offset: u64) -> Self {
+        Self::new(self.segment, offset)
+    }
+
     /// Where the next record begins.
     pub(super) fn offset(&self) -> u64 {
         self.offset

@@ -14,9 +14,11 @@ use crate::queue::spool::Segment;
 use crate::queue::spool::Spool;
 use crate::queue::spool::SpoolError;
 use crate::queue::spool::Sync;
+use crate::queue::spool::cursor::CURSOR_NAME;
 use crate::queue::spool::nanos;
 use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
 use crate::queue::spool::segment::segment_name;
+use crate::queue::spool::segment::segment_of;
 use crate::queue::spool::storage::Entry;
 use crate::queue::spool::storage::Storage;
 use crate::queue::spool::writer::AGE_STEPS;
@@ -164,15 +166,23 @@ impl<S: Storage> Spool<S> {
 
     /// Drops what is older than the configuration allows.
     fn expire(&mut self, now: Moment) -> Result<(), SpoolError> {
-        let max_age = nanos(self.config.max_age);
-        let too_old = |youngest: u64| now.unix.saturating_sub(youngest) > max_age;
-        while self.bad.front().is_some_and(|file| too_old(file.modified)) {
+        self.drop_before(now.unix.saturating_sub(nanos(self.config.max_age)), now)
+    }
+
+    /// Drops what was read before `unix`, in nanoseconds of Unix time: whole segments, from the oldest on, as long as
+    /// there is nothing younger in them, and files that were set aside. What was not acknowledged of it is reported,
+    /// reason [`LossReason::Age`].
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] and [`SpoolError::Degraded`]: the rest stays.
+    pub fn drop_before(&mut self, unix: u64, now: Moment) -> Result<(), SpoolError> {
+        while self.bad.front().is_some_and(|file| file.modified < unix) {
             if !self.remove_bad() {
                 break;
             }
         }
         let age_of = |segment: &Segment| segment.youngest.max(segment.created);
-        while let Some(front) = self.segments.front().filter(|front| too_old(age_of(front))) {
+        while let Some(front) = self.segments.front().filter(|front| age_of(front) < unix) {
             let has_records = front.len > SEGMENT_HEADER_LEN as u64;
             if self.segments.len() == 1 && self.open.is_some() {
                 if !has_records {
@@ -255,8 +265,15 @@ pub(super) fn set_aside<S: Storage>(storage: &S, name: &str) -> io::Result<Strin
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
+/// Whether a file was set aside from a spool.
+pub(super) fn is_set_aside(entry: &Entry) -> bool {
+    let Some(name) = entry.name.strip_suffix(BAD_SUFFIX) else { return false };
+    let is_cursor = name.split('.').next() == Some(CURSOR_NAME);
+    entry.regular && (is_cursor || segment_of(name).is_some())
+}
+
 /// How the names of files end that were set aside.
-pub(super) const BAD_SUFFIX: &str = ".bad";
+const BAD_SUFFIX: &str = ".bad";
 
 /// Files of one name that are set aside; then something else is wrong.
 const BAD_NAMES_MAX: u32 = 100;
