@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 /// How far the end has come. Phases only go forward.
@@ -81,6 +82,17 @@ pub(crate) struct Over {
 impl Over {
     pub(crate) fn new(mut signal: DrainSignal) -> Self {
         let future = Box::pin(async move { signal.wait(|phase| *phase == Phase::Over).await });
+        Self { future: Some(future) }
+    }
+
+    /// As [`Over::new`], or sooner: when the other end of `patience` is dropped.
+    pub(crate) fn sooner(mut signal: DrainSignal, patience: oneshot::Receiver<()>) -> Self {
+        let future = Box::pin(async move {
+            tokio::select! {
+                phase = signal.wait(|phase| *phase == Phase::Over) => phase,
+                _ = patience => Phase::Over,
+            }
+        });
         Self { future: Some(future) }
     }
 

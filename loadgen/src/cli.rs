@@ -141,10 +141,13 @@ pub(crate) struct SinkArgs {
     /// Where to listen; may be repeated
     #[arg(long, value_name = "ADDR", required = true)]
     pub(crate) listen: Vec<Address>,
+    /// The listeners are the members of a group: every frame has to come to one of them
+    #[arg(long)]
+    pub(crate) group: bool,
     /// End after so many frames, all listeners together, and the end of the connections; fewer are an error
     #[arg(long, value_name = "N")]
     pub(crate) expect: Option<u64>,
-    /// End once the last frames of so many sending connections have come to every listener
+    /// End once the last frames of so many sending connections have come to every listener, or to the group
     #[arg(long, value_name = "N")]
     pub(crate) streams: Option<u64>,
     /// End once frames have come and none has for so long

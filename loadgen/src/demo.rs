@@ -94,7 +94,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
         let address = Address::Unix(folder.path().join(format!("{name}.sock")));
         let consumer = Consumer::bind(&address, behaviour)?;
         let live = consumer.live();
-        let thread = thread::spawn(move || consumer.run().map(|(report, _)| report));
+        let thread = thread::spawn(move || consumer.run().map(|received| received.report));
         parts.push(Part { name, live, thread });
         outputs.push(output(name, address, queue.max(QUEUE_MIN)));
     }

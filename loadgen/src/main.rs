@@ -95,6 +95,7 @@ fn sink_config(args: &SinkArgs) -> SinkConfig {
     let ends_by_count = args.expect.is_some() || args.streams.is_some();
     SinkConfig {
         listen: args.listen.clone(),
+        group: args.group,
         behaviour: Behaviour {
             read_rate: args.read_rate,
             stall: args.stall_after.zip(args.stall_for),

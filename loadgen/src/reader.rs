@@ -31,6 +31,7 @@ use crate::poller::Poller;
 use crate::report::ConsumerReport;
 use crate::socket::Listener;
 use crate::tally::Tally;
+use crate::verify::Verifier;
 
 /// How a consumer behaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,6 +75,13 @@ pub(crate) struct Consumer {
     tally: Tally,
     latency_published_ns: u64,
     report: ConsumerReport,
+}
+
+/// What a consumer has received in all.
+pub(crate) struct Received {
+    pub(crate) report: ConsumerReport,
+    pub(crate) latency: Histogram<u64>,
+    pub(crate) verifier: Verifier,
 }
 
 struct Connection {
@@ -120,7 +128,7 @@ impl Consumer {
     }
 
     /// Reads and checks until it is told to stop.
-    pub(crate) fn run(mut self) -> Result<(ConsumerReport, Histogram<u64>)> {
+    pub(crate) fn run(mut self) -> Result<Received> {
         while !self.live.stop.load(Relaxed) {
             self.poller.wait(Some(TICK))?;
             for index in 0..self.poller.len() {
@@ -132,7 +140,7 @@ impl Consumer {
                 self.misbehave()?;
             }
         }
-        Ok(self.into_report())
+        Ok(self.into_received())
     }
 
     fn listen(&mut self) -> Result<()> {
@@ -308,10 +316,11 @@ impl Consumer {
         }
     }
 
-    fn into_report(mut self) -> (ConsumerReport, Histogram<u64>) {
+    fn into_received(mut self) -> Received {
         self.report.address = self.address.to_string();
         self.tally.report(&mut self.report);
-        (self.report, self.tally.latency().clone())
+        let latency = self.tally.latency().clone();
+        Received { report: self.report, latency, verifier: self.tally.into_verifier() }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use hdrhistogram::Histogram;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -50,7 +51,19 @@ pub(crate) struct ConsumerReport {
     pub(crate) sessions_truncated: u64,
     /// Sessions closed because the writer broke the protocol.
     pub(crate) protocol_errors: Vec<String>,
+    #[serde(default)]
+    pub(crate) flow: Flow,
     pub(crate) latency: Latency,
+}
+
+/// How evenly frames came: gaps between one read that brought some and the next, on whatever connection, in microseconds.
+///
+/// A gap counts by its length: of 100 moments, 99 lie in one of `gap_p99_us` or less.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Flow {
+    pub(crate) gap_p50_us: f64,
+    pub(crate) gap_p99_us: f64,
+    pub(crate) gap_max_us: f64,
 }
 
 /// What a sink received.
@@ -62,29 +75,47 @@ pub(crate) struct SinkReport {
     pub(crate) frames: u64,
     /// One for every listener.
     pub(crate) consumers: Vec<ConsumerReport>,
+    /// Of a group: what came to its members together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<Verdict>,
     /// All listeners together.
     pub(crate) latency: Latency,
     /// What went wrong.
     pub(crate) problems: Vec<String>,
 }
 
-impl ConsumerReport {
-    /// What is wrong with the frames, in words; empty if nothing is.
-    pub(crate) fn problems(&self) -> Vec<String> {
-        let verdict = &self.verdict;
+impl Flow {
+    /// Of gaps that were recorded as often as they have microseconds.
+    pub(crate) fn of(gaps: &Histogram<u64>) -> Self {
+        let us = |nanos: u64| nanos as f64 / 1e3;
+        let at = |quantile| us(gaps.value_at_quantile(quantile));
+        Self { gap_p50_us: at(0.50), gap_p99_us: at(0.99), gap_max_us: at(1.0) }
+    }
+}
+
+impl Verdict {
+    /// What is wrong with the frames of `whose`, in words; empty if nothing is.
+    pub(crate) fn problems(&self, whose: &str) -> Vec<String> {
         let counts = [
-            (verdict.missing, "frames missing"),
-            (verdict.duplicate, "frames duplicate"),
-            (verdict.reordered, "frames reordered"),
-            (verdict.corrupted, "frames corrupted"),
-            (verdict.unfinished, "sending connections without their last frame"),
-            (self.sessions_truncated, "sessions ended within a frame"),
+            (self.missing, "frames missing"),
+            (self.duplicate, "frames duplicate"),
+            (self.reordered, "frames reordered"),
+            (self.corrupted, "frames corrupted"),
+            (self.unfinished, "sending connections without their last frame"),
         ];
         let counts = counts.into_iter().filter(|(count, _)| *count > 0);
-        let mut problems: Vec<String> =
-            counts.map(|(count, what)| format!("{}: {count} {what}", self.address)).collect();
-        problems.extend(self.protocol_errors.iter().map(|error| format!("{}: {error}", self.address)));
-        problems
+        counts.map(|(count, what)| format!("{whose}: {count} {what}")).collect()
+    }
+}
+
+impl ConsumerReport {
+    /// What is wrong with the sessions, in words; empty if nothing is.
+    pub(crate) fn session_problems(&self) -> Vec<String> {
+        let truncated = self.sessions_truncated;
+        let truncated =
+            (truncated > 0).then(|| format!("{}: {truncated} sessions ended within a frame", self.address));
+        let errors = self.protocol_errors.iter().map(|error| format!("{}: {error}", self.address));
+        truncated.into_iter().chain(errors).collect()
     }
 }
 
@@ -132,11 +163,7 @@ impl SinkReport {
                 thousands(consumer.frames_per_second as u64),
                 verdict.streams.len(),
             );
-            let _ = writeln!(
-                text,
-                "  missing {}, duplicate {}, reordered {}, corrupted {}, unmarked {}",
-                verdict.missing, verdict.duplicate, verdict.reordered, verdict.corrupted, verdict.unmarked,
-            );
+            add_verdict(&mut text, "  ", verdict);
             let faulty = verdict.streams.iter().filter(|stream| !stream.is_clean());
             for stream in faulty.take(STREAMS_SHOWN_MAX) {
                 let _ = writeln!(
@@ -150,6 +177,14 @@ impl SinkReport {
                     if stream.finished { "" } else { ", without its last frame" },
                 );
             }
+            let Flow { gap_p50_us, gap_p99_us, gap_max_us } = consumer.flow;
+            let _ = writeln!(
+                text,
+                "  gaps in the flow p50 {}, p99 {}, max {}",
+                micros(gap_p50_us),
+                micros(gap_p99_us),
+                micros(gap_max_us),
+            );
             if consumer.latency.frames > 0 {
                 let Latency { p50_us, p90_us, p99_us, p99_9_us, max_us, .. } = consumer.latency;
                 let _ = writeln!(
@@ -163,9 +198,20 @@ impl SinkReport {
                 );
             }
         }
+        if let Some(verdict) = &self.group {
+            add_verdict(&mut text, "together: ", verdict);
+        }
         add_problems(&mut text, &self.problems);
         text
     }
+}
+
+fn add_verdict(text: &mut String, begin: &str, verdict: &Verdict) {
+    let _ = writeln!(
+        text,
+        "{begin}missing {}, duplicate {}, reordered {}, corrupted {}, unmarked {}",
+        verdict.missing, verdict.duplicate, verdict.reordered, verdict.corrupted, verdict.unmarked,
+    );
 }
 
 /// What went wrong, a line each.
@@ -220,17 +266,11 @@ mod tests {
     #[test]
     fn a_clean_consumer_has_no_problems_and_each_fault_is_one() {
         let clean = ConsumerReport { address: "unix:a".to_owned(), ..ConsumerReport::default() };
-        assert!(clean.problems().is_empty());
+        assert!(clean.session_problems().is_empty() && clean.verdict.problems("unix:a").is_empty());
         let verdict = Verdict { missing: 3, corrupted: 1, unmarked: 9, ..Verdict::default() };
-        let faulty = ConsumerReport { verdict, sessions_truncated: 2, ..clean };
-        assert_eq!(
-            faulty.problems(),
-            [
-                "unix:a: 3 frames missing",
-                "unix:a: 1 frames corrupted",
-                "unix:a: 2 sessions ended within a frame"
-            ]
-        );
+        assert_eq!(verdict.problems("unix:a"), ["unix:a: 3 frames missing", "unix:a: 1 frames corrupted"]);
+        let faulty = ConsumerReport { sessions_truncated: 2, ..clean };
+        assert_eq!(faulty.session_problems(), ["unix:a: 2 sessions ended within a frame"]);
     }
 
     #[test]

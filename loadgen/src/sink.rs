@@ -23,17 +23,21 @@ use crate::progress::Progress;
 use crate::reader::Behaviour;
 use crate::reader::Consumer;
 use crate::reader::Live;
+use crate::reader::Received;
 use crate::report::SinkReport;
 use crate::signal;
+use crate::verify::Verifier;
 
 /// What a sink listens on, and when it ends.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SinkConfig {
     pub(crate) listen: Vec<Address>,
+    /// Whether each frame has to come to one of the listeners, and not to every one.
+    pub(crate) group: bool,
     pub(crate) behaviour: Behaviour,
     /// Ends once so many frames have come, all listeners together, and the connections have ended.
     pub(crate) expect: Option<u64>,
-    /// Ends once the last frames of so many sending connections have come to every listener.
+    /// Ends once the last frames of so many sending connections have come to every listener, or to the group.
     pub(crate) streams: Option<u64>,
     /// Ends once frames have come and none has for so long.
     pub(crate) idle_exit: Option<Duration>,
@@ -64,13 +68,23 @@ pub(crate) fn run(config: &SinkConfig) -> Result<SinkReport> {
 
     let mut report = SinkReport::default();
     let mut merged = latency::empty();
+    let mut group = Verifier::default();
     for thread in threads {
-        let (consumer, histogram) =
+        let Received { report: consumer, latency, verifier } =
             thread.join().expect("a consumer does not panic").context("a consumer failed")?;
-        merged.add(&histogram).expect("histograms have the same bounds");
+        merged.add(&latency).expect("histograms have the same bounds");
         report.frames += consumer.verdict.frames;
-        report.problems.extend(consumer.problems());
+        report.problems.extend(consumer.session_problems());
+        if config.group {
+            group.merge(verifier);
+        } else {
+            report.problems.extend(consumer.verdict.problems(&consumer.address));
+        }
         report.consumers.push(consumer);
+    }
+    if config.group {
+        let verdict = report.group.insert(group.verdict());
+        report.problems.extend(verdict.problems("together"));
     }
     if let Some(path) = &config.hgrm {
         fs::write(path, percentile_distribution(&merged))
@@ -103,7 +117,14 @@ fn wait_for_end(config: &SinkConfig, lives: &[Arc<Live>], interrupted: &AtomicBo
     loop {
         let frames = sum(|live| live.frames.load(Relaxed));
         progress.update(frames);
-        let all_streams = |streams| lives.iter().all(|live| live.streams_finished.load(Relaxed) >= streams);
+        let all_streams = |streams| {
+            let finished = |live: &Arc<Live>| live.streams_finished.load(Relaxed);
+            if config.group {
+                lives.iter().map(finished).sum::<u64>() >= streams
+            } else {
+                lives.iter().all(|live| finished(live) >= streams)
+            }
+        };
         let expected = config.expect.is_some_and(|expect| frames >= expect);
         if expected || config.streams.is_some_and(all_streams) {
             let since = *complete_at.get_or_insert_with(Instant::now);

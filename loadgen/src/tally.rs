@@ -3,9 +3,11 @@
 use hdrhistogram::Histogram;
 
 use crate::clock::NANOS_PER_SECOND;
+use crate::latency;
 use crate::latency::Latency;
 use crate::latency::Recorder;
 use crate::report::ConsumerReport;
+use crate::report::Flow;
 use crate::verify::Verifier;
 
 /// The frames of one consumer.
@@ -13,6 +15,8 @@ use crate::verify::Verifier;
 pub(crate) struct Tally {
     verifier: Verifier,
     latency: Recorder,
+    /// From read to read, each as often as it has microseconds.
+    gaps: Histogram<u64>,
     bytes: u64,
     streams_finished: u64,
     first_read_ns: u64,
@@ -24,6 +28,7 @@ impl Tally {
         Self {
             verifier: Verifier::default(),
             latency: Recorder::new(),
+            gaps: latency::empty(),
             bytes: 0,
             streams_finished: 0,
             first_read_ns: 0,
@@ -50,10 +55,13 @@ impl Tally {
         let taken = bytes.len() - rest.len();
         if taken > 0 {
             self.bytes += taken as u64;
-            self.last_read_ns = now;
             if self.first_read_ns == 0 {
                 self.first_read_ns = now;
+            } else {
+                let gap = now.saturating_sub(self.last_read_ns);
+                self.gaps.saturating_record_n(gap, gap.div_ceil(1000));
             }
+            self.last_read_ns = now;
         }
         taken
     }
@@ -96,6 +104,35 @@ impl Tally {
         if report.seconds > 0.0 {
             report.frames_per_second = report.verdict.frames as f64 / report.seconds;
         }
+        report.flow = Flow::of(&self.gaps);
         report.latency = Latency::of(self.latency.histogram(), false);
+    }
+
+    /// What was found out about frames.
+    pub(crate) fn into_verifier(self) -> Verifier {
+        self.verifier
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_weighs_as_much_as_it_lasts() {
+        let mut tally = Tally::new();
+        let frame = [0, 0, 0, 1, 7];
+        // A second of reads a millisecond apart, with a rest of 20 ms: 2 moments of 100 lie in it.
+        let mut now = 1_000_000;
+        for read in 0..1000 {
+            now += if read == 500 { 20_000_000 } else { 1_000_000 };
+            assert_eq!(tally.take(&frame, now), frame.len());
+        }
+        let mut report = ConsumerReport::default();
+        tally.report(&mut report);
+        let Flow { gap_p50_us, gap_p99_us, gap_max_us } = report.flow;
+        assert!((gap_p50_us - 1000.0).abs() < 2.0, "{gap_p50_us}");
+        assert!((gap_p99_us - 20_000.0).abs() < 20.0, "{gap_p99_us}");
+        assert_eq!(gap_p99_us, gap_max_us);
     }
 }

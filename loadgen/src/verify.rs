@@ -94,6 +94,20 @@ impl Verifier {
         }
     }
 
+    /// Adds what another consumer has received of the same frames: each had to come to one of the two.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.unmarked += other.unmarked;
+        self.corrupted += other.corrupted;
+        for (run, streams) in other.runs {
+            for (connection, stream) in (0..).zip(streams) {
+                if let Some(stream) = stream {
+                    self.stream(run, connection).merge(stream);
+                }
+            }
+        }
+    }
+
     /// Data frames seen, of any kind.
     pub(crate) fn frames(&self) -> u64 {
         self.frames
@@ -110,7 +124,7 @@ impl Verifier {
         for (run, streams) in &self.runs {
             for (connection, stream) in (0..).zip(streams) {
                 let Some(stream) = stream else { continue };
-                let missing = stream.gaps.iter().map(|(start, end)| end - start).sum();
+                let missing = stream.missing();
                 verdict.missing += missing;
                 verdict.duplicate += stream.duplicate;
                 verdict.reordered += stream.reordered;
@@ -158,6 +172,42 @@ impl Stream {
         } else {
             self.duplicate += 1;
         }
+    }
+
+    fn missing(&self) -> u64 {
+        self.gaps.iter().map(|(start, end)| end - start).sum()
+    }
+
+    /// Frames that have come, each counted once.
+    fn distinct(&self) -> u64 {
+        self.next - self.missing()
+    }
+
+    fn merge(&mut self, mut other: Self) {
+        let distinct = self.distinct() + other.distinct();
+        let next = self.next.max(other.next);
+        // Missing are the numbers that neither has.
+        for stream in [&mut *self, &mut other] {
+            if stream.next < next {
+                stream.gaps.insert(stream.next, next);
+                stream.next = next;
+            }
+        }
+        let mut gaps = BTreeMap::new();
+        for (&start, &end) in &self.gaps {
+            // The last one that begins at or before `start`, and those that begin within.
+            let first = other.gaps.range(..=start).next_back().map_or(start, |(&first, _)| first);
+            for (&other_start, &other_end) in other.gaps.range(first..end) {
+                if start.max(other_start) < end.min(other_end) {
+                    gaps.insert(start.max(other_start), end.min(other_end));
+                }
+            }
+        }
+        self.gaps = gaps;
+        self.frames += other.frames;
+        self.duplicate += other.duplicate + distinct - self.distinct();
+        self.reordered += other.reordered;
+        self.finished |= other.finished;
     }
 
     /// Takes a number out of the gap that it lies in; `false` if it lies in none.
@@ -248,6 +298,29 @@ mod tests {
         assert!(!shuffled.is_clean());
         let twice = verdict(&[3, 1, 1], 3);
         assert_eq!((twice.missing, twice.reordered, twice.duplicate), (2, 1, 1));
+    }
+
+    #[test]
+    fn frames_that_one_consumer_or_another_has_are_not_missing_and_those_of_both_are_duplicate() {
+        let sets: [&[u64]; 6] =
+            [&[], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], &[0, 3, 4, 9], &[1, 2, 5, 8], &[2, 3, 4, 5], &[9]];
+        let verifier = |sequences: &[u64]| {
+            let mut verifier = Verifier::default();
+            sequences.iter().for_each(|&sequence| {
+                verifier.frame(&frame(0, sequence, sequence == 9));
+            });
+            verifier
+        };
+        for one in sets {
+            for other in sets {
+                let mut merged = verifier(one);
+                merged.merge(verifier(other));
+                let mut all = [one, other].concat();
+                all.sort_unstable();
+                let expected = verifier(&all).verdict();
+                assert_eq!(merged.verdict(), expected, "{one:?} and {other:?}");
+            }
+        }
     }
 
     #[test]

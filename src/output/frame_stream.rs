@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::task::spawn_local;
 use tracing::debug;
@@ -34,7 +35,8 @@ use crate::transport::sys::SendList;
 pub(crate) async fn run(config: Arc<OutputConfig>, backlog: Backlog, backend: Backend, drain: DrainSignal) {
     let writer = Arc::new(writer_config(&config));
     let rollover = Rollover::new(&config, &backlog);
-    Lane { config, writer, backend, backlog, drain, rollover, ending: None }.run().await;
+    let lane = Lane { config, writer, backend, backlog, drain, rollover, ending: None, patience: None };
+    lane.run().await;
 }
 
 /// The consumer of one queue.
@@ -48,6 +50,8 @@ struct Lane {
     rollover: Option<Rollover>,
     // The stream before the present one, which waits for FINISH.
     ending: Option<JoinHandle<Result<(), WriteFault>>>,
+    // Dropped, it waits no longer.
+    patience: Option<oneshot::Sender<()>>,
 }
 
 /// How a connection ended.
@@ -92,7 +96,11 @@ impl Lane {
                         End::Unfinished if unfinished => break,
                         End::Unfinished => unfinished = true,
                         End::Broken => {}
-                        End::Stalled => stalled = true,
+                        End::Stalled => {
+                            stalled = true;
+                            // Nor does its reader send FINISH: others get that stream too.
+                            self.patience = None;
+                        }
                     }
                     if !stalled {
                         backoff.session_lasted(since);
@@ -141,7 +149,6 @@ impl Lane {
         let mut watch = Watch::new(&self.config, &self.backlog);
         let stall_timeout = self.config.group.as_ref().map(|group| group.stall_timeout);
         let mut stall = stall_timeout.map(|timeout| Stall::new(timeout, Instant::now()));
-        let mut bytes_written = 0;
         if let Some(rollover) = &mut self.rollover {
             rollover.begin_stream();
         }
@@ -167,16 +174,12 @@ impl Lane {
                 if self.backlog.nothing_to_come() {
                     break Ok(());
                 }
-                let look_after = watch.as_mut().and_then(|watch| watch.look(&session, &mut self.backlog));
-                if let Some(stall) = &mut stall
-                    && stall.is_over(
-                        Instant::now(),
-                        progress(bytes_written, watch.as_ref()),
-                        look_after.is_some(),
-                    )
-                {
-                    break Err(WriteFault::Stalled(stall.timeout));
-                }
+                let arrival = watch.as_mut().and_then(|watch| watch.look(&mut session, &mut self.backlog));
+                let taking = match look_for_stall(&mut stall, &mut session, false) {
+                    Ok(look_after) => look_after,
+                    Err(fault) => break Err(fault),
+                };
+                let look_after = [arrival, taking].into_iter().flatten().min();
                 let may_roll = self.ending.is_none();
                 tokio::select! {
                     biased;
@@ -186,25 +189,22 @@ impl Lane {
                     () = Rollover::progress(&mut self.rollover, &self.backlog, may_roll) => {}
                     () = sleep_if(look_after) => {}
                 }
-                if let Some(stall) = &mut stall
-                    && look_after.is_none()
+                if taking.is_none()
+                    && let Some(stall) = &mut stall
                 {
                     // It had nothing to take until now.
-                    stall.is_over(Instant::now(), progress(bytes_written, watch.as_ref()), false);
+                    stall.begin(Instant::now());
                 }
                 continue;
             }
-            let limit = stall.as_ref().map(|stall| Instant::now() + stall.write_limit());
+            if let Err(fault) = look_for_stall(&mut stall, &mut session, true) {
+                break Err(fault);
+            }
+            let limit = stall.as_ref().map(Stall::look_at);
             let (written, result, back) = self.write(&mut session, limit, list, over).await;
             list = back;
             list.advance(written);
             self.backlog.written(written);
-            bytes_written += written as u64;
-            if let Some(stall) = &mut stall
-                && stall.is_over(Instant::now(), progress(bytes_written, watch.as_ref()), true)
-            {
-                break Err(WriteFault::Stalled(stall.timeout));
-            }
             match result {
                 // Waits on: not too long as yet.
                 Err(fault)
@@ -213,7 +213,7 @@ impl Lane {
                 Ok(()) => {}
             }
             if let Some(watch) = &mut watch {
-                watch.look_if_much_was_written(&session, &mut self.backlog);
+                watch.look_if_much_was_written(&mut session, &mut self.backlog);
             }
         };
         if let Some(rollover) = &mut self.rollover
@@ -269,7 +269,7 @@ impl Lane {
         };
         let mut acknowledged = finished.is_ok();
         if let Some(watch) = &mut watch {
-            watch.look(&session, &mut self.backlog);
+            watch.look(&mut session, &mut self.backlog);
             if finished.is_ok() && self.config.mode == Mode::Unidirectional {
                 acknowledged = self.wait_for_arrival(&mut session, watch, over).await;
             }
@@ -340,7 +340,9 @@ impl Lane {
                 self.backlog.metrics.connected();
                 self.backlog.end_stream();
                 let old = std::mem::replace(session, next);
-                self.ending = Some(spawn_local(end_stream(old, Over::new(self.drain.clone()))));
+                let (patience, until) = oneshot::channel();
+                self.patience = Some(patience);
+                self.ending = Some(spawn_local(end_stream(old, Over::sooner(self.drain.clone(), until))));
                 rollover.begin_stream();
             }
             Some(Err(fault)) => {
@@ -383,9 +385,13 @@ impl Lane {
     }
 }
 
-/// What the reader of a connection has got: bytes written, and arrived as far as that is looked at.
-fn progress(bytes_written: u64, watch: Option<&Watch>) -> (u64, u64) {
-    (bytes_written, watch.map_or(0, Watch::arrived))
+/// Looks whether the reader of a group's member still takes something; see [`Stall::look`].
+fn look_for_stall(
+    stall: &mut Option<Stall>,
+    session: &mut WriteSession,
+    more: bool,
+) -> Result<Option<Duration>, WriteFault> {
+    stall.as_mut().map_or(Ok(None), |stall| stall.look(session, more))
 }
 
 /// Ends a stream that another follows.

@@ -30,20 +30,15 @@ impl Watch {
     }
 
     /// Looks after writes, now and then. One look costs a system call.
-    pub(crate) fn look_if_much_was_written(&mut self, session: &WriteSession, backlog: &mut Backlog) {
+    pub(crate) fn look_if_much_was_written(&mut self, session: &mut WriteSession, backlog: &mut Backlog) {
         if backlog.position() - self.looked_at >= self.bytes {
             self.look(session, backlog);
         }
         self.pause = LOOK_PAUSE_MIN;
     }
 
-    /// Bytes that had arrived at the last look.
-    pub(crate) fn arrived(&self) -> u64 {
-        self.arrived
-    }
-
     /// Looks now. Returns after which time to look again; `None` if everything has arrived.
-    pub(crate) fn look(&mut self, session: &WriteSession, backlog: &mut Backlog) -> Option<Duration> {
+    pub(crate) fn look(&mut self, session: &mut WriteSession, backlog: &mut Backlog) -> Option<Duration> {
         self.looked_at = backlog.position();
         if let Some(arrived) = session.arrived_bytes() {
             self.arrived = arrived;

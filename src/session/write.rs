@@ -68,6 +68,8 @@ pub(crate) struct WriteSession {
     handshake_len: u64,
     // Since the handshake.
     bytes_written: u64,
+    // The part of it that is known to have arrived: arrived <= bytes_written.
+    arrived: u64,
     unix: bool,
     bidirectional: bool,
     // The reader closed after the end of the stream, and had read everything.
@@ -100,6 +102,7 @@ impl WriteSession {
             incoming,
             handshake_len,
             bytes_written: 0,
+            arrived: 0,
             unix,
             bidirectional,
             read_to_the_end: false,
@@ -210,17 +213,24 @@ impl WriteSession {
     /// How many bytes, of those written since the handshake, have arrived: in the kernel of the reader (TCP), at the
     /// reader itself (unix). `None` where that cannot be told: the kernel forgets what was not read when the reader of a
     /// unix socket closes.
-    pub(crate) fn arrived_bytes(&self) -> Option<u64> {
-        if !self.unix {
+    pub(crate) fn arrived_bytes(&mut self) -> Option<u64> {
+        let arrived = if !self.unix {
             let count = self.stream.acknowledged_bytes().ok()?;
-            return Some(count.saturating_sub(self.handshake_len).min(self.bytes_written));
-        }
-        if self.read_to_the_end {
-            return Some(self.bytes_written);
-        }
-        // The socket counts memory: never less than the bytes that were not read.
-        let unread = self.stream.unsent_bytes() as u64;
-        (!self.stream.is_hung_up()).then(|| self.bytes_written.saturating_sub(unread))
+            count.saturating_sub(self.handshake_len).min(self.bytes_written)
+        } else if self.read_to_the_end {
+            self.bytes_written
+        } else {
+            // The socket counts memory: never less than the bytes that were not read, and more with every write.
+            let unread = self.stream.unsent_bytes() as u64;
+            (!self.stream.is_hung_up()).then(|| self.bytes_written.saturating_sub(unread))?
+        };
+        self.arrived = self.arrived.max(arrived);
+        Some(self.arrived)
+    }
+
+    /// Bytes written since the handshake.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.bytes_written
     }
 
     /// Bytes that were written and may not have reached the reader: what its kernel had not acknowledged (TCP); at

@@ -358,6 +358,89 @@ on_both_backends! {
 }
 
 on_both_backends! {
+    /// Real collectors, killed with -9 between two checkpoints and started again: what they had after the last FINISH comes
+    /// again, and nothing before it.
+    fn a_killed_collector_gets_everything_since_its_last_finish_again(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let Some(mut capture) = Capture::start(transport, folder.path()) else { return };
+            let behind = CollectingReader::start(Transport::Unix, folder.path());
+            let dnstap = free_address(transport, folder.path());
+            let Some(mut passing) = dnstap_passes_on(&dnstap, &behind.address()) else { return };
+            let outputs = [capture.address(), dnstap.clone()].map(to_address);
+            let mut builder = relay(backend);
+            for output in outputs {
+                builder = builder.output(output.checkpoint(Checkpoint::Bytes(1 << 20)));
+            }
+            let relay = builder.start();
+            let mut writer = relay.writer();
+            // More than a checkpoint, then a part of one: no other FINISH is to come.
+            writer.send(&numbered::frames(0, 0..8_000));
+            eventually("a checkpoint each", || {
+                relay.ledger().outputs.iter().all(|output| output.frames_acknowledged > 0)
+            });
+            writer.send(&numbered::frames(0, 8_000..10_000));
+            relay.wait_for_frames(10_000);
+            relay.wait_until_written();
+            let acknowledged = [0, 1].map(|index| relay.output(index).frames_acknowledged);
+            // They keep some KiB of what they have taken.
+            eventually("what FINISH covers is in the file", || {
+                FstrmFile::read(capture.path()).is_some_and(|file| has_all(file.payloads(), acknowledged[0]))
+            });
+            eventually("what FINISH covers is passed on", || {
+                let sessions = behind.sessions();
+                sessions.first().is_some_and(|first| has_all(wire::payloads(&first.encoded), acknowledged[1]))
+            });
+
+            capture.kill();
+            passing.kill();
+            let again = Capture::start_at(&capture.address(), folder.path().join("again.fstrm"));
+            let mut again = again.expect("it was there before");
+            let _passing = dnstap_passes_on(&dnstap, &behind.address());
+            // The dnstap program keeps its last frames for seconds, unless a long one pushes them out.
+            writer.send(&numbered::frames(0, 10_000..12_000));
+            writer.send(&numbered::frames_of_len(0, 12_000..ALL, 8192));
+            writer.finish();
+            const ALL: u64 = 12_001;
+            let ledger = relay.drain();
+            again.terminate();
+            for (output, acknowledged) in ledger.outputs.iter().zip(acknowledged) {
+                assert_eq!((output.frames_acknowledged, dropped(output)), (ALL, 0), "{output:?}");
+                assert_eq!(output.frames_resent, 10_000 - acknowledged, "{output:?}");
+            }
+            let lives = [capture.path(), again.path()].map(|path| FstrmFile::read(path).expect("START"));
+            from_finish_on(&lives.each_ref().map(|file| file.payloads()), acknowledged[0]..ALL);
+            behind.wait_for_frames_after(1, (ALL - acknowledged[1]) as usize);
+            let sessions = behind.close().sessions;
+            let lives = sessions.iter().map(|session| wire::payloads(&session.encoded)).collect::<Vec<_>>();
+            from_finish_on(&lives, acknowledged[1]..ALL);
+        }
+    }
+}
+
+/// What a collector had in its two lives: all that FINISH covers until it was killed, and then all the rest.
+///
+/// Of two streams, the last frames of the first may come after the first ones of the second.
+#[track_caller]
+fn from_finish_on(lives: &[Vec<&[u8]>], rest: Range<u64>) {
+    let [killed, last] = lives else { panic!("{} lives", lives.len()) };
+    assert!(has_all(killed.clone(), rest.start), "FINISH covers what is not there");
+    let mut last = numbered::sequences(last.iter().copied()).remove(&0).expect("frames");
+    last.sort_unstable();
+    assert!(
+        last.iter().copied().eq(rest.clone()),
+        "{:?} and {} frames, not {rest:?}",
+        last.first(),
+        last.len()
+    );
+}
+
+/// Whether the first frames are there, each once.
+fn has_all(payloads: Vec<&[u8]>, first: u64) -> bool {
+    payloads.into_iter().filter(|payload| Number::of(payload).sequence < first).count() as u64 == first
+}
+
+on_both_backends! {
     /// 200 000 frames a second, a checkpoint every second: nothing is lost or doubled, whoever reads, and the flow does not
     /// rest: at 99 of 100 moments the last frames were written less than 20 ms ago.
     alone fn checkpoints_under_load_lose_and_double_nothing_and_do_not_stop_the_flow(backend) {

@@ -9,14 +9,17 @@ use std::time::Instant;
 use tapster::observability::MemberState;
 use tapster::observability::OutputLedger;
 use tapster::output::Balance;
+use tapster::output::Checkpoint;
 use tapster::queue::WhenFull;
 
 use crate::support::collector::Collected;
 use crate::support::collector::CollectingReader;
+use crate::support::files::FstrmFile;
 use crate::support::numbered;
 use crate::support::numbered::Number;
 use crate::support::peer::Peer;
 use crate::support::peer::PeerListener;
+use crate::support::peers::Capture;
 use crate::support::relay::OutputBuilder;
 use crate::support::relay::TestRelay;
 use crate::support::relay::dropped;
@@ -316,7 +319,7 @@ on_both_backends! {
     fn what_no_checkpoint_has_covered_goes_to_another(backend) {
         let folder = folder();
         let mut readers = readers(2, Transport::Tcp, folder.path());
-        let checkpoint = tapster::output::Checkpoint::Every(millis(200));
+        let checkpoint = Checkpoint::Every(millis(200));
         let output = group(&readers, Balance::RoundRobin).checkpoint(checkpoint).when_full(WhenFull::Block);
         let relay = relay(backend).output(output).start();
         readers.iter().for_each(|reader| reader.wait_for_sessions(1));
@@ -329,6 +332,156 @@ on_both_backends! {
         assert_all_there(&collected, 2, 30_000, true);
         assert_eq!((output.frames_acknowledged, output.frames_unacknowledged), (60_000, 0));
     }
+}
+
+on_both_backends! {
+    /// A few frames in its socket, which is far from full, and a stream that waits for FINISH: both go to the other.
+    fn what_a_stalled_member_had_in_both_streams_around_a_checkpoint_goes_to_another(backend) {
+        in_quiet(Duration::from_secs(1), || {
+            let folder = folder();
+            let listeners = [(), ()].map(|()| PeerListener::bind(Transport::Unix, folder.path()));
+            let output = to_group(listeners.iter().map(PeerListener::address), Balance::Failover);
+            let output = output.checkpoint(Checkpoint::Every(millis(100))).finish_timeout(Duration::from_secs(60));
+            let relay = relay(backend).output(output).start();
+            let mut first = listeners[0].accept_session();
+            let mut other = listeners[1].accept_session();
+            eventually("both are up", || up(&relay) == 2);
+            let mut writer = relay.writer();
+            writer.send(&numbered::frames(0, 0..10));
+            expect_frames(&mut first, 0, 10);
+            let second = listeners[0].accept_session();
+            first.expect(&wire::stop());
+            let stalled = Instant::now();
+            writer.send(&numbered::frames(0, 10..20));
+            let got: BTreeSet<u64> = (0..20).map(|_| next_number(&mut other)).collect();
+            let took = stalled.elapsed();
+            assert!(got.into_iter().eq(0..20), "each frame once");
+            drop((writer, listeners, first, second));
+            let drain = thread::spawn(move || relay.drain());
+            other.expect_stop();
+            let output = drain.join().expect("the relay drains").outputs.remove(0);
+            assert_eq!((output.frames_acknowledged, output.frames_resent), (20, 20), "{output:?}");
+            if took < Duration::from_secs(1) { Ok(()) } else { Err(format!("the other waited for {took:?}")) }
+        });
+    }
+
+    /// Two real collectors and two of ours. One is killed with -9 and returns, one is stopped and goes on: with checkpoints
+    /// nothing is lost, and what they had not got is elsewhere within a second.
+    fn nothing_is_lost_when_real_members_are_killed_stopped_and_return(backend) {
+        in_quiet(Duration::from_secs(1), || {
+            let folder = folder();
+            let Some(mut killed) = Capture::start(Transport::Tcp, folder.path()) else { return Ok(()) };
+            let Some(mut stopped) = Capture::start(Transport::Unix, folder.path()) else { return Ok(()) };
+            let readers = Transport::BOTH.map(|transport| CollectingReader::start(transport, folder.path()));
+            let [c, d] = readers.each_ref().map(CollectingReader::address);
+            let members = [killed.address(), stopped.address(), c, d];
+            let output = to_group(members, Balance::RoundRobin).checkpoint(Checkpoint::Bytes(256 << 10));
+            let relay = relay(backend).output(output).start();
+            eventually("all are up", || up(&relay) == 4);
+            let writing = write_at_40_000_a_second(&relay, FRAMES);
+            const FRAMES: u64 = 120_000;
+
+            relay.wait_for_frames(20_000);
+            let even = frames_sent(&relay);
+            kill_with_file_complete(&mut killed, &relay, 0);
+            relay.wait_for_frames(50_000);
+            let again = Capture::start_at(&killed.address(), folder.path().join("again.fstrm"));
+            let mut again = again.expect("it was there before");
+            relay.wait_for_frames(60_000);
+            stopped.stop();
+            eventually("that is seen", || relay.output(0).members[1].state == MemberState::Stalled);
+            let before = [killed.path(), stopped.path()].map(|path| FstrmFile::read(path).expect("START"));
+            stopped.go_on();
+            writing.join().expect("all was taken");
+            let output = relay.drain().outputs.remove(0);
+            assert_eq!((output.frames_acknowledged, dropped(&output)), (FRAMES, 0), "{output:?}");
+            again.terminate();
+            stopped.terminate();
+
+            let collected = readers.map(CollectingReader::close);
+            let files = [killed.path(), again.path(), stopped.path()];
+            let files = files.map(|path| FstrmFile::read(path).expect("START"));
+            let payloads = files.iter().flat_map(FstrmFile::payloads);
+            let payloads = payloads.chain(collected.iter().flat_map(Collected::payloads));
+            let got: BTreeSet<u64> = payloads.map(|payload| Number::of(payload).sequence).collect();
+            assert!(got.into_iter().eq(0..FRAMES), "frames are missing");
+
+            let had: BTreeSet<u64> =
+                before.iter().flat_map(FstrmFile::payloads).map(|payload| Number::of(payload).sequence).collect();
+            let late = latest(&collected, &had);
+            let sent = frames_sent_by(&output);
+            eprintln!("{even:?} at first, {sent:?} in all, failover within {late:?}");
+            if !are_even(&even) || !are_even(&sent[2..]) {
+                return Err(format!("shares are {even:?} at first, {sent:?} in all"));
+            }
+            if late < Duration::from_secs(1) { Ok(()) } else { Err(format!("frames were away for {late:?}")) }
+        });
+    }
+}
+
+fn write_at_40_000_a_second(relay: &TestRelay, frames: u64) -> JoinHandle<()> {
+    let mut writer = relay.writer();
+    thread::spawn(move || {
+        let (began, beat, per_beat) = (Instant::now(), millis(2), 80);
+        for n in 0..frames / per_beat {
+            thread::sleep((began + beat * n as u32).saturating_duration_since(Instant::now()));
+            writer.send(&numbered::frames(0, n * per_beat..(n + 1) * per_beat));
+        }
+        writer.finish();
+    })
+}
+
+fn frames_sent(relay: &TestRelay) -> Vec<u64> {
+    frames_sent_by(&relay.output(0))
+}
+
+fn frames_sent_by(output: &OutputLedger) -> Vec<u64> {
+    output.members.iter().map(|member| member.frames_sent).collect()
+}
+
+/// Whether they lie within a tenth.
+fn are_even(counts: &[u64]) -> bool {
+    let (min, max) = (counts.iter().min().expect("some"), counts.iter().max().expect("some"));
+    max - min <= max / 10
+}
+
+/// Kills it with -9 when its file has all that FINISH covers: the last KiB of what it has taken are in its memory.
+fn kill_with_file_complete(capture: &mut Capture, relay: &TestRelay, member: usize) {
+    let ledger = || relay.output(0).members.remove(member);
+    let mut seen = ledger();
+    eventually("its file is complete", || {
+        let file = FstrmFile::read(capture.path());
+        if file.is_none_or(|file| (file.payloads().len() as u64) < seen.frames_sent) {
+            return false;
+        }
+        capture.stop();
+        // For a FINISH that is on its way.
+        thread::sleep(millis(50));
+        let (now, acknowledged) = (ledger(), seen.frames_acknowledged);
+        let complete = now.frames_acknowledged == acknowledged;
+        seen = now;
+        if !complete {
+            capture.go_on();
+        }
+        complete
+    });
+    capture.kill();
+}
+
+/// How long frames took at most that others did not have before.
+fn latest(collected: &[Collected], had: &BTreeSet<u64>) -> Duration {
+    let mut latest = Duration::ZERO;
+    for session in collected.iter().flat_map(|collected| &collected.sessions) {
+        let mut payloads = wire::payloads(&session.encoded).into_iter();
+        let mut taken = 0;
+        for (frames, arrived_at) in &session.arrivals {
+            let numbers = payloads.by_ref().take(frames - taken).map(Number::of);
+            let new = numbers.filter(|number| !had.contains(&number.sequence));
+            latest = new.map(|number| number.latency(*arrived_at)).fold(latest, Duration::max);
+            taken = *frames;
+        }
+    }
+    latest
 }
 
 fn up(relay: &TestRelay) -> usize {

@@ -1,5 +1,6 @@
 //! The real binary, from outside.
 
+mod delivery;
 mod direct;
 mod support;
 mod whole;

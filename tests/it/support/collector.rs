@@ -174,6 +174,15 @@ impl CollectingReader {
         eventually_within(limit, &format!("{count} frames at {}", self.address), || self.frames() >= count)
     }
 
+    /// Waits until the sessions after the first `sessions` have brought so many frames.
+    #[track_caller]
+    pub(crate) fn wait_for_frames_after(&self, sessions: usize, count: usize) {
+        eventually(&format!("{count} frames at {}", self.address), || {
+            let state = self.shared.state();
+            state.sessions.iter().skip(sessions).map(|session| session.frames).sum::<usize>() >= count
+        });
+    }
+
     #[track_caller]
     pub(crate) fn wait_for_sessions(&self, count: usize) {
         eventually(&format!("{count} sessions at {}", self.address), || self.session_count() >= count);

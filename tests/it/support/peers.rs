@@ -119,6 +119,15 @@ impl Capture {
     pub(crate) fn kill(&mut self) {
         self.process.kill();
     }
+
+    /// Stops it as it is, until [`Self::go_on`].
+    pub(crate) fn stop(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.process.signal(Signal::CONT);
+    }
 }
 
 /// `fstrm_replay`: the reference writer, sending a file.
@@ -153,6 +162,10 @@ pub(crate) fn dnstap_passes_on(from: &Address, to: &Address) -> Option<Process> 
     let mut command = Command::new(find("dnstap")?);
     dnstap_address(&mut command, "-l", "-u", from);
     dnstap_address(&mut command, "-T", "-U", to);
+    if let Address::Unix(path) = from {
+        // Perhaps its predecessor left the file.
+        let _ = std::fs::remove_file(path);
+    }
     let mut process = Process::spawn(&mut command);
     process.wait_for_socket(from);
     Some(process)
