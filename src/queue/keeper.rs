@@ -405,7 +405,11 @@ impl Keeping {
     async fn end(mut self) {
         let now = Moment::now();
         self.take_receipts(now);
-        self.look_after_spool(now);
+        match self.spool {
+            // The last chance.
+            None => self.open(now),
+            Some(_) => self.look_after_spool(now),
+        }
         self.account();
         while let Some(queued) = self.keeper.back.pop() {
             let frames = u64::from(queued.batch.frames());
