@@ -79,6 +79,11 @@ pub struct OutputLedger {
     pub connections: u64,
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
+    /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
+    /// acknowledgements, not acknowledged. To 1 % or 10 ms. `None` where nothing waits.
+    pub oldest_age_us: Option<u64>,
+    /// How long batches stayed that were delivered.
+    pub residence: Residence,
     /// The members of a group, in the order of the configuration; the other fields are for all of them together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberLedger>,
@@ -103,6 +108,23 @@ pub struct MemberLedger {
     pub frames_given_back: u64,
     pub connections: u64,
     pub sessions_finished: u64,
+    /// Of what was written to it, or is to be.
+    pub oldest_age_us: Option<u64>,
+    pub residence: Residence,
+}
+
+/// Times from the read that brought a batch to its delivery, in microseconds: percentiles over batches, to 1 %. All zero
+/// where none was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "percentiles")]
+pub struct Residence {
+    /// Batches delivered: what was read at once, from a single frame to some hundred.
+    pub batches: u64,
+    pub p50_us: u64,
+    pub p90_us: u64,
+    pub p99_us: u64,
+    pub p99_9_us: u64,
+    pub max_us: u64,
 }
 
 /// How a member of a group stands.

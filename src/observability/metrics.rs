@@ -6,11 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use crate::observability::InputLedger;
 use crate::observability::MemberLedger;
 use crate::observability::MemberState;
 use crate::observability::OutputLedger;
+use crate::observability::age::AgeSum;
+use crate::observability::age::Ages;
 
 /// Why a frame was lost on its way to an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub(crate) struct LaneMetrics {
     resent: AtomicU64,
     connections: AtomicU64,
     sessions_finished: AtomicU64,
+    /// Those of a member are its own alone.
+    pub(crate) ages: Ages,
 }
 
 impl LaneMetrics {
@@ -124,7 +129,9 @@ impl LaneMetrics {
     }
 
     /// The account of a member that writes `to` this address.
-    pub(crate) fn member_ledger(&self, to: String) -> MemberLedger {
+    pub(crate) fn member_ledger(&self, to: String, now: Instant) -> MemberLedger {
+        let mut ages = AgeSum::new();
+        ages.add(&self.ages);
         MemberLedger {
             to,
             state: self.member_state(),
@@ -136,6 +143,8 @@ impl LaneMetrics {
             frames_given_back: self.given_back.load(Relaxed),
             connections: self.connections.load(Relaxed),
             sessions_finished: self.sessions_finished.load(Relaxed),
+            oldest_age_us: ages.oldest_age_us(now),
+            residence: ages.residence(),
         }
     }
 

@@ -124,9 +124,17 @@ impl Group {
             self.members[member].woken.notify_one();
         }
         state.stuck |= !state.balancer.has_room();
+        self.tell_oldest(state);
         if self.is_over_in(state) {
             self.members.iter().for_each(|member| member.woken.notify_one());
         }
+    }
+
+    /// Tells how old the oldest is that no lane has taken.
+    fn tell_oldest(&self, state: &State) {
+        let waiting = state.waiting.values().next();
+        let firsts = state.shares.iter().filter_map(VecDeque::front).chain(waiting);
+        self.metrics.ages.set_oldest(firsts.map(|taken| taken.batch.read_at()).min());
     }
 
     /// Deals out for as long as the group lives.
@@ -154,6 +162,7 @@ impl Group {
         for taken in std::mem::take(&mut self.state().waiting).into_values() {
             drop_never_sent(&taken, &self.metrics);
         }
+        self.tell_oldest(&self.state());
         self.front.abandon();
     }
 }
@@ -161,7 +170,10 @@ impl Group {
 impl Share {
     /// The next batch for this member.
     pub(crate) fn pop(&self) -> Option<Taken> {
-        self.group.state().shares[self.member].pop_front()
+        let mut state = self.group.state();
+        let taken = state.shares[self.member].pop_front();
+        self.group.tell_oldest(&state);
+        taken
     }
 
     /// Waits until there is a next batch, or nothing will come. Cancel-safe. For the one lane.
@@ -231,6 +243,7 @@ impl Share {
             metrics.give_back(u64::from(taken.batch.frames()), u64::from(taken.sent.frames));
             state.waiting.insert(taken.number, taken);
         }
+        self.group.tell_oldest(&state);
         self.group.changed.notify_one();
     }
 

@@ -22,6 +22,7 @@ use crate::observability::metrics::DropReason;
 use crate::observability::metrics::LaneMetrics;
 use crate::protocol::FrameBatch;
 use crate::queue::WhenFull;
+use crate::queue::arrivals::Arrivals;
 
 /// What a batch costs beside its bytes: its place in the channel and its reference count.
 const BATCH_OVERHEAD: usize = 256;
@@ -41,6 +42,7 @@ pub(crate) struct Queue {
     name: String,
     sender: Sender<Queued>,
     receiver: Receiver<Queued>,
+    arrivals: Arrivals,
     when_full: WhenFull,
     // Charged from push to release: what waits, what is being written and what is held. charged <= max, but for a
     // single batch that finds nothing but what is held (<= max / 2), and for the moment between push and drop of
@@ -74,6 +76,7 @@ impl Queue {
             name,
             sender,
             receiver,
+            arrivals: Arrivals::new(),
             when_full,
             charged: AtomicUsize::new(0),
             max,
@@ -228,6 +231,11 @@ impl Queue {
         self.receiver.is_empty()
     }
 
+    /// When the oldest batch that waits was read, or up to 1 % of its age before; `None` if none waits.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.arrivals.oldest(|| self.receiver.len())
+    }
+
     /// Bytes that one write may take out at once: a part of the queue, so that the policy has the rest.
     pub(crate) fn write_len_max(&self) -> usize {
         (self.max / 4).clamp(1, WRITE_LEN_MAX)
@@ -240,7 +248,9 @@ impl Queue {
     }
 
     fn send(&self, queued: Queued) {
+        let read_at = queued.batch.read_at();
         self.sender.send(queued).expect("the queue holds a receiving end itself");
+        self.arrivals.add(read_at, || self.receiver.len());
         fence(Ordering::SeqCst);
         if self.consumer_asleep.load(Ordering::Relaxed) && self.consumer_asleep.swap(false, Ordering::Relaxed)
         {

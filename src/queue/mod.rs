@@ -1,5 +1,6 @@
 //! Where batches wait for their output: in memory, or on disk.
 
+pub(crate) mod arrivals;
 pub(crate) mod channel;
 pub mod spool;
 pub mod when_full;

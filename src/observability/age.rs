@@ -1,0 +1,236 @@
+//! How old frames are: while they wait, and when an output lets go of them.
+//!
+//! A lane tells once for each write or acknowledgement what is the oldest that it has not delivered, and how long the
+//! batches stayed that it has. Whoever looks never holds it up.
+
+use std::sync::LazyLock;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use hdrhistogram::Histogram;
+
+use crate::observability::Residence;
+
+/// The ages of one lane.
+#[derive(Debug)]
+pub(crate) struct Ages {
+    // The time stamp of the oldest batch that is not delivered; `NOTHING` where all are.
+    oldest: AtomicI64,
+    // How long batches stayed that were delivered, in microseconds.
+    residence: Mutex<Histogram<u64>>,
+}
+
+impl Default for Ages {
+    fn default() -> Self {
+        Self { oldest: AtomicI64::new(NOTHING), residence: Mutex::new(empty()) }
+    }
+}
+
+impl Ages {
+    /// Tells when the oldest batch was read that the lane has and has not delivered.
+    pub(crate) fn set_oldest(&self, read_at: Option<Instant>) {
+        self.oldest.store(read_at.map_or(NOTHING, stamp), Relaxed);
+    }
+
+    fn residence(&self) -> MutexGuard<'_, Histogram<u64>> {
+        self.residence.lock().expect("no panic while it is held")
+    }
+}
+
+/// The batches that a lane has delivered, on their way into its [`Ages`].
+#[derive(Debug, Default)]
+pub(crate) struct Delivered {
+    read_at: Vec<Instant>,
+    // Of those before them, which found somebody looking.
+    residences: Vec<u64>,
+}
+
+impl Delivered {
+    /// One more.
+    pub(crate) fn push(&mut self, read_at: Instant) {
+        self.read_at.push(read_at);
+    }
+
+    /// Records those of this moment. Never waits: while somebody looks they are kept for the next time.
+    pub(crate) fn record(&mut self, ages: &Ages, now: impl FnOnce() -> Instant) {
+        if !self.read_at.is_empty() {
+            let now = stamp(now());
+            let residence = |read_at| micros(now - stamp(read_at));
+            self.residences.extend(self.read_at.drain(..).map(residence));
+        }
+        if !self.residences.is_empty()
+            && let Ok(mut histogram) = ages.residence.try_lock()
+        {
+            self.residences.drain(..).for_each(|us| histogram.saturating_record(us));
+        }
+    }
+
+    /// Records what was kept. For the end.
+    pub(crate) fn finish(&mut self, ages: &Ages) {
+        let mut histogram = ages.residence();
+        self.residences.drain(..).for_each(|us| histogram.saturating_record(us));
+    }
+}
+
+/// The ages of several lanes.
+#[derive(Debug)]
+pub(crate) struct AgeSum {
+    oldest: i64,
+    residence: Histogram<u64>,
+}
+
+impl AgeSum {
+    pub(crate) fn new() -> Self {
+        Self { oldest: NOTHING, residence: empty() }
+    }
+
+    /// Adds a lane.
+    pub(crate) fn add(&mut self, ages: &Ages) {
+        self.oldest = self.oldest.min(ages.oldest.load(Relaxed));
+        self.residence.add(&*ages.residence()).expect("all have the same bounds");
+    }
+
+    /// Adds what waits elsewhere.
+    pub(crate) fn add_waiting(&mut self, read_at: Instant) {
+        self.oldest = self.oldest.min(stamp(read_at));
+    }
+
+    /// Microseconds since the oldest was read that is not delivered; `None` where all are.
+    pub(crate) fn oldest_age_us(&self, now: Instant) -> Option<u64> {
+        (self.oldest != NOTHING).then(|| micros(stamp(now) - self.oldest))
+    }
+
+    /// How long those stayed that were delivered.
+    pub(crate) fn residence(&self) -> Residence {
+        let at = |quantile| self.residence.value_at_quantile(quantile);
+        Residence {
+            batches: self.residence.len(),
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            p99_9_us: at(0.999),
+            max_us: self.residence.max(),
+        }
+    }
+}
+
+/// Nanoseconds from some moment of this process to `at`, which may lie before it: to be had in an atomic.
+pub(crate) fn stamp(at: Instant) -> i64 {
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let nanos = |since: Instant, at: Instant| at.saturating_duration_since(since).as_nanos() as i64;
+    nanos(*EPOCH, at) - nanos(at, *EPOCH)
+}
+
+/// Microseconds between two stamps; 0 if they are in the wrong order.
+fn micros(nanos: i64) -> u64 {
+    u64::try_from(nanos / 1000).unwrap_or_default()
+}
+
+/// Later than anything.
+const NOTHING: i64 = i64::MAX;
+
+/// A histogram of microseconds, exact to two digits.
+fn empty() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, RESIDENCE_MAX_US, 2).expect("the bounds are valid")
+}
+
+/// What stays longer counts as this: 30 days.
+const RESIDENCE_MAX_US: u64 = 30 * 86_400_000_000;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn sum<'a>(all: impl IntoIterator<Item = &'a Ages>) -> AgeSum {
+        let mut sum = AgeSum::new();
+        all.into_iter().for_each(|ages| sum.add(ages));
+        sum
+    }
+
+    #[test]
+    fn the_oldest_of_all_lanes_counts_wherever_it_waits_and_where_nothing_does_there_is_no_age() {
+        let now = Instant::now();
+        let before = |seconds| now - Duration::from_secs(seconds);
+        let lanes = [Ages::default(), Ages::default()];
+        assert_eq!(sum(&lanes).oldest_age_us(now), None);
+        lanes[0].set_oldest(Some(before(2)));
+        lanes[1].set_oldest(Some(before(3)));
+        assert_eq!(sum(&lanes).oldest_age_us(now), Some(3_000_000));
+        assert_eq!(sum(&lanes).oldest_age_us(now + Duration::from_secs(60)), Some(63_000_000));
+        let mut with_queue = sum(&lanes);
+        with_queue.add_waiting(before(7200));
+        assert_eq!(with_queue.oldest_age_us(now), Some(7_200_000_000));
+        lanes[1].set_oldest(None);
+        assert_eq!(sum(&lanes).oldest_age_us(now), Some(2_000_000));
+        // Clocks of threads may differ by a little.
+        assert_eq!(sum(&lanes).oldest_age_us(before(5)), Some(0));
+    }
+
+    #[test]
+    fn each_batch_counts_once_with_the_time_from_read_to_delivery() {
+        let begin = Instant::now();
+        let lanes = [Ages::default(), Ages::default()];
+        for (lane, ages) in lanes.iter().enumerate() {
+            let mut delivered = Delivered::default();
+            for number in 1..=500 {
+                // In two lanes 1 ms to 1 s.
+                let took = Duration::from_millis(2 * number - lane as u64);
+                delivered.push(begin);
+                delivered.record(ages, || begin + took);
+            }
+        }
+        let residence = sum(&lanes).residence();
+        assert_eq!(residence.batches, 1000);
+        let about = |us: u64, millis: u64| us.abs_diff(1000 * millis) <= 10 * millis;
+        assert!(about(residence.p50_us, 500) && about(residence.p90_us, 900), "{residence:?}");
+        assert!(about(residence.p99_us, 990) && about(residence.p99_9_us, 999), "{residence:?}");
+        assert!(about(residence.max_us, 1000), "{residence:?}");
+    }
+
+    #[test]
+    fn what_is_delivered_while_somebody_looks_counts_later_as_of_then() {
+        let begin = Instant::now();
+        let ages = Ages::default();
+        let mut delivered = Delivered::default();
+        let looking = ages.residence();
+        delivered.push(begin);
+        delivered.record(&ages, || begin + Duration::from_millis(1));
+        drop(looking);
+        assert_eq!(sum([&ages]).residence(), Residence::default());
+        delivered.push(begin);
+        delivered.record(&ages, || begin + Duration::from_secs(9));
+        let looking = ages.residence();
+        delivered.push(begin);
+        delivered.record(&ages, || begin);
+        drop(looking);
+        delivered.finish(&ages);
+        let residence = sum([&ages]).residence();
+        assert_eq!(residence.batches, 3);
+        assert!((990..=1010).contains(&residence.p50_us), "{residence:?}");
+    }
+
+    /// A spool gives batches back that were read before this process began.
+    #[test]
+    fn stamps_go_back_before_the_epoch_and_keep_the_order() {
+        let now = Instant::now();
+        let day = Duration::from_secs(86_400);
+        assert_eq!(stamp(now) - stamp(now - day), day.as_nanos() as i64);
+        assert_eq!(stamp(now + day) - stamp(now), day.as_nanos() as i64);
+    }
+
+    #[test]
+    fn no_residence_is_too_long_to_be_recorded() {
+        let ages = Ages::default();
+        let mut delivered = Delivered::default();
+        let now = Instant::now();
+        delivered.push(now - Duration::from_secs(90 * 86_400));
+        delivered.record(&ages, || now);
+        assert_eq!(sum([&ages]).residence().batches, 1);
+        assert!(sum([&ages]).residence().max_us >= RESIDENCE_MAX_US);
+    }
+}
