@@ -1,11 +1,10 @@
 //! How old frames are: while they wait, and when an output lets go of them.
 //!
 //! A lane tells once for each write or acknowledgement what is the oldest that it has not delivered, and how long the
-//! batches stayed that it has. Whoever looks never holds it up.
+//! batches stayed that it has.
 
 use std::sync::LazyLock;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -19,13 +18,16 @@ use crate::observability::Residence;
 pub(crate) struct Ages {
     // The time stamp of the oldest batch that is not delivered; `NOTHING` where all are.
     oldest: AtomicI64,
-    // How long batches stayed that were delivered, in microseconds.
-    residence: Mutex<Histogram<u64>>,
+    // How long batches stayed that were delivered, in microseconds: since somebody looked, and before. The lane locks the
+    // first alone, which whoever looks holds no longer than it takes to put another in its place.
+    fresh: Mutex<Histogram<u64>>,
+    seen: Mutex<Histogram<u64>>,
 }
 
 impl Default for Ages {
     fn default() -> Self {
-        Self { oldest: AtomicI64::new(NOTHING), residence: Mutex::new(empty()) }
+        let (fresh, seen) = (Mutex::new(empty()), Mutex::new(empty()));
+        Self { oldest: AtomicI64::new(NOTHING), fresh, seen }
     }
 }
 
@@ -35,43 +37,11 @@ impl Ages {
         self.oldest.store(read_at.map_or(NOTHING, stamp), Relaxed);
     }
 
-    fn residence(&self) -> MutexGuard<'_, Histogram<u64>> {
-        self.residence.lock().expect("no panic while it is held")
-    }
-}
-
-/// The batches that a lane has delivered, on their way into its [`Ages`].
-#[derive(Debug, Default)]
-pub(crate) struct Delivered {
-    read_at: Vec<Instant>,
-    // Of those before them, which found somebody looking.
-    residences: Vec<u64>,
-}
-
-impl Delivered {
-    /// One more.
-    pub(crate) fn push(&mut self, read_at: Instant) {
-        self.read_at.push(read_at);
-    }
-
-    /// Records those of this moment. Never waits: while somebody looks they are kept for the next time.
-    pub(crate) fn record(&mut self, ages: &Ages, now: impl FnOnce() -> Instant) {
-        if !self.read_at.is_empty() {
-            let now = stamp(now());
-            let residence = |read_at| micros(now - stamp(read_at));
-            self.residences.extend(self.read_at.drain(..).map(residence));
-        }
-        if !self.residences.is_empty()
-            && let Ok(mut histogram) = ages.residence.try_lock()
-        {
-            self.residences.drain(..).for_each(|us| histogram.saturating_record(us));
-        }
-    }
-
-    /// Records what was kept. For the end.
-    pub(crate) fn finish(&mut self, ages: &Ages) {
-        let mut histogram = ages.residence();
-        self.residences.drain(..).for_each(|us| histogram.saturating_record(us));
+    /// Tells of batches, by the times when they were read, that are delivered now.
+    pub(crate) fn delivered(&self, read_at: impl Iterator<Item = Instant>, now: Instant) {
+        let now = stamp(now);
+        let mut fresh = self.fresh.lock().expect(UNPOISONED);
+        read_at.for_each(|read_at| fresh.saturating_record(micros(now - stamp(read_at))));
     }
 }
 
@@ -90,7 +60,11 @@ impl AgeSum {
     /// Adds a lane.
     pub(crate) fn add(&mut self, ages: &Ages) {
         self.oldest = self.oldest.min(ages.oldest.load(Relaxed));
-        self.residence.add(&*ages.residence()).expect("all have the same bounds");
+        let mut seen = ages.seen.lock().expect(UNPOISONED);
+        let mut fresh = empty();
+        std::mem::swap(&mut fresh, &mut *ages.fresh.lock().expect(UNPOISONED));
+        seen.add(&fresh).expect(SAME_BOUNDS);
+        self.residence.add(&*seen).expect(SAME_BOUNDS);
     }
 
     /// Adds what waits elsewhere.
@@ -132,6 +106,9 @@ fn micros(nanos: i64) -> u64 {
 /// Later than anything.
 const NOTHING: i64 = i64::MAX;
 
+const UNPOISONED: &str = "no panic while it is held";
+const SAME_BOUNDS: &str = "all have the same bounds";
+
 /// A histogram of microseconds, exact to two digits.
 fn empty() -> Histogram<u64> {
     Histogram::new_with_bounds(1, RESIDENCE_MAX_US, 2).expect("the bounds are valid")
@@ -146,9 +123,9 @@ mod tests {
 
     use super::*;
 
-    fn sum<'a>(all: impl IntoIterator<Item = &'a Ages>) -> AgeSum {
+    fn sum(lanes: &[Ages]) -> AgeSum {
         let mut sum = AgeSum::new();
-        all.into_iter().for_each(|ages| sum.add(ages));
+        lanes.iter().for_each(|ages| sum.add(ages));
         sum
     }
 
@@ -172,16 +149,17 @@ mod tests {
     }
 
     #[test]
-    fn each_batch_counts_once_with_the_time_from_read_to_delivery() {
+    fn each_batch_counts_once_with_the_time_from_read_to_delivery_however_often_it_is_looked_at() {
         let begin = Instant::now();
         let lanes = [Ages::default(), Ages::default()];
-        for (lane, ages) in lanes.iter().enumerate() {
-            let mut delivered = Delivered::default();
-            for number in 1..=500 {
-                // In two lanes 1 ms to 1 s.
+        for number in 1..=500 {
+            // 1 ms to 1 s in all.
+            for (lane, ages) in lanes.iter().enumerate() {
                 let took = Duration::from_millis(2 * number - lane as u64);
-                delivered.push(begin);
-                delivered.record(ages, || begin + took);
+                ages.delivered([begin].into_iter(), begin + took);
+            }
+            if number % 100 == 1 {
+                assert_eq!(sum(&lanes).residence().batches, 2 * number);
             }
         }
         let residence = sum(&lanes).residence();
@@ -190,28 +168,7 @@ mod tests {
         assert!(about(residence.p50_us, 500) && about(residence.p90_us, 900), "{residence:?}");
         assert!(about(residence.p99_us, 990) && about(residence.p99_9_us, 999), "{residence:?}");
         assert!(about(residence.max_us, 1000), "{residence:?}");
-    }
-
-    #[test]
-    fn what_is_delivered_while_somebody_looks_counts_later_as_of_then() {
-        let begin = Instant::now();
-        let ages = Ages::default();
-        let mut delivered = Delivered::default();
-        let looking = ages.residence();
-        delivered.push(begin);
-        delivered.record(&ages, || begin + Duration::from_millis(1));
-        drop(looking);
-        assert_eq!(sum([&ages]).residence(), Residence::default());
-        delivered.push(begin);
-        delivered.record(&ages, || begin + Duration::from_secs(9));
-        let looking = ages.residence();
-        delivered.push(begin);
-        delivered.record(&ages, || begin);
-        drop(looking);
-        delivered.finish(&ages);
-        let residence = sum([&ages]).residence();
-        assert_eq!(residence.batches, 3);
-        assert!((990..=1010).contains(&residence.p50_us), "{residence:?}");
+        assert_eq!(sum(&[]).residence(), Residence::default());
     }
 
     /// A spool gives batches back that were read before this process began.
@@ -226,11 +183,10 @@ mod tests {
     #[test]
     fn no_residence_is_too_long_to_be_recorded() {
         let ages = Ages::default();
-        let mut delivered = Delivered::default();
         let now = Instant::now();
-        delivered.push(now - Duration::from_secs(90 * 86_400));
-        delivered.record(&ages, || now);
-        assert_eq!(sum([&ages]).residence().batches, 1);
-        assert!(sum([&ages]).residence().max_us >= RESIDENCE_MAX_US);
+        ages.delivered([now - Duration::from_secs(90 * 86_400)].into_iter(), now);
+        let residence = sum(&[ages]).residence();
+        assert_eq!(residence.batches, 1);
+        assert!(residence.max_us >= RESIDENCE_MAX_US);
     }
 }

@@ -8,7 +8,6 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::observability::MemberState;
-use crate::observability::age::Delivered;
 use crate::observability::metrics::DropReason;
 use crate::observability::metrics::LaneMetrics;
 use crate::output::group::Share;
@@ -40,8 +39,8 @@ pub(crate) struct Backlog {
     front_written: usize,
     window: Window,
     ending: Option<Window>,
-    // Settled since the ages were told.
-    delivered: Delivered,
+    // When those were read that are settled since the ages were told.
+    delivered: Vec<Instant>,
 }
 
 impl Backlog {
@@ -66,7 +65,7 @@ impl Backlog {
             front_written: 0,
             window: Window::default(),
             ending: None,
-            delivered: Delivered::default(),
+            delivered: Vec::new(),
         }
     }
 
@@ -223,7 +222,9 @@ impl Backlog {
         let firsts = windows.map(|window| window.batches().next());
         let firsts = firsts.chain([self.again.front(), self.taken.front()]).flatten();
         self.metrics.ages.set_oldest(firsts.map(|taken| taken.batch.read_at()).min());
-        self.delivered.record(&self.metrics.ages, Instant::now);
+        if !self.delivered.is_empty() {
+            self.metrics.ages.delivered(self.delivered.drain(..), Instant::now());
+        }
     }
 
     /// Bytes of data frames that the present connection has got.
@@ -331,7 +332,6 @@ impl Backlog {
     pub(crate) fn abandon(mut self) -> u64 {
         self.connection_lost();
         self.ended_stream_lost();
-        self.delivered.finish(&self.metrics.ages);
         if self.share.is_some() {
             self.give_back();
             return 0;

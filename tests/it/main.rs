@@ -9,6 +9,7 @@
 #[macro_use]
 mod support;
 
+mod age;
 mod checkpoint;
 mod data;
 mod delivery;
