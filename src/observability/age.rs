@@ -94,8 +94,10 @@ impl AgeSum {
 /// Nanoseconds from some moment of this process to `at`, which may lie before it: to be had in an atomic.
 pub(crate) fn stamp(at: Instant) -> i64 {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let nanos = |since: Instant, at: Instant| at.saturating_duration_since(since).as_nanos() as i64;
-    nanos(*EPOCH, at) - nanos(at, *EPOCH)
+    match at.checked_duration_since(*EPOCH) {
+        Some(after) => after.as_nanos() as i64,
+        None => -(EPOCH.duration_since(at).as_nanos() as i64),
+    }
 }
 
 /// Microseconds between two stamps; 0 if they are in the wrong order.
