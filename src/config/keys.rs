@@ -94,13 +94,14 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         ("drop_oldest", Some(WhenFull::DropOldest)),
         ("drop_newest", Some(WhenFull::DropNewest)),
         ("block", Some(WhenFull::Block)),
+        ("sample", Some(WhenFull::Sample)),
         ("spill", None),
     ];
     match section.take("when_full", value::choice(&policies)) {
         Some(Some(when_full)) => output.when_full = when_full,
         Some(None) => section.fault(
             "when_full",
-            "`spill` comes with a later version: write drop_oldest, drop_newest or block".to_owned(),
+            "`spill` comes with a later version: write drop_oldest, drop_newest, block or sample".to_owned(),
         ),
         None => {}
     }

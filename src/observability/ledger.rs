@@ -66,7 +66,7 @@ pub struct OutputLedger {
     pub frames_queued: u64,
     /// Frames waiting on disk.
     pub frames_spooled: u64,
-    /// Frames lost, by reason: `queue_full`, `frame_too_long`, `shutdown`.
+    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `shutdown`.
     pub frames_dropped: BTreeMap<String, u64>,
     /// Bytes of `frames_sent`.
     pub bytes_sent: u64,
@@ -80,7 +80,7 @@ pub struct OutputLedger {
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
     /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
-    /// acknowledgements, not acknowledged. To 1 % or 10 ms. `None` where nothing waits.
+    /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits.
     pub oldest_age_us: Option<u64>,
     /// How long batches stayed that were delivered.
     pub residence: Residence,

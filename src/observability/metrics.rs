@@ -20,6 +20,8 @@ use crate::observability::age::Ages;
 pub(crate) enum DropReason {
     /// The queue was full, and its policy is to drop.
     QueueFull,
+    /// The queue was filling up, and its policy is to keep one batch in so many.
+    Sampled,
     /// Longer than the output takes.
     FrameTooLong,
     /// The relay ended before it could be written.
@@ -27,11 +29,12 @@ pub(crate) enum DropReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 3] = [Self::QueueFull, Self::FrameTooLong, Self::Shutdown];
+    const ALL: [Self; 4] = [Self::QueueFull, Self::Sampled, Self::FrameTooLong, Self::Shutdown];
 
     fn name(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
+            Self::Sampled => "sampled",
             Self::FrameTooLong => "frame_too_long",
             Self::Shutdown => "shutdown",
         }

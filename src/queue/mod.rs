@@ -3,6 +3,7 @@
 pub(crate) mod arrivals;
 pub(crate) mod channel;
 pub mod spool;
+mod thinning;
 pub mod when_full;
 
 pub(crate) use channel::Queue;

@@ -28,6 +28,7 @@ mod limits;
 mod many_connections;
 mod peers;
 mod reconnect;
+mod sample;
 mod seccomp;
 mod splits;
 mod stop;
