@@ -26,7 +26,7 @@
 //! | [`input`] | Ways in: connections that run reader sessions. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
 //! | `route` | From one connection to every lane that takes its content type. |
-//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. [`queue::spool`]: batches on disk. |
+//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. `queue/keeper`: a spool between two queues. [`queue::spool`]: batches on disk. |
 //! | [`output`] | Ways out: connections that run writer sessions, and files. |
 //! | [`relay`] | Assembly and life cycle: workers, placement, the end. |
 //! | [`config`] | From text to values that cannot be wrong. |
@@ -40,7 +40,7 @@
 //! # What stays true
 //!
 //! - **A worker is one pinned thread** with its own runtime, listeners, connections, blocks and counters. A connection
-//!   lives and dies on one worker, and a worker never blocks: files have threads of their own.
+//!   lives and dies on one worker, and a worker never blocks: files and spools have threads of their own.
 //! - **A lane is one downstream connection**, fed by one queue, written by one task. A connection from a DNS server
 //!   always uses the same lane of an output, so its order is kept.
 //! - **A group is one queue and several lanes** on one worker: a batch stays charged to the queue until one of its members

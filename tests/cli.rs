@@ -27,6 +27,9 @@ use tapster::protocol::FrameBatch;
 use tapster::protocol::ReaderConfig;
 use tapster::protocol::ReaderEvent;
 use tapster::protocol::ReaderSession;
+use tapster::queue::spool::Moment;
+use tapster::queue::spool::Spool;
+use tapster::queue::spool::SpoolConfig;
 use tempfile::TempDir;
 
 fn tapster(args: &[&str]) -> Output {
@@ -105,7 +108,7 @@ fn every_fault_is_named_in_one_go_and_nothing_is_bound() {
             "tapster.toml:11: output[1].queue (output `two`): `byte` in `1 byte` is not a unit",
             "command line: backend: `kqueue` is unknown",
             "?when_full=spill: to: TLS is not built in yet",
-            "?when_full=spill: when_full: `spill` comes with a later version",
+            "?when_full=spill: when_full: needs a folder: write spool = {",
             "command line: --summary: ",
         ] {
             assert!(stderr.contains(part), "{part:?} in {stderr}");
@@ -119,6 +122,37 @@ fn a_configuration_file_that_cannot_be_read_is_named() {
     let output = tapster(&["run", "--config", "/nonexistent/tapster.toml"]);
     assert_exit(&output, 64);
     assert!(stderr(&output).contains("/nonexistent/tapster.toml"));
+}
+
+#[test]
+fn check_says_why_a_spool_could_not_be_used_and_creates_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let check = |dir: &str, more: &str| {
+        let to = format!("tcp://collector.example:6000?buffer=disk&spool.dir={dir}{more}");
+        tapster(&["check", "--to", &to])
+    };
+    let plenty = "&spool.min_free=0B";
+    assert_exit(&check(&path("new"), plenty), 0);
+    assert!(!folder.path().join("new").exists());
+
+    fs::write(path("file"), "").expect("a file");
+    let (_spool, _) =
+        Spool::open(path("used").as_ref(), SpoolConfig::default(), None, Moment::now()).expect("a spool");
+    for (dir, more, says) in [
+        (path("used"), plenty, "is in use by another process"),
+        (path("file"), plenty, "cannot open the folder"),
+        (path("no/such"), plenty, "cannot open the parent of the folder"),
+        (path("new"), "&spool.min_free=1000000000GiB", "`min_free` leaves all of"),
+    ] {
+        let output = check(&dir, more);
+        assert_exit(&output, 1);
+        let stderr = stderr(&output);
+        assert!(
+            stderr.contains("output `tcp://collector.example:6000`: spool: ") && stderr.contains(says),
+            "{stderr}"
+        );
+    }
 }
 
 #[test]

@@ -5,12 +5,17 @@ use std::io::stdout;
 use std::process::ExitCode;
 
 use tapster::config::to_toml;
+use tapster::config::units::format_size;
+use tapster::output::OutputConfig;
+use tapster::queue::SpoolUse;
+use tapster::queue::spool::Folder;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
 use crate::commands::resolve_args;
 
-/// Prints the configuration with every key filled in, and warnings beside it on stderr.
+/// Prints the configuration with every key filled in, and warnings beside it on stderr. Fails, with exit status 1, where
+/// a spool could not be used now.
 pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     let resolved = resolve_args(args)?;
     for warning in &resolved.warnings {
@@ -20,5 +25,22 @@ pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     stdout()
         .write_all(document.as_bytes())
         .map_err(|error| CommandError::Failed(format!("stdout: {error}")))?;
-    Ok(ExitCode::SUCCESS)
+    let faults: Vec<String> = resolved.config.outputs.iter().filter_map(spool_fault).collect();
+    if faults.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(CommandError::Failed(faults.join("\n"))) }
+}
+
+/// What keeps the spool of an output from being used.
+fn spool_fault(output: &OutputConfig) -> Option<String> {
+    let SpoolUse { folder, config, .. } = output.spool.as_ref()?;
+    let fault = match Folder::probe(folder) {
+        Err(error) => error.to_string(),
+        Ok(free) if free < config.min_free => format!(
+            "the file system of {} has {} left, and `min_free` leaves all of {} to others: make room, or lower it",
+            folder.display(),
+            format_size(free),
+            format_size(config.min_free)
+        ),
+        Ok(_) => return None,
+    };
+    Some(format!("output `{}`: spool: {fault}", output.name))
 }

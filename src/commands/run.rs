@@ -129,7 +129,14 @@ fn announce(relay: &Relay, config: &RelayConfig) {
     }
     for output in &config.outputs {
         let queue = format_size(output.queue as u64);
-        info!(output = output.name, to = output.addresses_text(), when_full = %output.when_full, queue, "writing");
+        let when_full = output.when_full;
+        let (output, to, spool) = (&output.name, output.addresses_text(), output.spool.as_ref());
+        match spool {
+            None => info!(output, to, %when_full, queue, "writing"),
+            Some(spool) => {
+                info!(output, to, spool = %spool.folder.display(), takes = ?spool.takes, queue, "writing");
+            }
+        }
     }
     info!(backend = %relay.backend(), workers = relay.workers(), version = env!("CARGO_PKG_VERSION"), "relaying");
 }

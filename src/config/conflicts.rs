@@ -1,5 +1,7 @@
 //! What is right by itself and wrong together: names, addresses and content types.
 
+use std::path::Path;
+
 use crate::config::keys::Entry;
 use crate::config::section::Findings;
 use crate::input::ContentTypes;
@@ -70,6 +72,19 @@ pub(super) fn check_addresses(
                 findings.fault(origin, "to", message);
             }
         }
+    }
+}
+
+/// A spool has one writer.
+pub(super) fn check_spools(outputs: &[Entry<OutputConfig>], findings: &mut Findings) {
+    let mut seen: Vec<(&Path, &str)> = Vec::new();
+    for Entry { origin, config } in outputs {
+        let Some(spool) = &config.spool else { continue };
+        if let Some((_, other)) = seen.iter().find(|(folder, _)| *folder == spool.folder) {
+            let message = format!("is that of output `{other}` too: give each a folder of its own");
+            findings.fault(origin, "spool.dir", message);
+        }
+        seen.push((&spool.folder, &config.name));
     }
 }
 

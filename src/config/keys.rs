@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::config::raw::Value;
 use crate::config::section::Origin;
 use crate::config::section::Section;
+use crate::config::spool::check_spool;
+use crate::config::spool::take_spool;
 use crate::config::units::format_size;
 use crate::config::value;
 use crate::input::ContentTypes;
@@ -97,14 +99,9 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         ("sample", Some(WhenFull::Sample)),
         ("spill", None),
     ];
-    match section.take("when_full", value::choice(&policies)) {
-        Some(Some(when_full)) => output.when_full = when_full,
-        Some(None) => section.fault(
-            "when_full",
-            "`spill` comes with a later version: write drop_oldest, drop_newest, block or sample".to_owned(),
-        ),
-        None => {}
-    }
+    let when_full = section.take("when_full", value::choice(&policies));
+    output.when_full = when_full.flatten().unwrap_or_default();
+    output.spool = take_spool(&mut section, when_full == Some(None));
     if let Some(queue) = section.take("queue", value::size(QUEUE_MIN..=QUEUE_MAX)) {
         output.queue = usize::try_from(queue).unwrap_or(usize::MAX);
     }
@@ -119,11 +116,15 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     take_reconnect(&mut section, &mut output.reconnect);
     take_rotate(&mut section, &mut output.rotate);
 
-    if output.queue as u64 <= u64::from(output.frame_len_max) + LENGTH_WORD {
-        let message =
-            "must be larger than `frame_len_max` and 4 bytes more: the longest frame must find room";
-        section.fault("queue", message.to_owned());
+    let longest = u64::from(output.frame_len_max) + LENGTH_WORD;
+    if output.lane_queue() as u64 <= longest {
+        let part = if output.spool.is_some() { ", in each half of it" } else { "" };
+        let message = format!(
+            "must be larger than `frame_len_max` and 4 bytes more{part}: the longest frame must find room"
+        );
+        section.fault("queue", message);
     }
+    check_spool(&mut section, &output, longest);
     // Where a fault has been noted: a placeholder that does not meet an input's address.
     let to = to.unwrap_or_else(|| vec![Address::File(String::new())]);
     if is_group {
@@ -183,6 +184,11 @@ fn take_group(section: &mut Section<'_>, output: &OutputConfig, to: &[Address]) 
         }
         _ => {}
     }
+    if group.balance == Balance::Sticky && output.spool.is_some() {
+        let message = "a spool does not know which connection a frame came from: write \"failover\", which keeps the \
+                       order too, or do without the spool";
+        section.fault("balance", message.to_owned());
+    }
     if to.len() > MEMBERS_MAX {
         section.fault("to", format!("a group has at most {MEMBERS_MAX} members, not {}", to.len()));
     }
@@ -222,6 +228,9 @@ fn check_keys_of_kind(section: &mut Section<'_>, output: &OutputConfig, to: &Add
             section.fault("replay_margin", message.to_owned());
         }
         return;
+    }
+    if output.spool.is_some() {
+        section.fault("spool", "what goes into a file is on disk: leave this key out".to_owned());
     }
     if output.connections == Connections::PerWorker {
         section.fault("connections", "a file has one writer: leave this key out".to_owned());
@@ -287,7 +296,8 @@ fn take_delivery(section: &mut Section<'_>, output: &mut OutputConfig) {
 
 /// What cannot be had together, and what the queue cannot hold.
 fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
-    let queue = output.queue as u64;
+    let queue = output.lane_queue() as u64;
+    let half = if output.spool.is_some() { "the half of `queue` behind the spool" } else { "`queue`" };
     let longest = u64::from(output.frame_len_max) + LENGTH_WORD;
     let members = output.group.as_ref().map_or(1, |group| group.members.len()) as u64;
     let each = if members > 1 { format!(", for {members} members") } else { String::new() };
@@ -307,7 +317,7 @@ fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
         if needed > queue {
             let message = format!(
                 "{bytes} for the stream that waits for FINISH, {bytes} for the next one and {longest} for the longest \
-                 frame make {needed}{each}, and `queue` has {queue}: give it room, or have checkpoints sooner",
+                 frame make {needed}{each}, and {half} has {queue}: give it room, or have checkpoints sooner",
                 bytes = format_size(bytes as u64),
                 longest = format_size(longest),
                 needed = format_size(needed),
@@ -332,7 +342,7 @@ fn check_delivery(section: &mut Section<'_>, output: &OutputConfig) {
     let needed = members * 2 * margin + longest;
     if needed > queue {
         let message = format!(
-            "{margin} that is kept, {margin} on its way and {longest} for the longest frame make {needed}{each}, and `queue` \
+            "{margin} that is kept, {margin} on its way and {longest} for the longest frame make {needed}{each}, and {half} \
              has {queue}",
             margin = format_size(margin),
             longest = format_size(longest),

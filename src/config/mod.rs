@@ -17,6 +17,7 @@ mod raw;
 mod render;
 mod resolve;
 mod section;
+mod spool;
 mod value;
 
 pub use fault::Fault;

@@ -17,6 +17,11 @@ use crate::output::Order;
 use crate::output::OutputConfig;
 use crate::output::Rotate;
 use crate::protocol::ContentType;
+use crate::queue::SpoolUse;
+use crate::queue::Takes;
+use crate::queue::spool::OnFull;
+use crate::queue::spool::SpoolConfig;
+use crate::queue::spool::Sync;
 use crate::relay::RelayConfig;
 use crate::transport::Address;
 use crate::transport::BackendChoice;
@@ -76,7 +81,10 @@ fn write_output(document: &mut String, output: &OutputConfig) {
         Some(group) => write_group(document, group),
         None => line(document, "to", &quoted(&output.to.to_string())),
     }
-    line(document, "when_full", &quoted(&output.when_full.to_string()));
+    match &output.spool {
+        Some(spool) => write_spool(document, spool),
+        None => line(document, "when_full", &quoted(&output.when_full.to_string())),
+    }
     line(document, "queue", &quoted(&format_size(output.queue as u64)));
     line(document, "content_type", &content_type(&output.content_type));
     line(document, "frame_len_max", &quoted(&format_size(output.frame_len_max.into())));
@@ -105,6 +113,34 @@ fn write_group(document: &mut String, group: &GroupConfig) {
     }
     line(document, "stall_timeout", &quoted(&format_duration(group.stall_timeout)));
     line(document, "slow_start", &quoted(&format_duration(group.slow_start)));
+}
+
+fn write_spool(document: &mut String, spool: &SpoolUse) {
+    match spool.takes {
+        Takes::All => line(document, "buffer", &quoted("disk")),
+        Takes::Overflow => line(document, "when_full", &quoted("spill")),
+    }
+    let SpoolConfig { max, max_age, min_free, sync, on_full } = &spool.config;
+    let sync = match sync {
+        Sync::None => "none".to_owned(),
+        Sync::Interval(interval) => format_duration(*interval),
+        Sync::Batch => "batch".to_owned(),
+    };
+    let on_full = match on_full {
+        OnFull::DropOldest => "drop_oldest",
+        OnFull::DropNewest => "drop_newest",
+        OnFull::Block => "block",
+    };
+    let keys = [
+        ("dir", spool.folder.to_string_lossy().into_owned()),
+        ("max", format_size(*max)),
+        ("max_age", format_duration(*max_age)),
+        ("min_free", format_size(*min_free)),
+        ("sync", sync),
+        ("on_full", on_full.to_owned()),
+    ];
+    let keys: Vec<String> = keys.iter().map(|(key, text)| format!("{key} = {}", quoted(text))).collect();
+    line(document, "spool", &format!("{{ {} }}", keys.join(", ")));
 }
 
 fn write_connection_keys(document: &mut String, output: &OutputConfig) {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
 use crate::config::conflicts::check_names;
+use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
 use crate::config::keys::Entry;
@@ -115,6 +116,7 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
     );
     check_addresses(&inputs, &outputs, &mut findings);
     check_content_types(&inputs, &outputs, &mut findings);
+    check_spools(&outputs, &mut findings);
 
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
@@ -221,7 +223,11 @@ mod tests {
     use crate::output::Checkpoint;
     use crate::output::Connections;
     use crate::output::Rotate;
+    use crate::queue::Takes;
     use crate::queue::WhenFull;
+    use crate::queue::spool::OnFull;
+    use crate::queue::spool::SpoolConfig;
+    use crate::queue::spool::Sync;
     use crate::transport::Address;
 
     fn from_file(text: &str) -> Result<Resolved, Faults> {
@@ -399,13 +405,52 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_recognised() {
-        for (address, sentence) in [
-            ("tls://a:1", "TLS is not built in yet"),
-            ("tcp://a:1?when_full=spill", "comes with a later version"),
+        let faults = to("tls://a:1").unwrap_err().to_string();
+        assert!(faults.contains("TLS is not built in yet"), "{faults}");
+    }
+
+    #[test]
+    fn a_spool_has_its_keys_and_its_limits() {
+        let spool =
+            |query: &str| to(&format!("tcp://a:1?{query}")).unwrap().config.outputs.remove(0).spool.unwrap();
+        let spills = spool("when_full=spill&spool.dir=/s");
+        assert_eq!((spills.takes, &spills.config), (Takes::Overflow, &SpoolConfig::default()));
+        let query = "buffer=disk&spool.dir=/s&spool.max=1GiB&spool.max_age=7d&spool.min_free=0B&spool.sync=batch\
+                     &spool.on_full=block";
+        let all = spool(query);
+        assert_eq!(
+            (all.takes, all.config.sync, all.config.on_full),
+            (Takes::All, Sync::Batch, OnFull::Block)
+        );
+        for query in [
+            query,
+            "when_full=spill&spool.dir=/s&spool.sync=250ms",
+            "buffer=disk&spool.dir=/s&spool.sync=none",
         ] {
-            let faults = to(address).unwrap_err();
-            assert!(faults.to_string().contains(sentence), "{faults}");
+            let resolved = to(&format!("tcp://a:1?{query}")).unwrap();
+            assert_eq!(from_file(&to_toml(&resolved.config)).unwrap(), resolved, "{query}");
         }
+        for (query, key) in [
+            ("when_full=spill", "when_full"),
+            ("buffer=disk", "buffer"),
+            ("spool.dir=/s", "spool"),
+            ("buffer=disk&spool.max=1GiB", "spool.dir"),
+            ("buffer=disk&when_full=block&spool.dir=/s", "when_full"),
+            ("buffer=disk&spool.dir=/s&spool.max=1MiB", "spool"),
+            ("buffer=disk&spool.dir=/s&spool.sync=often", "spool.sync"),
+            ("buffer=disk&spool.dir=/s&spool.dri=/s", "spool.dri"),
+            ("buffer=disk&spool.dir=/s&connections=per_worker", "connections"),
+            ("buffer=disk&spool.dir=/s&queue=2MiB", "queue"),
+            ("buffer=disk&spool.dir=/s&checkpoint=16MiB", "checkpoint"),
+            ("buffer=disk&spool.dir=/s&to=tcp://b:1&balance=sticky", "balance"),
+        ] {
+            assert_eq!(keys(to(&format!("tcp://a:1?{query}"))), [key], "{query}");
+        }
+        assert_eq!(keys(to("file:a.fstrm?buffer=disk&spool.dir=/s")), ["spool"]);
+        let twice = ["tcp://a:1?buffer=disk&spool.dir=/s", "tcp://b:1?when_full=spill&spool.dir=/s"];
+        assert_eq!(keys(from_options(&[], &twice)), ["spool.dir"]);
+        let small = to("tcp://a:1?buffer=disk&spool.dir=/s&spool.max=1MiB").unwrap_err().to_string();
+        assert!(small.contains("it needs 4210864 = 4 segments of 1052716 bytes"), "{small}");
     }
 
     #[test]

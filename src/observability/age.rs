@@ -16,8 +16,8 @@ use crate::observability::Residence;
 /// The ages of one lane.
 #[derive(Debug)]
 pub(crate) struct Ages {
-    // The time stamp of the oldest batch that is not delivered; `NOTHING` where all are.
-    oldest: AtomicI64,
+    /// What the lane has and has not delivered.
+    pub(crate) oldest: Oldest,
     // How long batches stayed that were delivered, in microseconds: since somebody looked, and before. The lane locks the
     // first alone, which whoever looks holds no longer than it takes to put another in its place.
     fresh: Mutex<Histogram<u64>>,
@@ -27,21 +27,32 @@ pub(crate) struct Ages {
 impl Default for Ages {
     fn default() -> Self {
         let (fresh, seen) = (Mutex::new(empty()), Mutex::new(empty()));
-        Self { oldest: AtomicI64::new(NOTHING), fresh, seen }
+        Self { oldest: Oldest::default(), fresh, seen }
     }
 }
 
 impl Ages {
-    /// Tells when the oldest batch was read that the lane has and has not delivered.
-    pub(crate) fn set_oldest(&self, read_at: Option<Instant>) {
-        self.oldest.store(read_at.map_or(NOTHING, stamp), Relaxed);
-    }
-
     /// Tells of batches, by the times when they were read, that are delivered now.
     pub(crate) fn delivered(&self, read_at: impl Iterator<Item = Instant>, now: Instant) {
         let now = stamp(now);
         let mut fresh = self.fresh.lock().expect(UNPOISONED);
         read_at.for_each(|read_at| fresh.saturating_record(micros(now - stamp(read_at))));
+    }
+}
+
+/// When the oldest batch of some was read: a time stamp, or `NOTHING`.
+#[derive(Debug)]
+pub(crate) struct Oldest(AtomicI64);
+
+impl Default for Oldest {
+    fn default() -> Self {
+        Self(AtomicI64::new(NOTHING))
+    }
+}
+
+impl Oldest {
+    pub(crate) fn set(&self, read_at: Option<Instant>) {
+        self.0.store(read_at.map_or(NOTHING, stamp), Relaxed);
     }
 }
 
@@ -59,7 +70,7 @@ impl AgeSum {
 
     /// Adds a lane.
     pub(crate) fn add(&mut self, ages: &Ages) {
-        self.oldest = self.oldest.min(ages.oldest.load(Relaxed));
+        self.add_oldest(&ages.oldest);
         let mut seen = ages.seen.lock().expect(UNPOISONED);
         let mut fresh = empty();
         std::mem::swap(&mut fresh, &mut *ages.fresh.lock().expect(UNPOISONED));
@@ -67,7 +78,12 @@ impl AgeSum {
         self.residence.add(&*seen).expect(SAME_BOUNDS);
     }
 
-    /// Adds what waits elsewhere.
+    /// Adds what waits beside a lane.
+    pub(crate) fn add_oldest(&mut self, oldest: &Oldest) {
+        self.oldest = self.oldest.min(oldest.0.load(Relaxed));
+    }
+
+    /// Adds what waits before it.
     pub(crate) fn add_waiting(&mut self, read_at: Instant) {
         self.oldest = self.oldest.min(stamp(read_at));
     }
@@ -137,14 +153,14 @@ mod tests {
         let before = |seconds| now - Duration::from_secs(seconds);
         let lanes = [Ages::default(), Ages::default()];
         assert_eq!(sum(&lanes).oldest_age_us(now), None);
-        lanes[0].set_oldest(Some(before(2)));
-        lanes[1].set_oldest(Some(before(3)));
+        lanes[0].oldest.set(Some(before(2)));
+        lanes[1].oldest.set(Some(before(3)));
         assert_eq!(sum(&lanes).oldest_age_us(now), Some(3_000_000));
         assert_eq!(sum(&lanes).oldest_age_us(now + Duration::from_secs(60)), Some(63_000_000));
         let mut with_queue = sum(&lanes);
         with_queue.add_waiting(before(7200));
         assert_eq!(with_queue.oldest_age_us(now), Some(7_200_000_000));
-        lanes[1].set_oldest(None);
+        lanes[1].oldest.set(None);
         assert_eq!(sum(&lanes).oldest_age_us(now), Some(2_000_000));
         // Clocks of threads may differ by a little.
         assert_eq!(sum(&lanes).oldest_age_us(before(5)), Some(0));

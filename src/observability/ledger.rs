@@ -48,7 +48,7 @@ pub struct InputLedger {
 pub struct OutputLedger {
     /// Name from the configuration.
     pub name: String,
-    /// Frames that inputs had for this output.
+    /// Frames that inputs had for this output, and those that its spool had from an earlier run.
     pub frames_received: u64,
     /// Frames wholly written to a connection or file, each counted once.
     pub frames_sent: u64,
@@ -64,9 +64,9 @@ pub struct OutputLedger {
     pub frames_filtered: u64,
     /// Frames waiting in memory.
     pub frames_queued: u64,
-    /// Frames waiting on disk.
+    /// Frames waiting on disk, and not in memory. At exit: those that were never sent and that the next run will send.
     pub frames_spooled: u64,
-    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `shutdown`.
+    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `shutdown`, `spool_full`, `spool_age`, `spool_damaged`.
     pub frames_dropped: BTreeMap<String, u64>,
     /// Bytes of `frames_sent`.
     pub bytes_sent: u64,
@@ -80,13 +80,32 @@ pub struct OutputLedger {
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
     /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
-    /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits.
+    /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits. At exit: of what is
+    /// left on disk.
     pub oldest_age_us: Option<u64>,
     /// How long batches stayed that were delivered.
     pub residence: Residence,
+    /// How the spool stands, where the output has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolLedger>,
     /// The members of a group, in the order of the configuration; the other fields are for all of them together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberLedger>,
+}
+
+/// How a spool stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SpoolLedger {
+    /// Whether it cannot be opened, or not be written to: frames wait in memory alone. Tried again every second.
+    pub degraded: bool,
+    /// Frames (part of `frames_received`) that an earlier run had left.
+    pub frames_recovered: u64,
+    /// Bytes on disk, set aside and not yet removed ones included.
+    pub bytes: u64,
+    /// Bytes (part of `bytes`) that a power cut would lose now.
+    pub bytes_unsynced: u64,
+    /// Files that were set aside since the start because something in them was damaged.
+    pub files_set_aside: u64,
 }
 
 /// What one member of a group did. Fields as in [`OutputLedger`].

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,8 +14,10 @@ use crate::observability::InputLedger;
 use crate::observability::MemberLedger;
 use crate::observability::MemberState;
 use crate::observability::OutputLedger;
+use crate::observability::SpoolLedger;
 use crate::observability::age::AgeSum;
 use crate::observability::age::Ages;
+use crate::observability::age::Oldest;
 
 /// Why a frame was lost on its way to an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +30,24 @@ pub(crate) enum DropReason {
     FrameTooLong,
     /// The relay ended before it could be written.
     Shutdown,
+    /// The spool, or its disk, was full.
+    SpoolFull,
+    /// It was in the spool for too long.
+    SpoolAge,
+    /// It could not be read back from the spool.
+    SpoolDamaged,
 }
 
 impl DropReason {
-    const ALL: [Self; 4] = [Self::QueueFull, Self::Sampled, Self::FrameTooLong, Self::Shutdown];
+    const ALL: [Self; 7] = [
+        Self::QueueFull,
+        Self::Sampled,
+        Self::FrameTooLong,
+        Self::Shutdown,
+        Self::SpoolFull,
+        Self::SpoolAge,
+        Self::SpoolDamaged,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -37,6 +55,9 @@ impl DropReason {
             Self::Sampled => "sampled",
             Self::FrameTooLong => "frame_too_long",
             Self::Shutdown => "shutdown",
+            Self::SpoolFull => "spool_full",
+            Self::SpoolAge => "spool_age",
+            Self::SpoolDamaged => "spool_damaged",
         }
     }
 }
@@ -62,6 +83,21 @@ pub(crate) struct LaneMetrics {
     sessions_finished: AtomicU64,
     /// Those of a member are its own alone.
     pub(crate) ages: Ages,
+    spool: OnceLock<SpoolMetrics>,
+}
+
+/// How a spool stands. Set by its keeper.
+#[derive(Debug, Default)]
+pub(crate) struct SpoolMetrics {
+    pub(crate) degraded: AtomicBool,
+    /// Frames that are on disk and nowhere else.
+    pub(crate) frames: AtomicU64,
+    pub(crate) frames_recovered: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) bytes_unsynced: AtomicU64,
+    pub(crate) files_set_aside: AtomicU64,
+    /// What is there or about to go there, and not with the lane.
+    pub(crate) oldest: Oldest,
 }
 
 impl LaneMetrics {
@@ -134,7 +170,7 @@ impl LaneMetrics {
     /// The account of a member that writes `to` this address.
     pub(crate) fn member_ledger(&self, to: String, now: Instant) -> MemberLedger {
         let mut ages = AgeSum::new();
-        ages.add(&self.ages);
+        self.add_ages_to(&mut ages);
         MemberLedger {
             to,
             state: self.member_state(),
@@ -174,6 +210,19 @@ impl LaneMetrics {
         self.dropped[reason as usize].load(Relaxed)
     }
 
+    /// How the spool of this lane stands, which has one from the first call on.
+    pub(crate) fn spool(&self) -> &SpoolMetrics {
+        self.spool.get_or_init(SpoolMetrics::default)
+    }
+
+    /// Adds the ages of what this lane has and had, but for what waits in its queues.
+    pub(crate) fn add_ages_to(&self, sum: &mut AgeSum) {
+        sum.add(&self.ages);
+        if let Some(spool) = self.spool.get() {
+            sum.add_oldest(&spool.oldest);
+        }
+    }
+
     /// Adds this lane to the ledger of its output.
     ///
     /// What waits is what was received and has not left: read last, it is never too little while frames flow, and at
@@ -191,6 +240,9 @@ impl LaneMetrics {
                 *ledger.frames_dropped.entry(reason.name().to_owned()).or_default() += frames;
             }
         }
+        if let Some(spool) = self.spool.get() {
+            left += spool.add_to(ledger);
+        }
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let received = self.received.load(Relaxed).max(left);
         ledger.frames_received += received;
@@ -202,6 +254,22 @@ impl LaneMetrics {
         ledger.frames_resent += self.resent.load(Relaxed);
         ledger.connections += self.connections.load(Relaxed);
         ledger.sessions_finished += self.sessions_finished.load(Relaxed);
+    }
+}
+
+impl SpoolMetrics {
+    /// Adds this spool to the ledger of its output. Returns the frames in it.
+    fn add_to(&self, ledger: &mut OutputLedger) -> u64 {
+        let frames = self.frames.load(Relaxed);
+        ledger.frames_spooled += frames;
+        ledger.spool = Some(SpoolLedger {
+            degraded: self.degraded.load(Relaxed),
+            frames_recovered: self.frames_recovered.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            bytes_unsynced: self.bytes_unsynced.load(Relaxed),
+            files_set_aside: self.files_set_aside.load(Relaxed),
+        });
+        frames
     }
 }
 

@@ -12,6 +12,7 @@ pub use ledger::MemberLedger;
 pub use ledger::MemberState;
 pub use ledger::OutputLedger;
 pub use ledger::Residence;
+pub use ledger::SpoolLedger;
 pub use logging::Log;
 pub use logging::LogFormat;
 pub use status::StatusLine;

@@ -15,6 +15,9 @@ use crate::output::window::Prefix;
 use crate::output::window::Taken;
 use crate::output::window::Window;
 use crate::queue::Queue;
+use crate::queue::Queued;
+use crate::queue::receipts::Receipt;
+use crate::queue::receipts::ReceiptSender;
 use crate::transport::sys::SEND_BUFFERS_MAX;
 
 /// The consumer's end of a lane. A batch is settled when its last byte is written or, for an output that waits for
@@ -30,6 +33,8 @@ pub(crate) struct Backlog {
     pub(crate) metrics: Arc<LaneMetrics>,
     // What comes next is dealt out by the group; `queue` is the one in front of it.
     share: Option<Share>,
+    // Where a spool stands before the queue: who wants to know what is settled.
+    receipts: Option<ReceiptSender>,
     // Whether batches are kept until they are acknowledged.
     keeps: bool,
     // What dead connections left, in order: written before what waits in the queue.
@@ -45,20 +50,33 @@ pub(crate) struct Backlog {
 
 impl Backlog {
     /// A backlog whose batches are settled when they are written, or, if it `keeps` them, when they are acknowledged.
-    pub(crate) fn new(queue: Arc<Queue>, metrics: Arc<LaneMetrics>, keeps: bool) -> Self {
-        Self::with(queue, metrics, None, keeps)
+    pub(crate) fn new(
+        queue: Arc<Queue>,
+        receipts: Option<ReceiptSender>,
+        metrics: Arc<LaneMetrics>,
+        keeps: bool,
+    ) -> Self {
+        Self::with(queue, receipts, metrics, None, keeps)
     }
 
     /// The backlog of one member of a group.
     pub(crate) fn of_member(share: Share, metrics: Arc<LaneMetrics>, keeps: bool) -> Self {
-        Self::with(Arc::clone(&share.group.front), metrics, Some(share), keeps)
+        let (queue, receipts) = (Arc::clone(&share.group.front), share.group.receipts.clone());
+        Self::with(queue, receipts, metrics, Some(share), keeps)
     }
 
-    fn with(queue: Arc<Queue>, metrics: Arc<LaneMetrics>, share: Option<Share>, keeps: bool) -> Self {
+    fn with(
+        queue: Arc<Queue>,
+        receipts: Option<ReceiptSender>,
+        metrics: Arc<LaneMetrics>,
+        share: Option<Share>,
+        keeps: bool,
+    ) -> Self {
         Self {
             queue,
             metrics,
             share,
+            receipts,
             keeps,
             again: VecDeque::new(),
             taken: VecDeque::new(),
@@ -205,8 +223,11 @@ impl Backlog {
 
     /// Lets go of a batch for good: as far as this output wants to know, its frames have arrived.
     fn settle(&mut self, taken: Taken) {
-        let Taken { batch, charge, .. } = taken;
+        let Taken { batch, charge, place, .. } = taken;
         self.delivered.push(batch.read_at());
+        if let (Some(receipts), Some(place)) = (&self.receipts, place) {
+            receipts.send(Receipt::Settled(place));
+        }
         if self.keeps {
             self.metrics.acknowledged(u64::from(batch.frames()));
             self.queue.release_held(charge);
@@ -221,7 +242,7 @@ impl Backlog {
         let windows = self.ending.iter().chain(std::iter::once(&self.window));
         let firsts = windows.map(|window| window.batches().next());
         let firsts = firsts.chain([self.again.front(), self.taken.front()]).flatten();
-        self.metrics.ages.set_oldest(firsts.map(|taken| taken.batch.read_at()).min());
+        self.metrics.ages.oldest.set(firsts.map(|taken| taken.batch.read_at()).min());
         if !self.delivered.is_empty() {
             self.metrics.ages.delivered(self.delivered.drain(..), Instant::now());
         }
@@ -327,8 +348,9 @@ impl Backlog {
         self.again = rest;
     }
 
-    /// The end: what is left here and in the queue, and was never written, is lost. Returns how many frames were
-    /// written and are not acknowledged; for a member of a group 0: the group accounts for what it gave back.
+    /// The end: what is left here and in the queue, and was never written, is lost, unless a spool keeps it. Returns how
+    /// many frames were written and are not acknowledged; for a member of a group 0: the group accounts for what it gave
+    /// back.
     pub(crate) fn abandon(mut self) -> u64 {
         self.connection_lost();
         self.ended_stream_lost();
@@ -336,17 +358,32 @@ impl Backlog {
             self.give_back();
             return 0;
         }
-        self.again.drain(..).for_each(|taken| drop_never_sent(&taken, &self.metrics));
+        leave(self.again.drain(..), &self.queue, self.receipts.as_ref(), &self.metrics);
         self.tell_ages();
-        self.queue.abandon();
         self.metrics.unacknowledged_now()
     }
 }
 
-/// Counts the frames of a batch that nobody has got as lost at the end.
-pub(crate) fn drop_never_sent(taken: &Taken, metrics: &LaneMetrics) {
-    let never_sent = taken.batch.frames() - taken.sent.frames;
-    metrics.dropped(DropReason::Shutdown, u64::from(never_sent));
+/// The end of a lane, or of a group: gives these batches and what is in the queue to the keeper of the spool, or counts
+/// what nobody has got of them as lost.
+pub(crate) fn leave(
+    batches: impl IntoIterator<Item = Taken>,
+    queue: &Queue,
+    receipts: Option<&ReceiptSender>,
+    metrics: &LaneMetrics,
+) {
+    let queued = std::iter::from_fn(|| Some(Taken::new(queue.pop()?, 0)));
+    for taken in batches.into_iter().chain(queued) {
+        let frames_never_sent = u64::from(taken.batch.frames() - taken.sent.frames);
+        match receipts {
+            Some(receipts) => {
+                let Taken { batch, upstream, place, .. } = taken;
+                let queued = Queued { upstream, batch, place };
+                receipts.send(Receipt::Left { queued, frames_never_sent });
+            }
+            None => metrics.dropped(DropReason::Shutdown, frames_never_sent),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -357,13 +394,13 @@ mod tests {
     use crate::observability::OutputLedger;
     use crate::observability::age::AgeSum;
     use crate::protocol::FrameBatch;
-    use crate::queue::Queued;
     use crate::queue::WhenFull;
 
     fn backlog(keeps: bool) -> Backlog {
         let metrics = Arc::<LaneMetrics>::default();
         Backlog::new(
             Arc::new(Queue::new("test".to_owned(), 1 << 20, WhenFull::Block, Arc::clone(&metrics))),
+            None,
             metrics,
             keeps,
         )
@@ -383,7 +420,7 @@ mod tests {
     }
 
     fn queued(batch: FrameBatch) -> Queued {
-        Queued { upstream: 0, batch }
+        Queued { upstream: 0, batch, place: None }
     }
 
     /// Age of the oldest that is not settled, in seconds, and how many batches are.

@@ -105,8 +105,10 @@ impl Lane {
             }
             self.look_at_ended_stream().await;
             self.backlog.give_back();
-            // A collector that is away when the relay ends gets one more attempt, under `block` all that time allows.
-            let last = self.drain.requested() && self.config.when_full != WhenFull::Block;
+            // A collector that is away when the relay ends gets one more attempt; under `block`, where no spool keeps the
+            // frames, all that time allows.
+            let promised = self.config.when_full == WhenFull::Block && self.config.spool.is_none();
+            let last = self.drain.requested() && !promised;
             if last || self.backlog.nothing_to_come() {
                 break;
             }
@@ -393,7 +395,7 @@ async fn open(
     backend: Backend,
 ) -> Result<WriteSession, WriteFault> {
     let session = WriteSession::open(&config.to, writer, backend).await?;
-    if config.when_full == WhenFull::Sample {
+    if config.policy() == WhenFull::Sample {
         // The queue would fall at once by what the socket takes at once.
         session.set_unsent_max(config.queue / SAMPLE_SOCKET_PART / config.addresses().len());
     }

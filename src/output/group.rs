@@ -27,17 +27,20 @@ use crate::observability::metrics::LaneMetrics;
 use crate::output::GroupConfig;
 use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
-use crate::output::backlog::drop_never_sent;
+use crate::output::backlog::leave;
 use crate::output::balance::Balancer;
 use crate::output::frame_stream;
 use crate::output::window::Taken;
 use crate::queue::Queue;
+use crate::queue::receipts::ReceiptSender;
 use crate::transport::Backend;
 
 /// What the members of a group have in common.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) front: Arc<Queue>,
+    // Where a spool stands before the front queue.
+    pub(crate) receipts: Option<ReceiptSender>,
     metrics: Arc<LaneMetrics>,
     state: Mutex<State>,
     // The dispatcher sleeps until there is room, a member, or something that came back.
@@ -76,6 +79,7 @@ impl Group {
     pub(crate) fn new(
         config: &GroupConfig,
         front: Arc<Queue>,
+        receipts: Option<ReceiptSender>,
         metrics: Arc<LaneMetrics>,
         members: Vec<Arc<LaneMetrics>>,
     ) -> Self {
@@ -88,7 +92,7 @@ impl Group {
         let state = State { balancer, next: 0, waiting: BTreeMap::new(), shares, stuck: false };
         let member = |metrics| Member { metrics, woken: Notify::new() };
         let members = members.into_iter().map(member).collect();
-        Self { front, metrics, state: Mutex::new(state), changed: Notify::new(), members }
+        Self { front, receipts, metrics, state: Mutex::new(state), changed: Notify::new(), members }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -134,7 +138,7 @@ impl Group {
     fn tell_oldest(&self, state: &State) {
         let waiting = state.waiting.values().next();
         let firsts = state.shares.iter().filter_map(VecDeque::front).chain(waiting);
-        self.metrics.ages.set_oldest(firsts.map(|taken| taken.batch.read_at()).min());
+        self.metrics.ages.oldest.set(firsts.map(|taken| taken.batch.read_at()).min());
     }
 
     /// Deals out for as long as the group lives.
@@ -157,13 +161,11 @@ impl Group {
             && state.balancer.all_written()
     }
 
-    /// The end: counts what no member has taken.
+    /// The end, after that of all members.
     fn abandon(&self) {
-        for taken in std::mem::take(&mut self.state().waiting).into_values() {
-            drop_never_sent(&taken, &self.metrics);
-        }
+        let waiting = std::mem::take(&mut self.state().waiting);
+        leave(waiting.into_values(), &self.front, self.receipts.as_ref(), &self.metrics);
         self.tell_oldest(&self.state());
-        self.front.abandon();
     }
 }
 

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 pub use crate::output::balance::Balance;
 use crate::protocol::ContentType;
+use crate::queue::SpoolUse;
 use crate::queue::WhenFull;
+use crate::queue::spool::OnFull;
 use crate::transport::Address;
 
 /// One output: where it writes and what happens when it cannot.
@@ -27,10 +29,12 @@ pub struct OutputConfig {
     pub to: Address,
     /// The members, where each frame goes to one of several addresses.
     pub group: Option<GroupConfig>,
-    /// What happens to data that finds the queue full.
+    /// What happens to data that finds the queue full. With a spool its [`OnFull`] says that.
     pub when_full: WhenFull,
-    /// Room of the queue in bytes, for each lane.
+    /// Room of the queue in bytes, for each lane. Of a lane with a spool half of it is before the spool, and half behind.
     pub queue: usize,
+    /// What is put on disk; sockets with one connection, or groups of them, only.
+    pub spool: Option<SpoolUse>,
     /// How many connections.
     pub connections: Connections,
     /// With or without READY, ACCEPT and FINISH; sockets only.
@@ -177,6 +181,21 @@ impl OutputConfig {
         self.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
+    /// What happens to data that finds no room, in memory or on disk.
+    pub(crate) fn policy(&self) -> WhenFull {
+        match self.spool.as_ref().map(|spool| spool.config.on_full) {
+            None => self.when_full,
+            Some(OnFull::DropOldest) => WhenFull::DropOldest,
+            Some(OnFull::DropNewest) => WhenFull::DropNewest,
+            Some(OnFull::Block) => WhenFull::Block,
+        }
+    }
+
+    /// The part of the queue that its lane empties.
+    pub(crate) fn lane_queue(&self) -> usize {
+        if self.spool.is_some() { self.queue / 2 } else { self.queue }
+    }
+
     /// Whether frames are kept until they are acknowledged.
     pub(crate) fn keeps_unacknowledged(&self) -> bool {
         self.checkpoint.is_some() || self.ack == Ack::Received
@@ -196,6 +215,7 @@ impl Default for OutputConfig {
             group: None,
             when_full: WhenFull::DropOldest,
             queue: 64 << 20,
+            spool: None,
             connections: Connections::One,
             mode: Mode::Bidirectional,
             content_type: ContentType::DNSTAP,

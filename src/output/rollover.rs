@@ -158,7 +158,7 @@ mod tests {
 
     fn rollover(checkpoint: Checkpoint) -> (Rollover, Backlog) {
         let queue = Queue::new("test".to_owned(), 1 << 20, WhenFull::Block, Arc::default());
-        let backlog = Backlog::new(Arc::new(queue), Arc::default(), true);
+        let backlog = Backlog::new(Arc::new(queue), None, Arc::default(), true);
         let config = OutputConfig { checkpoint: Some(checkpoint), ..OutputConfig::default() };
         (Rollover::new(&config, &backlog).unwrap(), backlog)
     }

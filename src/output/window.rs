@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::protocol::FrameBatch;
 use crate::queue::Queued;
 use crate::queue::channel::charge;
+use crate::queue::spool::Position;
 
 /// A batch that an output has taken from its queue.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub(crate) struct Taken {
     pub(crate) batch: FrameBatch,
     /// The connection that it came from.
     pub(crate) upstream: u64,
+    /// The place behind it in the spool, if it is there too.
+    pub(crate) place: Option<Position>,
     /// Its place among all that were taken from the queue; 0 where that is the order of the lane.
     pub(crate) number: u64,
     /// What the queue charged, to be given back whole.
@@ -31,8 +34,8 @@ pub(crate) struct Prefix {
 
 impl Taken {
     pub(crate) fn new(queued: Queued, number: u64) -> Self {
-        let Queued { upstream, batch } = queued;
-        Self { charge: charge(&batch), batch, upstream, number, sent: Prefix::default(), held: false }
+        let Queued { upstream, batch, place } = queued;
+        Self { charge: charge(&batch), batch, upstream, place, number, sent: Prefix::default(), held: false }
     }
 
     /// The frames that lie wholly within the first `count` bytes.

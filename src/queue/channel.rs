@@ -23,6 +23,7 @@ use crate::observability::metrics::LaneMetrics;
 use crate::protocol::FrameBatch;
 use crate::queue::WhenFull;
 use crate::queue::arrivals::Arrivals;
+use crate::queue::spool::Position;
 use crate::queue::thinning::Thinning;
 
 /// What a batch costs beside its bytes: its place in the channel and its reference count.
@@ -34,6 +35,8 @@ pub(crate) struct Queued {
     /// Number of the writer connection, of its own in this process.
     pub(crate) upstream: u64,
     pub(crate) batch: FrameBatch,
+    /// The place behind it in the spool, if it is there too.
+    pub(crate) place: Option<Position>,
 }
 
 /// A queue, shared by its producers and its one consumer.
@@ -124,6 +127,24 @@ impl Queue {
                 self.drop_oldest();
             }
         }
+    }
+
+    /// Hands over a batch that was received before, if there is room for it.
+    ///
+    /// # Errors
+    /// The batch, where there is none.
+    pub(crate) fn offer(&self, queued: Queued) -> Result<(), Queued> {
+        if !self.reserve(charge(&queued.batch)) {
+            return Err(queued);
+        }
+        self.send(queued);
+        Ok(())
+    }
+
+    /// Waits until little is left and there is room for a batch, or the queue is closed. Cancel-safe.
+    pub(crate) async fn room_for(&self, batch: &FrameBatch) {
+        let charge = charge(batch);
+        self.room_when(|| self.is_low() && self.has_room(charge)).await;
     }
 
     /// The next batch. It stays charged until [`Queue::release`].
@@ -312,10 +333,17 @@ impl Queue {
 
     /// Charges a batch if there is room. A queue that is empty but for what is held has room for any batch.
     fn reserve(&self, charge: usize) -> bool {
-        let held = self.held.load(Ordering::Acquire);
-        let any_fits = |charged| charged == held && held <= self.held_max();
-        let room = |charged| (any_fits(charged) || charged + charge <= self.max).then_some(charged + charge);
+        let room = |charged| self.fits(charge, charged).then_some(charged + charge);
         self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
+    }
+
+    fn has_room(&self, charge: usize) -> bool {
+        self.fits(charge, self.charged.load(Ordering::Acquire))
+    }
+
+    fn fits(&self, charge: usize, charged: usize) -> bool {
+        let held = self.held.load(Ordering::Acquire);
+        charged == held && held <= self.held_max() || charged + charge <= self.max
     }
 
     /// Charges a batch as soon as there is room. Once the queue was full that is when little is left in it: producers
@@ -419,7 +447,7 @@ mod tests {
     fn batch_of_len(mark: u8, len: usize) -> Queued {
         let payload = [&[mark][..], &vec![0; len - 5]].concat();
         let batch = FrameBatch::from_payloads([Bytes::from(payload)], Instant::now()).unwrap();
-        Queued { upstream: 0, batch }
+        Queued { upstream: 0, batch, place: None }
     }
 
     fn marks(queue: &Queue) -> Vec<u8> {

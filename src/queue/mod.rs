@@ -2,10 +2,14 @@
 
 pub(crate) mod arrivals;
 pub(crate) mod channel;
+pub(crate) mod keeper;
+pub(crate) mod receipts;
 pub mod spool;
 mod thinning;
 pub mod when_full;
 
 pub(crate) use channel::Queue;
 pub(crate) use channel::Queued;
+pub use keeper::SpoolUse;
+pub use keeper::Takes;
 pub use when_full::WhenFull;

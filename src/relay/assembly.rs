@@ -19,6 +19,10 @@ use crate::output::backlog::Backlog;
 use crate::output::group::Group;
 use crate::protocol::ReaderConfig;
 use crate::queue::Queue;
+use crate::queue::WhenFull;
+use crate::queue::keeper::Keeper;
+use crate::queue::receipts::ReceiptSender;
+use crate::queue::receipts::receipts;
 use crate::relay::worker::WorkerGroup;
 use crate::relay::worker::WorkerLane;
 use crate::relay::worker::WorkerListener;
@@ -46,6 +50,7 @@ pub(crate) struct FileLane {
 pub(crate) struct Assembly {
     pub(crate) workers: Vec<WorkerParts>,
     pub(crate) files: Vec<FileLane>,
+    pub(crate) keepers: Vec<Keeper>,
     pub(crate) queues: Vec<Arc<Queue>>,
     pub(crate) accounts: Accounts,
 }
@@ -55,6 +60,7 @@ impl Assembly {
         Self {
             workers: (0..workers).map(|_| WorkerParts::default()).collect(),
             files: Vec::new(),
+            keepers: Vec::new(),
             queues: Vec::new(),
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
         }
@@ -102,26 +108,21 @@ impl Assembly {
         };
         for (owner, feeders) in lanes {
             let metrics = Arc::<LaneMetrics>::default();
-            let queue = Arc::new(Queue::new(
-                config.name.clone(),
-                config.queue,
-                config.when_full,
-                Arc::clone(&metrics),
-            ));
+            let Ends { front, back, receipts, keeper } = make_queues(&config, &metrics);
             for feeder in feeders {
                 self.workers[feeder].inlets.push(Inlet {
                     content_type: config.stream_type(),
                     frame_len_max: config.frame_len_max,
-                    when_full: config.when_full,
-                    queue: Arc::clone(&queue),
+                    when_full: config.policy(),
+                    queue: Arc::clone(&front),
                     metrics: Arc::clone(&metrics),
                 });
             }
-            let backlog = || Backlog::new(Arc::clone(&queue), Arc::clone(&metrics), keeps);
+            let backlog = || Backlog::new(Arc::clone(&back), receipts.clone(), Arc::clone(&metrics), keeps);
             let config = Arc::clone(&config);
             match (&config.group, &config.to) {
                 (Some(_), _) => {
-                    let group = make_group(&config, &queue, &metrics, &mut account.members);
+                    let group = make_group(&config, &back, receipts, &metrics, &mut account.members);
                     self.workers[owner].groups.extend(group);
                 }
                 (None, Address::File(pattern)) => {
@@ -130,8 +131,12 @@ impl Assembly {
                 }
                 _ => self.workers[owner].lanes.push(WorkerLane { backlog: backlog(), config }),
             }
-            account.queues.push(Arc::clone(&queue));
-            self.queues.push(queue);
+            self.keepers.extend(keeper);
+            account.queues.push(Arc::clone(&front));
+            if !Arc::ptr_eq(&front, &back) {
+                account.queues.push(back);
+            }
+            self.queues.push(front);
             account.metrics.push(metrics);
         }
         self.accounts.outputs.push(account);
@@ -145,10 +150,42 @@ impl Assembly {
     }
 }
 
+/// What stands before a lane: one queue, or two with a spool between them.
+struct Ends {
+    front: Arc<Queue>,
+    back: Arc<Queue>,
+    receipts: Option<ReceiptSender>,
+    keeper: Option<Keeper>,
+}
+
+fn make_queues(config: &OutputConfig, metrics: &Arc<LaneMetrics>) -> Ends {
+    let queue =
+        |max, when_full| Arc::new(Queue::new(config.name.clone(), max, when_full, Arc::clone(metrics)));
+    let Some(spool) = &config.spool else {
+        let queue = queue(config.queue, config.when_full);
+        return Ends { front: Arc::clone(&queue), back: queue, receipts: None, keeper: None };
+    };
+    let front = queue(config.queue - config.lane_queue(), config.policy());
+    // Filled by `offer`, which has no policy.
+    let back = queue(config.lane_queue(), WhenFull::Block);
+    let (sender, receiver) = receipts();
+    let keeper = Keeper {
+        output: config.name.clone(),
+        content_type: config.stream_type(),
+        settings: spool.clone(),
+        front: Arc::clone(&front),
+        back: Arc::clone(&back),
+        receipts: receiver,
+        metrics: Arc::clone(metrics),
+    };
+    Ends { front, back, receipts: Some(sender), keeper: Some(keeper) }
+}
+
 /// The lanes of a group; `None` where the output is none.
 fn make_group(
     config: &OutputConfig,
     queue: &Arc<Queue>,
+    receipts: Option<ReceiptSender>,
     metrics: &Arc<LaneMetrics>,
     accounts: &mut Vec<(Address, Arc<LaneMetrics>)>,
 ) -> Option<WorkerGroup> {
@@ -161,7 +198,7 @@ fn make_group(
         members.push(metrics);
         configs.push(Arc::new(OutputConfig { to: member.address.clone(), ..config.clone() }));
     }
-    let group = Group::new(group, Arc::clone(queue), Arc::clone(metrics), members);
+    let group = Group::new(group, Arc::clone(queue), receipts, Arc::clone(metrics), members);
     Some(WorkerGroup { group: Arc::new(group), configs })
 }
 
@@ -199,7 +236,7 @@ impl Account<LaneMetrics> {
         let mut ages = AgeSum::new();
         self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| ages.add_waiting(read_at));
         let members = self.members.iter().map(|(_, metrics)| metrics);
-        self.metrics.iter().chain(members).for_each(|metrics| ages.add(&metrics.ages));
+        self.metrics.iter().chain(members).for_each(|metrics| metrics.add_ages_to(&mut ages));
         ledger.oldest_age_us = ages.oldest_age_us(now);
         ledger.residence = ages.residence();
         ledger

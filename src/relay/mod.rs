@@ -24,6 +24,7 @@ use crate::observability::Ledger;
 use crate::output::OutputConfig;
 use crate::output::file;
 use crate::queue::Queue;
+use crate::queue::keeper::Keeper;
 use crate::relay::assembly::Accounts;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::FileLane;
@@ -159,6 +160,7 @@ impl Relay {
             socket_files,
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
+        relay.start_keepers(assembly.keepers)?;
         relay.start_files(assembly.files, &signal)?;
         relay.start_workers(assembly.workers, &signal, &ended_sender)?;
         Ok(relay)
@@ -190,6 +192,16 @@ impl Relay {
     pub fn drain(mut self) -> Ledger {
         self.end(self.drain_timeout);
         self.accounts.ledger()
+    }
+
+    fn start_keepers(&mut self, keepers: Vec<Keeper>) -> Result<(), StartError> {
+        for keeper in keepers {
+            let runtime = Builder::new_current_thread().enable_time().build().map_err(StartError::Worker)?;
+            let thread = thread::Builder::new().name("tapster-spool".to_owned());
+            let run = move || runtime.block_on(keeper.run());
+            self.threads.push(thread.spawn(run).map_err(StartError::Worker)?);
+        }
+        Ok(())
     }
 
     fn start_files(&mut self, files: Vec<FileLane>, signal: &DrainSignal) -> Result<(), StartError> {

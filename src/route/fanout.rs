@@ -64,7 +64,7 @@ impl Fanout {
     pub(crate) async fn deliver(&self, batch: FrameBatch) {
         for inlet in &self.inlets {
             if batch.payload_len_max() <= inlet.frame_len_max {
-                inlet.queue.push(Queued { upstream: self.upstream, batch: batch.clone() }).await;
+                inlet.queue.push(Queued { upstream: self.upstream, batch: batch.clone(), place: None }).await;
             } else {
                 inlet.deliver_short_frames(self.upstream, &batch).await;
             }
@@ -79,7 +79,7 @@ impl Inlet {
         self.metrics.received(u64::from(too_long));
         self.metrics.dropped(DropReason::FrameTooLong, u64::from(too_long));
         for run in runs {
-            self.queue.push(Queued { upstream, batch: run }).await;
+            self.queue.push(Queued { upstream, batch: run, place: None }).await;
         }
     }
 }

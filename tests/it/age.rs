@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tapster::observability::OutputLedger;
 use tapster::output::Balance;
+use tapster::queue::spool::OnFull;
 
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
@@ -125,6 +126,49 @@ on_both_backends! {
         assert!(group.residence.max_us >= 190_000, "{group:?}");
         writer.finish();
         relay.drain();
+    }
+
+    /// On disk frames grow old as in memory, in the next run too, and are remembered with all of their age.
+    fn what_waits_on_disk_grows_old_over_a_restart(backend) {
+        for all_on_disk in [false, true] {
+            let folder = folder();
+            let spool = folder.path().join("spool");
+            let mut reader = CollectingReader::start(Transport::Unix, folder.path());
+            let output = to(&reader).queue(256 << 10).frame_len_max(8 << 10);
+            reader.die();
+            let start = || {
+                let output = output.clone();
+                let output = if all_on_disk { output.on_disk(&spool) } else { output.spills_to(&spool) };
+                let output = output.spool_config(|config| config.on_full = OnFull::Block);
+                let input = listening(Transport::Unix, folder.path());
+                relay(backend).input(input).output(output).start()
+            };
+            let first = start();
+            let began = Instant::now();
+            let mut writer = first.writer();
+            writer.send(&numbered::frames(0, 0..FRAMES));
+            first.wait_for_frames(FRAMES);
+            let all_came_by = began.elapsed();
+            eventually("the oldest is 100 ms old", || age(&first.output(0)) >= millis(100));
+            writer.finish();
+            let left = first.drain_to_disk().outputs.remove(0);
+            assert!(left.frames_spooled > 0 && age(&left) >= millis(100), "{left:?}");
+            assert_eq!(left.residence.batches, 0, "{left:?}");
+
+            let second = start();
+            eventually("it is as old as before", || second.output(0).oldest_age_us.is_some());
+            let waits_for = began.elapsed();
+            let oldest = age(&second.output(0));
+            // Times on disk are those of the clock on the wall.
+            assert!(oldest + all_came_by + millis(50) >= waits_for, "{oldest:?}, and {waits_for:?} went by");
+            assert!(oldest <= began.elapsed() + millis(50), "{oldest:?}");
+            reader.revive();
+            eventually("everything delivered", || second.output(0).oldest_age_us.is_none());
+            let output = second.output(0);
+            let max = Duration::from_micros(output.residence.max_us);
+            assert!(max + millis(10) >= oldest && max <= (began.elapsed() + millis(50)) * 51 / 50, "{output:?}");
+            second.drain();
+        }
     }
 
     fn the_summary_tells_it(backend) {

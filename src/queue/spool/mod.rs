@@ -299,6 +299,11 @@ impl<S: Storage> Spool<S> {
         self.head - self.watermark.frame_seq - self.gaps.len()
     }
 
+    /// Everything before it is acknowledged, or was lost.
+    pub fn acknowledged(&self) -> Position {
+        self.watermark
+    }
+
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use rustix::fs;
+use rustix::fs::Access;
 use rustix::fs::AtFlags;
 use rustix::fs::Dir;
 use rustix::fs::FileType;
@@ -134,13 +135,39 @@ impl Folder {
             Err(errno) => return Err(failed("create the folder")(errno)),
         }
         let folder = open_folder(path).map_err(failed("open the folder"))?;
-        match fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(SpoolError::InUse { folder: path.to_owned() }),
-            Err(errno) => return Err(failed("lock the folder")(errno)),
-        }
+        lock(&folder, path)?;
         fs::fchmod(&folder, Mode::RWXU).map_err(failed("restrict the access to"))?;
         Ok(Self { folder, access: OFlags::RDWR })
+    }
+
+    /// Whether a spool could be opened at `path` now, without creating or changing anything. Returns how many bytes the
+    /// file system has for us.
+    ///
+    /// # Errors
+    /// As for [`Folder::open`].
+    pub fn probe(path: &Path) -> Result<u64, SpoolError> {
+        let failed = |action, name: &Path| {
+            let name = name.to_owned();
+            move |errno: Errno| SpoolError::Io { action, name, source: errno.into() }
+        };
+        let (folder, parent) = match open_folder(path) {
+            Err(Errno::NOENT) => {
+                let parent = parent_of(path);
+                let folder =
+                    fs::open(&parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+                (folder.map_err(failed("open the parent of the folder,", &parent))?, parent)
+            }
+            opened => {
+                let folder = opened.map_err(failed("open the folder", path))?;
+                // Gone with the descriptor.
+                lock(&folder, path)?;
+                (folder, path.to_owned())
+            }
+        };
+        fs::access(&parent, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(failed("write to the folder", &parent))?;
+        let stat = fs::fstatvfs(&folder).map_err(failed("look at the file system of", path))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Opens a folder to look at. Takes no lock: a spool in use can be looked at.
@@ -161,10 +188,24 @@ fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {
     fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn sync_parent(path: &Path) -> Result<(), Errno> {
+/// Locks a folder for as long as it is open.
+fn lock(folder: &OwnedFd, path: &Path) -> Result<(), SpoolError> {
+    match fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(SpoolError::InUse { folder: path.to_owned() }),
+        Err(errno) => {
+            Err(SpoolError::Io { action: "lock the folder", name: path.to_owned(), source: errno.into() })
+        }
+    }
+}
+
+fn parent_of(path: &Path) -> PathBuf {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    fs::fsync(fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    parent.map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+fn sync_parent(path: &Path) -> Result<(), Errno> {
+    fs::fsync(fs::open(parent_of(path), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl Storage for Folder {

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::protocol::FrameBatch;
 use crate::queue::spool::LossReason;
 use crate::queue::spool::Moment;
 use crate::queue::spool::OnFull;
@@ -110,15 +111,29 @@ impl<S: Storage> Spool<S> {
     /// Frees some of the disk, if that can be done without loss, or with the loss of the oldest frames where the
     /// configuration wants it. Returns whether it did.
     pub(super) fn make_room(&mut self) -> bool {
-        let closed_until = self.frame_seq_end(0);
-        let acknowledged = self.has_closed_segment() && closed_until <= self.watermark.frame_seq;
+        self.make_room_without_loss()
+            || self.config.on_full == OnFull::DropOldest && self.drop_front(LossReason::Full).unwrap_or(false)
+    }
+
+    /// Frees some of the disk, if there is something that nobody waits for. Returns whether it did.
+    fn make_room_without_loss(&mut self) -> bool {
+        let acknowledged = self.has_closed_segment() && self.frame_seq_end(0) <= self.watermark.frame_seq;
         if acknowledged {
             return self.write_cursor(self.watermark).and_then(|()| self.remove_front()).is_ok();
         }
-        if self.remove_bad() {
-            return true;
+        self.remove_bad()
+    }
+
+    /// Whether a batch can be appended without the loss of any frame. Removes for it what nobody waits for.
+    pub fn has_room_for(&mut self, batch: &FrameBatch) -> bool {
+        loop {
+            if !self.run_that_fits(std::slice::from_ref(batch)).is_empty() {
+                return true;
+            }
+            if !self.make_room_without_loss() {
+                return false;
+            }
         }
-        self.config.on_full == OnFull::DropOldest && self.drop_front(LossReason::Full).unwrap_or(false)
     }
 
     /// Drops the oldest segment with what is not acknowledged of it. `false` where none is closed.

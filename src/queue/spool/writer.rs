@@ -124,7 +124,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Those batches from the front that may be written at once: within the limits, and to one segment.
-    fn run_that_fits<'a>(&self, batches: &'a [FrameBatch]) -> &'a [FrameBatch] {
+    pub(super) fn run_that_fits<'a>(&self, batches: &'a [FrameBatch]) -> &'a [FrameBatch] {
         let free = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
         let overhead = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
         let room = self.config.max.saturating_sub(self.bytes).min(free).saturating_sub(overhead);

@@ -159,6 +159,11 @@ impl CollectingReader {
         self.shared.state().sessions.len()
     }
 
+    /// Sessions that have not ended.
+    pub(crate) fn sessions_open(&self) -> usize {
+        self.shared.state().sessions.iter().filter(|session| !session.ended).count()
+    }
+
     #[track_caller]
     pub(crate) fn wait_for_frames(&self, count: usize) {
         self.wait_for_frames_within(super::wait::PATIENCE, count);
