@@ -115,15 +115,16 @@ on_both_backends! {
         eventually("the other member has delivered something", || {
             relay.output(0).members[0].residence.batches > 0
         });
+        // The first of what the members have came one after the other.
         let group = relay.output(0);
-        assert!(age(&group) >= millis(200), "{group:?}");
+        assert!(age(&group) >= millis(150), "{group:?}");
         assert!(group.members[1].oldest_age_us.is_some_and(|us| us >= 150_000), "{group:?}");
         readers[1].resume();
         eventually("everything delivered", || relay.output(0).oldest_age_us.is_none());
         let group = relay.output(0);
         let delivered: u64 = group.members.iter().map(|member| member.residence.batches).sum();
         assert_eq!(group.residence.batches, delivered, "{group:?}");
-        assert!(group.residence.max_us >= 190_000, "{group:?}");
+        assert!(group.residence.max_us >= 150_000, "{group:?}");
         writer.finish();
         relay.drain();
     }
