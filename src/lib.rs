@@ -30,7 +30,7 @@
 //! | [`output`] | Ways out: connections that run writer sessions, and files. |
 //! | [`relay`] | Assembly and life cycle: workers, placement, the end. |
 //! | [`config`] | From text to values that cannot be wrong. |
-//! | [`observability`] | Counters, the ledger, the log, the status line. |
+//! | [`observability`] | Counters, ages, the ledger, the log, the status line. |
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
 //! | `drain` | The end, asked for once and seen everywhere. |
 //!

@@ -168,19 +168,22 @@ fn show_live(relay: &Relay, parts: &[Part], is_over: impl Fn() -> bool) {
         let seconds = drawn_at.elapsed().as_secs_f64();
         drawn_at = Instant::now();
         let ledger = relay.ledger();
-        let rows: Vec<[String; 7]> = parts
+        let rows: Vec<[String; 9]> = parts
             .iter()
             .zip(&ledger.outputs)
             .zip(&mut before)
             .map(|((part, output), before)| row(part, output, before, seconds))
             .collect();
         let text = if terminal {
-            let mut table = Table::new(["", "state", "received", "frames/s", "queued", "dropped", "p99"]);
+            let heading =
+                ["", "state", "received", "frames/s", "queued", "dropped", "oldest", "in relay p99", "p99"];
+            let mut table = Table::new(heading);
             rows.into_iter().for_each(|row| table.row(row));
             format!("{:.0} s\n{}", started.elapsed().as_secs_f64(), table.text())
         } else {
-            let lines =
-                rows.iter().map(|row| format!("{} {}, {}/s, {} dropped", row[0], row[1], row[3], row[5]));
+            let lines = rows.iter().map(|row| {
+                format!("{} {}, {}/s, {} dropped, oldest {}", row[0], row[1], row[3], row[5], row[6])
+            });
             format!("{:>3.0} s: {}\n", started.elapsed().as_secs_f64(), lines.collect::<Vec<_>>().join("; "))
         };
         let mut out = stdout().lock();
@@ -194,7 +197,7 @@ fn show_live(relay: &Relay, parts: &[Part], is_over: impl Fn() -> bool) {
     }
 }
 
-fn row(part: &Part, output: &OutputLedger, before: &mut u64, seconds: f64) -> [String; 7] {
+fn row(part: &Part, output: &OutputLedger, before: &mut u64, seconds: f64) -> [String; 9] {
     let live = &part.live;
     let frames = live.frames.load(Relaxed);
     let per_second = (frames - *before) as f64 / seconds;
@@ -212,14 +215,25 @@ fn row(part: &Part, output: &OutputLedger, before: &mut u64, seconds: f64) -> [S
         thousands(per_second as u64),
         thousands(output.frames_queued),
         thousands(output.frames_dropped.values().sum()),
+        output.oldest_age_us.map_or_else(|| "-".to_owned(), |us| micros(us as f64)),
+        micros(output.residence.p99_us as f64),
         micros(live.p99_ns.load(Relaxed) as f64 / 1e3),
     ]
 }
 
 /// Prints the ledger beside what the consumers counted; `false` if they disagree.
 fn conclude(sent: &SendReport, ledger: &Ledger, reports: &[(&str, ConsumerReport)]) -> bool {
-    let mut table =
-        Table::new(["", "received", "sent", "dropped", "consumer got", "missing", "lost at death", "p99"]);
+    let mut table = Table::new([
+        "",
+        "received",
+        "sent",
+        "dropped",
+        "in relay p99",
+        "consumer got",
+        "missing",
+        "lost at death",
+        "p99",
+    ]);
     let mut problems = sent.problems.clone();
     let taken: u64 = ledger.inputs.iter().map(|input| input.frames).sum();
     if taken != sent.frames {
@@ -232,6 +246,7 @@ fn conclude(sent: &SendReport, ledger: &Ledger, reports: &[(&str, ConsumerReport
             thousands(output.frames_received),
             thousands(output.frames_sent),
             thousands(output.frames_dropped.values().sum()),
+            micros(output.residence.p99_us as f64),
             thousands(verdict.frames),
             thousands(verdict.missing),
             thousands(output.frames_sent.saturating_sub(verdict.frames)),

@@ -165,6 +165,9 @@ fn log_ledger(ledger: &Ledger) {
             frames_spooled = output.frames_spooled,
             bytes_sent = output.bytes_sent,
             bytes_unconfirmed = output.bytes_unconfirmed,
+            residence_p50_us = output.residence.p50_us,
+            residence_p99_us = output.residence.p99_us,
+            residence_max_us = output.residence.max_us,
             "written"
         );
     }

@@ -96,6 +96,7 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         ("drop_oldest", Some(WhenFull::DropOldest)),
         ("drop_newest", Some(WhenFull::DropNewest)),
         ("block", Some(WhenFull::Block)),
+        ("sample", Some(WhenFull::Sample)),
         ("spill", None),
     ];
     let when_full = section.take("when_full", value::choice(&policies));

@@ -272,6 +272,7 @@ mod tests {
         let [siem, archive] = &config.outputs[..] else { panic!("{config:?}") };
         assert_eq!((siem.when_full, siem.queue), (WhenFull::Block, 256 << 20));
         assert_eq!((siem.connections, siem.reconnect.max), (Connections::PerWorker, Duration::from_secs(60)));
+        assert_eq!(archive.when_full, WhenFull::Sample);
         assert_eq!(archive.rotate, Rotate { size: Some(1 << 30), every: Some(Duration::from_secs(3600)) });
 
         assert_eq!(from_file(&to_toml(&config)).unwrap(), Resolved { config, warnings });
@@ -582,6 +583,7 @@ mod tests {
 
         [[output]]
         name = "archive"
+        when_full = "sample"
         to = "file:/var/lib/tapster/%Y/%m-%d \"x\".fstrm"
         rotate = { size = "1GiB", every = "1h" }
     "#;

@@ -66,7 +66,7 @@ pub struct OutputLedger {
     pub frames_queued: u64,
     /// Frames waiting on disk, and not in memory. At exit: those that were never sent and that the next run will send.
     pub frames_spooled: u64,
-    /// Frames lost, by reason: `queue_full`, `frame_too_long`, `shutdown`, `spool_full`, `spool_age`, `spool_damaged`.
+    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `shutdown`, `spool_full`, `spool_age`, `spool_damaged`.
     pub frames_dropped: BTreeMap<String, u64>,
     /// Bytes of `frames_sent`.
     pub bytes_sent: u64,
@@ -79,6 +79,12 @@ pub struct OutputLedger {
     pub connections: u64,
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
+    /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
+    /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits. At exit: of what is
+    /// left on disk.
+    pub oldest_age_us: Option<u64>,
+    /// How long batches stayed that were delivered.
+    pub residence: Residence,
     /// How the spool stands, where the output has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spool: Option<SpoolLedger>,
@@ -121,6 +127,23 @@ pub struct MemberLedger {
     pub frames_given_back: u64,
     pub connections: u64,
     pub sessions_finished: u64,
+    /// Of what was written to it, or is to be.
+    pub oldest_age_us: Option<u64>,
+    pub residence: Residence,
+}
+
+/// Times from the read that brought a batch to its delivery, in microseconds: percentiles over batches, to 1 %. All zero
+/// where none was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "percentiles")]
+pub struct Residence {
+    /// Batches delivered: what was read at once, from a single frame to some hundred.
+    pub batches: u64,
+    pub p50_us: u64,
+    pub p90_us: u64,
+    pub p99_us: u64,
+    pub p99_9_us: u64,
+    pub max_us: u64,
 }
 
 /// How a member of a group stands.

@@ -8,18 +8,24 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use crate::observability::InputLedger;
 use crate::observability::MemberLedger;
 use crate::observability::MemberState;
 use crate::observability::OutputLedger;
 use crate::observability::SpoolLedger;
+use crate::observability::age::AgeSum;
+use crate::observability::age::Ages;
+use crate::observability::age::Oldest;
 
 /// Why a frame was lost on its way to an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DropReason {
     /// The queue was full, and its policy is to drop.
     QueueFull,
+    /// The queue was filling up, and its policy is to keep one batch in so many.
+    Sampled,
     /// Longer than the output takes.
     FrameTooLong,
     /// The relay ended before it could be written.
@@ -33,8 +39,9 @@ pub(crate) enum DropReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::QueueFull,
+        Self::Sampled,
         Self::FrameTooLong,
         Self::Shutdown,
         Self::SpoolFull,
@@ -45,6 +52,7 @@ impl DropReason {
     fn name(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
+            Self::Sampled => "sampled",
             Self::FrameTooLong => "frame_too_long",
             Self::Shutdown => "shutdown",
             Self::SpoolFull => "spool_full",
@@ -73,6 +81,8 @@ pub(crate) struct LaneMetrics {
     resent: AtomicU64,
     connections: AtomicU64,
     sessions_finished: AtomicU64,
+    /// Those of a member are its own alone.
+    pub(crate) ages: Ages,
     spool: OnceLock<SpoolMetrics>,
 }
 
@@ -86,6 +96,8 @@ pub(crate) struct SpoolMetrics {
     pub(crate) bytes: AtomicU64,
     pub(crate) bytes_unsynced: AtomicU64,
     pub(crate) files_set_aside: AtomicU64,
+    /// What is there or about to go there, and not with the lane.
+    pub(crate) oldest: Oldest,
 }
 
 impl LaneMetrics {
@@ -156,7 +168,9 @@ impl LaneMetrics {
     }
 
     /// The account of a member that writes `to` this address.
-    pub(crate) fn member_ledger(&self, to: String) -> MemberLedger {
+    pub(crate) fn member_ledger(&self, to: String, now: Instant) -> MemberLedger {
+        let mut ages = AgeSum::new();
+        self.add_ages_to(&mut ages);
         MemberLedger {
             to,
             state: self.member_state(),
@@ -168,6 +182,8 @@ impl LaneMetrics {
             frames_given_back: self.given_back.load(Relaxed),
             connections: self.connections.load(Relaxed),
             sessions_finished: self.sessions_finished.load(Relaxed),
+            oldest_age_us: ages.oldest_age_us(now),
+            residence: ages.residence(),
         }
     }
 
@@ -197,6 +213,14 @@ impl LaneMetrics {
     /// How the spool of this lane stands, which has one from the first call on.
     pub(crate) fn spool(&self) -> &SpoolMetrics {
         self.spool.get_or_init(SpoolMetrics::default)
+    }
+
+    /// Adds the ages of what this lane has and had, but for what waits in its queues.
+    pub(crate) fn add_ages_to(&self, sum: &mut AgeSum) {
+        sum.add(&self.ages);
+        if let Some(spool) = self.spool.get() {
+            sum.add_oldest(&spool.oldest);
+        }
     }
 
     /// Adds this lane to the ledger of its output.

@@ -1,5 +1,6 @@
 //! Counters and what is made of them.
 
+pub(crate) mod age;
 pub mod ledger;
 pub mod logging;
 pub(crate) mod metrics;
@@ -10,6 +11,7 @@ pub use ledger::Ledger;
 pub use ledger::MemberLedger;
 pub use ledger::MemberState;
 pub use ledger::OutputLedger;
+pub use ledger::Residence;
 pub use ledger::SpoolLedger;
 pub use logging::Log;
 pub use logging::LogFormat;

@@ -1,5 +1,6 @@
 //! The status line: what flows now.
 
+use std::time::Duration;
 use std::time::Instant;
 
 use indicatif::HumanCount;
@@ -19,6 +20,7 @@ struct Totals {
     frames_out: u64,
     queued: u64,
     dropped: u64,
+    oldest: Option<Duration>,
 }
 
 impl StatusLine {
@@ -27,7 +29,8 @@ impl StatusLine {
         Self { seen_at: now, seen: Totals::default() }
     }
 
-    /// `in 1,000/s  out 2,000/s  queued 0  dropped 0`: rates since the last call, the others as they stand.
+    /// `in 1,000/s  out 2,000/s  queued 0  dropped 0  oldest 0.0s`: rates since the last call, the others as they stand, the
+    /// age of the oldest frame that some output has not delivered.
     pub fn text(&mut self, now: Instant, ledger: &Ledger) -> String {
         let totals = Totals::of(ledger);
         let seconds = now.saturating_duration_since(self.seen_at).as_secs_f64();
@@ -36,11 +39,12 @@ impl StatusLine {
             HumanCount(if seconds > 0.0 { (frames / seconds).round() as u64 } else { 0 })
         };
         let text = format!(
-            "in {}/s  out {}/s  queued {}  dropped {}",
+            "in {}/s  out {}/s  queued {}  dropped {}  oldest {:.1}s",
             rate(self.seen.frames_in, totals.frames_in),
             rate(self.seen.frames_out, totals.frames_out),
             HumanCount(totals.queued),
             HumanCount(totals.dropped),
+            totals.oldest.unwrap_or_default().as_secs_f64(),
         );
         (self.seen_at, self.seen) = (now, totals);
         text
@@ -57,6 +61,7 @@ impl Totals {
             totals.frames_out += output.frames_sent;
             totals.queued += output.frames_queued + output.frames_spooled;
             totals.dropped += output.frames_dropped.values().sum::<u64>();
+            totals.oldest = totals.oldest.max(output.oldest_age_us.map(Duration::from_micros));
         }
         totals
     }
@@ -75,11 +80,13 @@ mod tests {
             frames_sent: frames_out,
             frames_queued: 7,
             frames_dropped: [("queue_full".to_owned(), 2), ("shutdown".to_owned(), 1)].into(),
+            oldest_age_us: Some(1_240_000),
             ..OutputLedger::default()
         };
+        let younger = OutputLedger { oldest_age_us: None, ..output.clone() };
         Ledger {
             inputs: vec![InputLedger { frames: frames_in, ..InputLedger::default() }],
-            outputs: vec![output.clone(), output],
+            outputs: vec![output, younger],
         }
     }
 
@@ -88,15 +95,15 @@ mod tests {
         let start = Instant::now();
         let mut line = StatusLine::new(start);
         let text = line.text(start + Duration::from_secs(2), &ledger(4_000, 3_000));
-        assert_eq!(text, "in 2,000/s  out 3,000/s  queued 14  dropped 6");
+        assert_eq!(text, "in 2,000/s  out 3,000/s  queued 14  dropped 6  oldest 1.2s");
         let text = line.text(start + Duration::from_millis(2_500), &ledger(4_500, 3_000));
-        assert_eq!(text, "in 1,000/s  out 0/s  queued 14  dropped 6");
+        assert_eq!(text, "in 1,000/s  out 0/s  queued 14  dropped 6  oldest 1.2s");
     }
 
     #[test]
     fn no_time_and_no_frames_make_no_nonsense() {
         let start = Instant::now();
         let mut line = StatusLine::new(start);
-        assert_eq!(line.text(start, &ledger(1, 1)), "in 0/s  out 0/s  queued 14  dropped 6");
+        assert_eq!(line.text(start, &ledger(1, 1)), "in 0/s  out 0/s  queued 14  dropped 6  oldest 1.2s");
     }
 }

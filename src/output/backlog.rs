@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -43,6 +44,8 @@ pub(crate) struct Backlog {
     front_written: usize,
     window: Window,
     ending: Option<Window>,
+    // When those were read that are settled since the ages were told.
+    delivered: Vec<Instant>,
 }
 
 impl Backlog {
@@ -80,6 +83,7 @@ impl Backlog {
             front_written: 0,
             window: Window::default(),
             ending: None,
+            delivered: Vec::new(),
         }
     }
 
@@ -88,10 +92,11 @@ impl Backlog {
         let len_max = self.queue.write_len_max().min(self.queue_max());
         let mut len: usize = self.taken.iter().map(|taken| taken.batch.byte_len()).sum();
         while len < len_max && self.taken.len() < SEND_BUFFERS_MAX {
-            let Some(taken) = self.next() else { return };
+            let Some(taken) = self.next() else { break };
             len += taken.batch.byte_len();
             self.taken.push_back(taken);
         }
+        self.tell_ages();
     }
 
     fn next(&mut self) -> Option<Taken> {
@@ -166,6 +171,7 @@ impl Backlog {
         if let Some(share) = &self.share {
             debug_assert!(self.taken.is_empty());
             share.down(state, self.again.drain(..));
+            self.tell_ages();
         }
     }
 
@@ -198,6 +204,7 @@ impl Backlog {
             }
         }
         self.front_written = written;
+        self.tell_ages();
     }
 
     /// Counts the first frames of a batch as wholly written: as sent where they were not before, else as resent.
@@ -215,8 +222,9 @@ impl Backlog {
     }
 
     /// Lets go of a batch for good: as far as this output wants to know, its frames have arrived.
-    fn settle(&self, taken: Taken) {
+    fn settle(&mut self, taken: Taken) {
         let Taken { batch, charge, place, .. } = taken;
+        self.delivered.push(batch.read_at());
         if let (Some(receipts), Some(place)) = (&self.receipts, place) {
             receipts.send(Receipt::Settled(place));
         }
@@ -225,6 +233,18 @@ impl Backlog {
             self.queue.release_held(charge);
         } else {
             self.queue.release(charge);
+        }
+    }
+
+    /// Tells how old the oldest is that this lane has, and how long those stayed that it has settled. Once for each
+    /// operation, not for each batch.
+    fn tell_ages(&mut self) {
+        let windows = self.ending.iter().chain(std::iter::once(&self.window));
+        let firsts = windows.map(|window| window.batches().next());
+        let firsts = firsts.chain([self.again.front(), self.taken.front()]).flatten();
+        self.metrics.ages.oldest.set(firsts.map(|taken| taken.batch.read_at()).min());
+        if !self.delivered.is_empty() {
+            self.metrics.ages.delivered(self.delivered.drain(..), Instant::now());
         }
     }
 
@@ -244,6 +264,7 @@ impl Backlog {
         while let Some(taken) = self.window.pop_acknowledged() {
             self.settle(taken);
         }
+        self.tell_ages();
     }
 
     /// Settles what has arrived, every byte before `position`, but for the last `margin` bytes of it.
@@ -252,9 +273,10 @@ impl Backlog {
         // A batch is charged with more than its bytes: a margin of short ones could fill the queue, and nothing would
         // ever take its place.
         while position >= self.position() && self.window.charge() > self.held_max() {
-            let Some(taken) = self.window.pop() else { return };
+            let Some(taken) = self.window.pop() else { break };
             self.settle(taken);
         }
+        self.tell_ages();
     }
 
     /// The present connection has acknowledged everything; the next begins at 0.
@@ -283,10 +305,11 @@ impl Backlog {
         self.write_again(window, VecDeque::new());
     }
 
-    fn settle_all(&self, mut window: Window) {
+    fn settle_all(&mut self, mut window: Window) {
         while let Some(taken) = window.pop() {
             self.settle(taken);
         }
+        self.tell_ages();
     }
 
     /// The connection is gone: the next begins with the first frame that was not wholly written, or not acknowledged.
@@ -336,6 +359,7 @@ impl Backlog {
             return 0;
         }
         leave(self.again.drain(..), &self.queue, self.receipts.as_ref(), &self.metrics);
+        self.tell_ages();
         self.metrics.unacknowledged_now()
     }
 }
@@ -364,10 +388,11 @@ pub(crate) fn leave(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::Duration;
 
     use super::*;
     use crate::observability::OutputLedger;
+    use crate::observability::age::AgeSum;
     use crate::protocol::FrameBatch;
     use crate::queue::WhenFull;
 
@@ -396,6 +421,58 @@ mod tests {
 
     fn queued(batch: FrameBatch) -> Queued {
         Queued { upstream: 0, batch, place: None }
+    }
+
+    /// Age of the oldest that is not settled, in seconds, and how many batches are.
+    fn ages(metrics: &LaneMetrics, now: Instant) -> (Option<u64>, u64) {
+        let mut sum = AgeSum::new();
+        sum.add(&metrics.ages);
+        (sum.oldest_age_us(now).map(|us| us / 1_000_000), sum.residence().batches)
+    }
+
+    /// Through a connection that dies and a stream that is ended, the oldest is the first that is not acknowledged.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_batch_ages_until_it_is_settled_wherever_it_is_meanwhile() {
+        let now = Instant::now();
+        let mut backlog = backlog(true);
+        let metrics = Arc::clone(&backlog.metrics);
+        for seconds in [40, 30, 20, 10] {
+            let read_at = now - Duration::from_secs(seconds);
+            let batch = FrameBatch::from_payloads(["payload 00"], read_at).unwrap();
+            backlog.queue.push(queued(batch)).await;
+        }
+        assert_eq!(ages(&metrics, now), (None, 0), "nothing is taken");
+        backlog.fill();
+        assert_eq!(ages(&metrics, now), (Some(40), 0));
+        backlog.written(2 * 14 + 1);
+        assert_eq!(ages(&metrics, now), (Some(40), 0), "written, and not acknowledged");
+        backlog.acknowledged(14);
+        assert_eq!(ages(&metrics, now), (Some(30), 1));
+        backlog.connection_lost();
+        assert_eq!(ages(&metrics, now + Duration::from_secs(60)), (Some(90), 1));
+        backlog.fill();
+        backlog.written(3 * 14);
+        backlog.end_stream();
+        assert_eq!(ages(&metrics, now), (Some(30), 1), "waits for FINISH");
+        backlog.ended_stream_finished();
+        assert_eq!(ages(&metrics, now), (None, 4));
+        let mut sum = AgeSum::new();
+        sum.add(&metrics.ages);
+        let residence = sum.residence();
+        assert!(residence.p50_us >= 20_000_000 && residence.max_us >= 40_000_000, "{residence:?}");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_is_given_up_at_the_end_has_no_age_and_was_not_delivered() {
+        let mut backlog = backlog(false);
+        let metrics = Arc::clone(&backlog.metrics);
+        backlog.queue.push(queued(batch(0, 2))).await;
+        backlog.queue.push(queued(batch(2, 2))).await;
+        backlog.fill();
+        backlog.written(2 * 14 + 3);
+        assert_eq!(ages(&metrics, Instant::now()), (Some(0), 1));
+        backlog.abandon();
+        assert_eq!(ages(&metrics, Instant::now()), (None, 1));
     }
 
     /// However the writes of dying connections fall, every frame is written whole on exactly one of them.
@@ -533,7 +610,7 @@ mod tests {
         let mut kept_max = 0;
         for number in 0..20_000 {
             let pushed = backlog.queue.push(queued(batch(number % 100, 1)));
-            tokio::time::timeout(std::time::Duration::from_secs(5), pushed).await.expect("there is room");
+            tokio::time::timeout(Duration::from_secs(5), pushed).await.expect("there is room");
             connection(&mut backlog, 14);
             // In the middle of the margin nothing changes.
             backlog.arrived(backlog.position() - 1, max as u64 / 4);

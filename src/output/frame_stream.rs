@@ -77,7 +77,7 @@ impl Lane {
         let mut unfinished = false;
         loop {
             let opened = tokio::select! {
-                opened = WriteSession::open(&self.config.to, Arc::clone(&self.writer), self.backend) => opened,
+                opened = open(&self.config, Arc::clone(&self.writer), self.backend) => opened,
                 () = over.reached() => break,
                 () = self.backlog.written_by_others() => break,
             };
@@ -355,7 +355,7 @@ impl Lane {
         if self.ending.is_none() && rollover.is_due(&self.backlog) {
             let (config, writer, backend) =
                 (Arc::clone(&self.config), Arc::clone(&self.writer), self.backend);
-            rollover.open(async move { WriteSession::open(&config.to, writer, backend).await });
+            rollover.open(async move { open(&config, writer, backend).await });
         }
         rollover.stream_must_end(&self.backlog)
     }
@@ -394,6 +394,20 @@ fn look_for_stall(
     stall.as_mut().map_or(Ok(None), |stall| stall.look(session, more))
 }
 
+/// Opens a session.
+async fn open(
+    config: &OutputConfig,
+    writer: Arc<WriterConfig>,
+    backend: Backend,
+) -> Result<WriteSession, WriteFault> {
+    let session = WriteSession::open(&config.to, writer, backend).await?;
+    if config.policy() == WhenFull::Sample {
+        // The queue would fall at once by what the socket takes at once.
+        session.set_unsent_max(config.queue / SAMPLE_SOCKET_PART / config.addresses().len());
+    }
+    Ok(session)
+}
+
 /// Ends a stream that another follows.
 async fn end_stream(mut session: WriteSession, mut over: Over) -> Result<(), WriteFault> {
     let finished = session.finish(&mut over).await;
@@ -417,6 +431,9 @@ fn writer_config(config: &OutputConfig) -> WriterConfig {
         finish_timeout: config.finish_timeout,
     }
 }
+
+/// The part of a sampled queue that sockets may take.
+const SAMPLE_SOCKET_PART: usize = 16;
 
 /// Longest pause between attempts while the relay ends.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_millis(500);

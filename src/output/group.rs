@@ -128,9 +128,17 @@ impl Group {
             self.members[member].woken.notify_one();
         }
         state.stuck |= !state.balancer.has_room();
+        self.tell_oldest(state);
         if self.is_over_in(state) {
             self.members.iter().for_each(|member| member.woken.notify_one());
         }
+    }
+
+    /// Tells how old the oldest is that no lane has taken.
+    fn tell_oldest(&self, state: &State) {
+        let waiting = state.waiting.values().next();
+        let firsts = state.shares.iter().filter_map(VecDeque::front).chain(waiting);
+        self.metrics.ages.oldest.set(firsts.map(|taken| taken.batch.read_at()).min());
     }
 
     /// Deals out for as long as the group lives.
@@ -157,13 +165,17 @@ impl Group {
     fn abandon(&self) {
         let waiting = std::mem::take(&mut self.state().waiting);
         leave(waiting.into_values(), &self.front, self.receipts.as_ref(), &self.metrics);
+        self.tell_oldest(&self.state());
     }
 }
 
 impl Share {
     /// The next batch for this member.
     pub(crate) fn pop(&self) -> Option<Taken> {
-        self.group.state().shares[self.member].pop_front()
+        let mut state = self.group.state();
+        let taken = state.shares[self.member].pop_front();
+        self.group.tell_oldest(&state);
+        taken
     }
 
     /// Waits until there is a next batch, or nothing will come. Cancel-safe. For the one lane.
@@ -233,6 +245,7 @@ impl Share {
             metrics.give_back(u64::from(taken.batch.frames()), u64::from(taken.sent.frames));
             state.waiting.insert(taken.number, taken);
         }
+        self.group.tell_oldest(&state);
         self.group.changed.notify_one();
     }
 

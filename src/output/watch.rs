@@ -22,7 +22,8 @@ impl Watch {
     pub(crate) fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
         (config.ack == Ack::Received && config.checkpoint.is_none()).then(|| Self {
             margin: config.replay_margin as u64,
-            bytes: (backlog.queue_max() / 8).min(LOOK_BYTES) as u64,
+            // Where little is written at once, little is to be let go of at once.
+            bytes: (backlog.queue_max() / 8).min(backlog.queue.write_len_max()).min(LOOK_BYTES) as u64,
             looked_at: 0,
             arrived: 0,
             pause: LOOK_PAUSE_MIN,

@@ -22,7 +22,9 @@ use crate::observability::metrics::DropReason;
 use crate::observability::metrics::LaneMetrics;
 use crate::protocol::FrameBatch;
 use crate::queue::WhenFull;
+use crate::queue::arrivals::Arrivals;
 use crate::queue::spool::Position;
+use crate::queue::thinning::Thinning;
 
 /// What a batch costs beside its bytes: its place in the channel and its reference count.
 const BATCH_OVERHEAD: usize = 256;
@@ -44,7 +46,10 @@ pub(crate) struct Queue {
     name: String,
     sender: Sender<Queued>,
     receiver: Receiver<Queued>,
+    arrivals: Arrivals,
     when_full: WhenFull,
+    // Of `Sample`.
+    thinning: Thinning,
     // Charged from push to release: what waits, what is being written and what is held. charged <= max, but for a
     // single batch that finds nothing but what is held (<= max / 2), and for the moment between push and drop of
     // `DropOldest`.
@@ -77,7 +82,9 @@ impl Queue {
             name,
             sender,
             receiver,
+            arrivals: Arrivals::new(),
             when_full,
+            thinning: Thinning::new(),
             charged: AtomicUsize::new(0),
             max,
             held: AtomicUsize::new(0),
@@ -109,8 +116,11 @@ impl Queue {
         }
         match self.when_full {
             WhenFull::Block => self.send(queued),
-            WhenFull::DropNewest if self.reserve(charge) => self.send(queued),
-            WhenFull::DropNewest => self.lost(frames),
+            WhenFull::Sample if !self.keeps(queued.upstream, charge) => {
+                self.lost(DropReason::Sampled, frames);
+            }
+            WhenFull::DropNewest | WhenFull::Sample if self.reserve(charge) => self.send(queued),
+            WhenFull::DropNewest | WhenFull::Sample => self.lost(DropReason::QueueFull, frames),
             WhenFull::DropOldest => {
                 self.charged.fetch_add(charge, Ordering::AcqRel);
                 self.send(queued);
@@ -249,9 +259,19 @@ impl Queue {
         self.receiver.is_empty()
     }
 
+    /// When the oldest batch that waits was read, or a little before (see [`Arrivals`]); `None` if none waits.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.arrivals.oldest(|| self.receiver.len())
+    }
+
     /// Bytes that one write may take out at once: a part of the queue, so that the policy has the rest.
     pub(crate) fn write_len_max(&self) -> usize {
-        (self.max / 4).clamp(1, WRITE_LEN_MAX)
+        let part = match self.when_full {
+            // Much at once would look like a consumer that catches up.
+            WhenFull::Sample => (self.max / 64).max(SAMPLE_WRITE_LEN_MIN).min(self.max / 4),
+            _ => self.max / 4,
+        };
+        part.clamp(1, WRITE_LEN_MAX)
     }
 
     /// Bytes charged now.
@@ -261,7 +281,9 @@ impl Queue {
     }
 
     fn send(&self, queued: Queued) {
+        let read_at = queued.batch.read_at();
         self.sender.send(queued).expect("the queue holds a receiving end itself");
+        self.arrivals.add(read_at, || self.receiver.len());
         fence(Ordering::SeqCst);
         if self.consumer_asleep.load(Ordering::Relaxed) && self.consumer_asleep.swap(false, Ordering::Relaxed)
         {
@@ -274,19 +296,38 @@ impl Queue {
         let spared = || usize::from(self.held.load(Ordering::Acquire) <= self.held_max());
         while self.charged.load(Ordering::Acquire) > self.max && self.receiver.len() > spared() {
             let Some(Queued { batch: oldest, .. }) = self.pop() else { return };
-            self.lost(u64::from(oldest.frames()));
+            self.lost(DropReason::QueueFull, u64::from(oldest.frames()));
             self.charged.fetch_sub(charge(&oldest), Ordering::AcqRel);
         }
     }
 
-    /// Counts what a full queue costs, and tells of it now and then.
-    fn lost(&self, frames: u64) {
-        self.metrics.dropped(DropReason::QueueFull, frames);
+    /// Whether `Sample` keeps a batch. Its level is what waits, of the room that is not held.
+    fn keeps(&self, upstream: u64, charge: usize) -> bool {
+        let held = self.held.load(Ordering::Relaxed);
+        let waits = self.charged.load(Ordering::Relaxed).saturating_sub(held);
+        let room = self.max.saturating_sub(held).max(1) as f64;
+        self.thinning.keeps(upstream, charge as f64 / room, waits as f64 / room)
+    }
+
+    /// Counts what a queue costs that has too little room, and tells of it now and then.
+    fn lost(&self, reason: DropReason, frames: u64) {
+        self.metrics.dropped(reason, frames);
         let now = self.began.elapsed().as_secs();
         let due = |tell_at| (tell_at <= now).then_some(now + TELL_EVERY_SECS);
         if self.tell_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok() {
-            let dropped = self.metrics.dropped_until_now(DropReason::QueueFull);
-            error!(output = self.name, frames_dropped = dropped, "the queue is full: frames are lost");
+            let dropped = self.metrics.dropped_until_now(reason);
+            let (output, one_in) = (&self.name, self.thinning.one_in());
+            match reason {
+                DropReason::Sampled => {
+                    error!(
+                        output,
+                        frames_dropped = dropped,
+                        one_in,
+                        "too slow: it gets a sample of the batches"
+                    );
+                }
+                _ => error!(output, frames_dropped = dropped, "the queue is full: frames are lost"),
+            }
         }
     }
 
@@ -370,6 +411,9 @@ pub(crate) fn charge(batch: &FrameBatch) -> usize {
 /// Most bytes in one write: large enough that its system call is lost in the copy.
 const WRITE_LEN_MAX: usize = 1 << 20;
 
+/// Less in one write, or one read, is not worth its system call.
+const SAMPLE_WRITE_LEN_MIN: usize = 16 << 10;
+
 /// How far a reader runs ahead of a writer that keeps up, bytes.
 const AHEAD_MAX: usize = 512 << 10;
 /// How long a writer that does not move is waited for.
@@ -447,17 +491,36 @@ mod tests {
 
     #[test]
     fn a_batch_larger_than_the_queue_passes_when_the_queue_is_empty() {
-        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block] {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block, WhenFull::Sample] {
             let queue = queue(when_full);
             run(queue.push(batch_of_len(7, 2 * MAX)));
             assert_eq!(marks(&queue), [7], "{when_full:?}");
         }
     }
 
+    #[test]
+    fn sample_leaves_out_more_and_more_before_the_queue_is_full_and_counts_it_apart() {
+        let queue = queue(WhenFull::Sample);
+        run(async {
+            // A quarter each, of which the third finds the queue half full.
+            for mark in 0..3 {
+                queue.push(batch(mark)).await;
+            }
+            assert_eq!(queue.thinning.one_in(), 2);
+            for mark in 3..30 {
+                queue.push(batch(mark)).await;
+            }
+        });
+        let kept = marks(&queue);
+        assert!(kept.starts_with(&[0, 1]) && kept.is_sorted() && (3..=4).contains(&kept.len()), "{kept:?}");
+        let dropped = ledger(&queue).frames_dropped;
+        assert_eq!(dropped, [("sampled".to_owned(), 30 - kept.len() as u64)].into());
+    }
+
     /// Else a consumer that is fast and waits for acknowledgements would hold more and more.
     #[test]
     fn what_is_held_counts_and_leaves_room_for_any_batch_up_to_a_half() {
-        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block] {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block, WhenFull::Sample] {
             let queue = queue(when_full);
             let mut held = 0;
             let mut hold_next = || {

@@ -355,11 +355,22 @@ impl Keeping {
     /// Brings the ledger up to date.
     fn account(&mut self) {
         self.count_lost(0);
+        self.tell_oldest();
         let Some(spool) = &self.spool else { return };
         let metrics = self.keeper.metrics.spool();
         metrics.frames.store(spool.frames().saturating_sub(self.out.frames()), Relaxed);
         metrics.bytes.store(spool.bytes(), Relaxed);
         metrics.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
+    }
+
+    /// Tells how old the oldest is that the lane has not got.
+    fn tell_oldest(&self) {
+        let first = self.arrived.front().map(|arrived| &arrived.queued);
+        let oldest = self.read.as_ref().or(first.filter(|_| self.spool_is_read()));
+        // Between two reads of the spool it is not known, and hardly another.
+        if oldest.is_some() || self.spool_is_read() {
+            self.keeper.metrics.spool().oldest.set(oldest.map(|queued| queued.batch.read_at()));
+        }
     }
 
     /// Counts what the spool has lost, but for so many frames that are counted already, and what the lane still has.
@@ -419,6 +430,9 @@ impl Keeping {
             let frames = u64::from(queued.batch.frames());
             (queued, frames)
         }));
+        let left = self.left.iter().map(|(queued, _)| queued);
+        let oldest = left.chain(self.arrived.front().map(|arrived| &arrived.queued));
+        let oldest = oldest.map(|queued| queued.batch.read_at()).min();
         let mut frames_kept = 0;
         let mut arrived = VecDeque::new();
         for (queued, frames_never_sent) in std::mem::take(&mut self.left) {
@@ -441,8 +455,10 @@ impl Keeping {
             self.keeper.metrics.dropped(DropReason::Shutdown, never_sent);
         }
         self.account();
-        let frames = &self.keeper.metrics.spool().frames;
-        frames.store((frames.load(Relaxed) + frames_kept).saturating_sub(frames_sent), Relaxed);
+        let metrics = self.keeper.metrics.spool();
+        let frames = (metrics.frames.load(Relaxed) + frames_kept).saturating_sub(frames_sent);
+        metrics.frames.store(frames, Relaxed);
+        metrics.oldest.set(oldest.filter(|_| frames > 0));
         self.close();
     }
 

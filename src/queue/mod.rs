@@ -1,10 +1,12 @@
 //! Where batches wait for their output: in memory, or on disk.
 
+pub(crate) mod arrivals;
 pub(crate) mod channel;
 pub(crate) mod keeper;
 pub(crate) mod outstanding;
 pub(crate) mod receipts;
 pub mod spool;
+mod thinning;
 pub mod when_full;
 
 pub(crate) use channel::Queue;

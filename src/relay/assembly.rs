@@ -3,12 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
 
 use crate::input::InputConfig;
 use crate::input::listener::WorkerInput;
 use crate::observability::InputLedger;
 use crate::observability::Ledger;
 use crate::observability::OutputLedger;
+use crate::observability::age::AgeSum;
 use crate::observability::metrics::InputMetrics;
 use crate::observability::metrics::LaneMetrics;
 use crate::output::Connections;
@@ -74,7 +76,7 @@ impl Assembly {
             oversize: config.oversize,
             handshake_timeout: config.handshake_timeout,
         });
-        let mut account = Account { name: config.name.clone(), metrics: Vec::new(), members: Vec::new() };
+        let mut account = Account::new(&config.name);
         let config = Arc::new(config);
         let open = Arc::new(AtomicUsize::new(0));
         for worker in &mut self.workers {
@@ -94,7 +96,7 @@ impl Assembly {
     /// the workers.
     pub(crate) fn add_output(&mut self, config: OutputConfig) {
         let owner = self.accounts.outputs.len() % self.workers.len();
-        let mut account = Account { name: config.name.clone(), metrics: Vec::new(), members: Vec::new() };
+        let mut account = Account::new(&config.name);
         // A file has the frames when they are written.
         let keeps = config.keeps_unacknowledged() && !matches!(config.to, Address::File(_));
         let config = Arc::new(config);
@@ -130,6 +132,10 @@ impl Assembly {
                 _ => self.workers[owner].lanes.push(WorkerLane { backlog: backlog(), config }),
             }
             self.keepers.extend(keeper);
+            account.queues.push(Arc::clone(&front));
+            if !Arc::ptr_eq(&front, &back) {
+                account.queues.push(back);
+            }
             self.queues.push(front);
             account.metrics.push(metrics);
         }
@@ -209,8 +215,32 @@ pub(crate) struct Accounts {
 pub(crate) struct Account<M> {
     pub(crate) name: String,
     pub(crate) metrics: Vec<Arc<M>>,
+    /// Of an output: where its frames wait.
+    pub(crate) queues: Vec<Arc<Queue>>,
     /// Of a group: where each member is, and its share of `metrics`.
     pub(crate) members: Vec<(Address, Arc<M>)>,
+}
+
+impl<M> Account<M> {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), metrics: Vec::new(), queues: Vec::new(), members: Vec::new() }
+    }
+}
+
+impl Account<LaneMetrics> {
+    fn ledger(&self, now: Instant) -> OutputLedger {
+        let mut ledger = OutputLedger { name: self.name.clone(), ..OutputLedger::default() };
+        self.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
+        let member = |(to, metrics): &(Address, Arc<LaneMetrics>)| metrics.member_ledger(to.to_string(), now);
+        ledger.members = self.members.iter().map(member).collect();
+        let mut ages = AgeSum::new();
+        self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| ages.add_waiting(read_at));
+        let members = self.members.iter().map(|(_, metrics)| metrics);
+        self.metrics.iter().chain(members).for_each(|metrics| metrics.add_ages_to(&mut ages));
+        ledger.oldest_age_us = ages.oldest_age_us(now);
+        ledger.residence = ages.residence();
+        ledger
+    }
 }
 
 impl Accounts {
@@ -220,13 +250,8 @@ impl Accounts {
             account.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
             ledger
         });
-        let outputs = self.outputs.iter().map(|account| {
-            let mut ledger = OutputLedger { name: account.name.clone(), ..OutputLedger::default() };
-            account.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
-            let members = account.members.iter();
-            ledger.members = members.map(|(to, metrics)| metrics.member_ledger(to.to_string())).collect();
-            ledger
-        });
+        let now = Instant::now();
+        let outputs = self.outputs.iter().map(|account| account.ledger(now));
         Ledger { inputs: inputs.collect(), outputs: outputs.collect() }
     }
 }

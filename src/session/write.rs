@@ -233,6 +233,11 @@ impl WriteSession {
         self.bytes_written
     }
 
+    /// Lets the socket take no more than about so many bytes that the reader has no room for.
+    pub(crate) fn set_unsent_max(&self, bytes: usize) {
+        self.stream.set_unsent_max(bytes, self.unix);
+    }
+
     /// Bytes that were written and may not have reached the reader: what its kernel had not acknowledged (TCP); at
     /// most what the socket buffer holds (unix: the kernel forgets the exact number when the reader closes).
     pub(crate) fn unconfirmed_bytes(&self) -> u64 {

@@ -123,6 +123,18 @@ impl Stream {
         socket2::SockRef::from(self).send_buffer_size().unwrap_or(0)
     }
 
+    /// Lets the socket take no more than about so many bytes that the peer (unix) or its kernel (TCP) has no room for. Best
+    /// effort.
+    pub(crate) fn set_unsent_max(&self, bytes: usize, unix: bool) {
+        let socket = socket2::SockRef::from(self);
+        if !unix {
+            let _ = socket.set_tcp_notsent_lowat(u32::try_from(bytes).unwrap_or(u32::MAX));
+        } else if bytes < self.send_buffer_bytes() {
+            // The kernel doubles it, for what it needs itself.
+            let _ = socket.set_send_buffer_size(bytes / 2);
+        }
+    }
+
     /// Ends both directions: the peer sees it, and operations under way complete.
     pub(crate) fn shutdown(&self) {
         // Fails on sockets whose peer is gone, which is what we want anyway.

@@ -180,7 +180,7 @@ on_both_backends! {
     }
 
     fn a_frame_larger_than_the_queue_is_lost_and_counted_or_delivered_but_never_hangs(backend) {
-        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block] {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Block, WhenFull::Sample] {
             let reader = CollectingReader::tcp();
             let relay = relay(backend).output(to(&reader).when_full(when_full).queue(16 << 10)).start();
             let mut writer = relay.writer();

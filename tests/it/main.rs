@@ -9,6 +9,7 @@
 #[macro_use]
 mod support;
 
+mod age;
 mod checkpoint;
 mod data;
 mod delivery;
@@ -29,6 +30,7 @@ mod limits;
 mod many_connections;
 mod peers;
 mod reconnect;
+mod sample;
 mod seccomp;
 mod splits;
 mod spool;
