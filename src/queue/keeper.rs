@@ -34,7 +34,6 @@ use crate::queue::receipts::Receipt;
 use crate::queue::receipts::ReceiptReceiver;
 use crate::queue::spool::LossReason;
 use crate::queue::spool::Moment;
-use crate::queue::spool::Position;
 use crate::queue::spool::RecoveryReport;
 use crate::queue::spool::Spool;
 use crate::queue::spool::SpoolConfig;
