@@ -56,7 +56,8 @@ fn checksum(bencher: Bencher) {
         segment: 1,
         frame_seq: 0,
         frames: batch.frames(),
-        flags: 0,
+        footer: false,
+        upstream: 0,
         received: 0,
     };
     bencher.counter(frames(1)).bench(|| header.encode(black_box(batch.bytes())));

@@ -184,11 +184,6 @@ fn take_group(section: &mut Section<'_>, output: &OutputConfig, to: &[Address]) 
         }
         _ => {}
     }
-    if group.balance == Balance::Sticky && output.spool.is_some() {
-        let message = "a spool does not know which connection a frame came from: write \"failover\", which keeps the \
-                       order too, or do without the spool";
-        section.fault("balance", message.to_owned());
-    }
     if to.len() > MEMBERS_MAX {
         section.fault("to", format!("a group has at most {MEMBERS_MAX} members, not {}", to.len()));
     }

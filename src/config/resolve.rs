@@ -442,7 +442,6 @@ mod tests {
             ("buffer=disk&spool.dir=/s&connections=per_worker", "connections"),
             ("buffer=disk&spool.dir=/s&queue=2MiB", "queue"),
             ("buffer=disk&spool.dir=/s&checkpoint=16MiB", "checkpoint"),
-            ("buffer=disk&spool.dir=/s&to=tcp://b:1&balance=sticky", "balance"),
         ] {
             assert_eq!(keys(to(&format!("tcp://a:1?{query}"))), [key], "{query}");
         }

@@ -36,7 +36,7 @@ pub(crate) struct Balancer {
     // Work per weight that the member served last had had before: those that come back begin there.
     turn: f64,
     // For policies that keep order.
-    upstreams: HashMap<u64, Upstream>,
+    upstreams: HashMap<u32, Upstream>,
     sweep_at: usize,
 }
 
@@ -99,7 +99,7 @@ impl Balancer {
     }
 
     /// Gives a batch of `bytes` to a member. `None`: whoever may have it has no room, or nobody is there.
-    pub(crate) fn give(&mut self, upstream: u64, bytes: u64, now: Instant) -> Option<usize> {
+    pub(crate) fn give(&mut self, upstream: u32, bytes: u64, now: Instant) -> Option<usize> {
         let member = match self.balance {
             Balance::RoundRobin | Balance::LeastBacklog => self.next(now),
             Balance::Failover | Balance::Sticky => self.home(upstream, now),
@@ -115,7 +115,7 @@ impl Balancer {
     }
 
     /// Bytes that a member had were not written after all, or are to be written again.
-    pub(crate) fn unwritten(&mut self, member: usize, upstream: u64, bytes: u64) {
+    pub(crate) fn unwritten(&mut self, member: usize, upstream: u32, bytes: u64) {
         self.members[member].unwritten += bytes;
         if let Some(upstream) = self.upstreams.get_mut(&upstream)
             && upstream.home == member
@@ -125,7 +125,7 @@ impl Balancer {
     }
 
     /// A member has written a batch, or given it back.
-    pub(crate) fn written(&mut self, member: usize, upstream: u64, bytes: u64) {
+    pub(crate) fn written(&mut self, member: usize, upstream: u32, bytes: u64) {
         self.members[member].unwritten -= bytes;
         if let Some(upstream) = self.upstreams.get_mut(&upstream)
             && upstream.home == member
@@ -158,7 +158,7 @@ impl Balancer {
     }
 
     /// The member of a writer connection, if it has room.
-    fn home(&mut self, upstream: u64, now: Instant) -> Option<usize> {
+    fn home(&mut self, upstream: u32, now: Instant) -> Option<usize> {
         let known = self.upstreams.get(&upstream).copied();
         let wanted = self.wanted(known)?;
         let home = match known {
@@ -217,9 +217,9 @@ impl Balancer {
 }
 
 /// Where a writer connection stands in the row of those that go back to a member: evenly between 0 and 1.
-fn place(upstream: u64) -> f64 {
+fn place(upstream: u32) -> f64 {
     // Fibonacci hashing: neighbours end up far from each other.
-    (upstream.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11) as f64 / (1_u64 << 53) as f64
+    (u64::from(upstream).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// The share of a member that has just returned.
@@ -250,9 +250,9 @@ mod tests {
         let mut given = vec![0; balancer.members.len()];
         for batch in 0..batches {
             let bytes = 100 + batch * 7919 % 900;
-            let member = balancer.give(batch % 5, bytes, now).unwrap();
+            let member = balancer.give(batch as u32 % 5, bytes, now).unwrap();
             given[member] += bytes;
-            balancer.written(member, batch % 5, bytes);
+            balancer.written(member, batch as u32 % 5, bytes);
         }
         given
     }
@@ -385,8 +385,8 @@ mod tests {
         assert_eq!(balancer.give(0, 100, now), None);
         balancer.written(home, 0, ROOM);
         let later = now + 2 * IDLE;
-        for upstream in 1..2 * SWEEP_MIN as u64 {
-            let at = if upstream < SWEEP_MIN as u64 { now } else { later };
+        for upstream in 1..2 * SWEEP_MIN as u32 {
+            let at = if upstream < SWEEP_MIN as u32 { now } else { later };
             let member = balancer.give(upstream, 1, at).unwrap();
             balancer.written(member, upstream, 1);
         }

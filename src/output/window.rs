@@ -12,7 +12,7 @@ use crate::queue::spool::Position;
 pub(crate) struct Taken {
     pub(crate) batch: FrameBatch,
     /// The connection that it came from.
-    pub(crate) upstream: u64,
+    pub(crate) upstream: u32,
     /// The place behind it in the spool, if it is there too.
     pub(crate) place: Option<Position>,
     /// Its place among all that were taken from the queue; 0 where that is the order of the lane.

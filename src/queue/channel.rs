@@ -32,8 +32,8 @@ const BATCH_OVERHEAD: usize = 256;
 /// A batch, and the connection that it came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Queued {
-    /// Number of the writer connection, of its own in this process.
-    pub(crate) upstream: u64,
+    /// Number of the writer connection, of its own in this process for the first 2³¹ of them; a spool keeps it.
+    pub(crate) upstream: u32,
     pub(crate) batch: FrameBatch,
     /// The place behind it in the spool, if it is there too.
     pub(crate) place: Option<Position>,
@@ -302,7 +302,7 @@ impl Queue {
     }
 
     /// Whether `Sample` keeps a batch. Its level is what waits, of the room that is not held.
-    fn keeps(&self, upstream: u64, charge: usize) -> bool {
+    fn keeps(&self, upstream: u32, charge: usize) -> bool {
         let held = self.held.load(Ordering::Relaxed);
         let waits = self.charged.load(Ordering::Relaxed).saturating_sub(held);
         let room = self.max.saturating_sub(held).max(1) as f64;

@@ -288,10 +288,11 @@ impl Keeping {
     fn store(&mut self, now: Moment) -> bool {
         // What the lane gets at once is not read again.
         let mut passes = self.keeper.settings.takes == Takes::All && self.spool_is_read();
-        let batches: Vec<FrameBatch> =
-            self.arrived.iter().map(|arrived| arrived.queued.batch.clone()).collect();
+        let from = |Queued { upstream, batch, .. }: &Queued| (*upstream, batch.clone());
+        let batches: Vec<(u32, FrameBatch)> =
+            self.arrived.iter().map(|arrived| from(&arrived.queued)).collect();
         let Some(spool) = self.spool.as_mut().filter(|_| !batches.is_empty()) else { return false };
-        let appended = match spool.append(&batches, now) {
+        let appended = match spool.append_from(&batches, now) {
             Ok(appended) => appended,
             Err(error) => {
                 self.fails(&error, now);
@@ -337,11 +338,11 @@ impl Keeping {
     fn read(&mut self, now: Moment) -> Option<Queued> {
         let spool = self.spool.as_mut().filter(|_| self.read_at.is_none_or(|at| at <= now.instant))?;
         self.read_at = None;
-        match spool.next(now) {
+        match spool.next_from(now) {
             Ok(read) => {
-                let (batch, place) = read?;
+                let (upstream, batch, place) = read?;
                 self.out.push(place, u64::from(batch.frames()));
-                Some(Queued { upstream: UPSTREAM_UNKNOWN, batch, place: Some(place) })
+                Some(Queued { upstream, batch, place: Some(place) })
             }
             Err(error) => {
                 warn!(output = self.keeper.output, "{error}");
@@ -535,6 +536,3 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 const RECEIPTS_PAUSE: Duration = Duration::from_millis(100);
 /// The same while something waits for room on disk.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(10);
-
-/// Of batches out of the spool: which connection they came from is not written down.
-const UPSTREAM_UNKNOWN: u64 = u64::MAX;

@@ -42,7 +42,7 @@ impl Thinning {
     }
 
     /// Whether a batch of this connection is kept, which is so much of the queue and finds it filled to `level`.
-    pub(crate) fn keeps(&self, upstream: u64, batch: f64, level: f64) -> bool {
+    pub(crate) fn keeps(&self, upstream: u32, batch: f64, level: f64) -> bool {
         let mut exponent = self.exponent.load(Relaxed);
         if exponent == 0 && level < HIGH {
             return true;
@@ -168,7 +168,7 @@ mod tests {
         fn offer(&mut self, connection: usize, batch: usize) {
             self.offered[connection] += 1;
             let part = |bytes: usize| bytes as f64 / QUEUE as f64;
-            let keeps = self.thinning.keeps(connection as u64, part(batch), part(self.charged));
+            let keeps = self.thinning.keeps(connection as u32, part(batch), part(self.charged));
             self.n.push(self.thinning.one_in());
             if !keeps {
                 return;

@@ -1,7 +1,7 @@
 //! From one connection to every lane that takes its content type.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
 use crate::observability::metrics::DropReason;
@@ -11,6 +11,7 @@ use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::Queued;
 use crate::queue::WhenFull;
+use crate::queue::spool::RecordHeader;
 
 /// The entrance of a lane, as inputs see it.
 #[derive(Clone, Debug)]
@@ -27,7 +28,7 @@ pub(crate) struct Inlet {
 #[derive(Clone, Debug)]
 pub(crate) struct Fanout {
     // Number of the connection.
-    upstream: u64,
+    upstream: u32,
     // Lanes that may block come last: they delay the next read, not the other lanes.
     inlets: Vec<Inlet>,
 }
@@ -38,8 +39,8 @@ impl Fanout {
         let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
         inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { upstream: NEXT.fetch_add(1, Ordering::Relaxed), inlets }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self { upstream: NEXT.fetch_add(1, Ordering::Relaxed) & RecordHeader::UPSTREAM_MAX, inlets }
     }
 
     /// Whether nobody takes this content type.
@@ -74,7 +75,7 @@ impl Fanout {
 
 impl Inlet {
     /// Leaves out the frames that are too long for this output: most collectors close the connection on them.
-    async fn deliver_short_frames(&self, upstream: u64, batch: &FrameBatch) {
+    async fn deliver_short_frames(&self, upstream: u32, batch: &FrameBatch) {
         let (runs, too_long) = batch.without_longer_than(self.frame_len_max);
         self.metrics.received(u64::from(too_long));
         self.metrics.dropped(DropReason::FrameTooLong, u64::from(too_long));

@@ -213,6 +213,31 @@ on_both_backends! {
         assert!(sequence.iter().copied().eq(0..frames), "{} of {frames} came", sequence.len());
     }
 
+    /// Which connection a frame came from is known on disk too.
+    fn a_sticky_group_keeps_each_writer_with_its_member_over_the_disk(backend) {
+        let folder = folder();
+        let readers = [(); 2].map(|()| CollectingReader::start(Transport::Unix, folder.path()).stalled());
+        let members = readers.iter().map(CollectingReader::address);
+        let output = small(to_group(members, Balance::Sticky).spills_to(&spool_of(folder.path())));
+        // They are slow, not dead.
+        let relay = relay(backend).output(output.stall_timeout(millis(60_000))).start();
+        readers.iter().for_each(|reader| reader.wait_for_sessions(1));
+        let writers: Vec<_> = (0..8).map(|writer| write(&relay, writer, 0..FRAMES)).collect();
+        eventually("much is on disk", || spooled(&relay) > 4 * FRAMES);
+        readers.iter().for_each(CollectingReader::resume);
+        writers.into_iter().for_each(|writer| writer.join().expect("the writer ends well"));
+        relay.wait_until_written();
+        assert_eq!(dropped(&relay.drain().outputs[0]), 0);
+        let mut whole = 0;
+        for collected in readers.map(CollectingReader::close) {
+            for (writer, sequence) in numbered::sequences(collected.payloads()) {
+                assert!(sequence.iter().copied().eq(0..FRAMES), "writer {writer}");
+                whole += 1;
+            }
+        }
+        assert_eq!(whole, 8);
+    }
+
     fn a_full_spool_drops_the_oldest_or_the_newest_or_nothing(backend) {
         for on_full in [OnFull::DropOldest, OnFull::DropNewest, OnFull::Block] {
             let folder = folder();

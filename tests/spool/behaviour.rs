@@ -5,6 +5,7 @@ use std::time::Duration;
 use tapster::protocol::ContentType;
 use tapster::queue::spool::Folder;
 use tapster::queue::spool::OnFull;
+use tapster::queue::spool::RecordHeader;
 use tapster::queue::spool::SimFolder;
 use tapster::queue::spool::Spool;
 use tapster::queue::spool::SpoolConfig;
@@ -315,4 +316,23 @@ fn the_number_of_a_segment_is_not_used_again_when_nothing_but_the_cursor_is_left
         spool.close(clock.now()).unwrap();
         assert_eq!(folder.names(), ["cursor"]);
     }
+}
+
+/// At once, and after the next start.
+#[test]
+fn a_spool_tells_where_batches_came_from() {
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = small(INTERVAL, OnFull::Block);
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    let upstreams = [0, 7, RecordHeader::UPSTREAM_MAX, 7];
+    let batches = upstreams.map(|upstream| (upstream, books.batch(1, 100, clock.now())));
+    spool.append_from(&batches, clock.now()).unwrap();
+    let read = |spool: &mut Spool<_>| {
+        let read = std::iter::from_fn(|| spool.next_from(clock.now()).unwrap());
+        read.map(|(upstream, _, _)| upstream).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&mut spool), upstreams);
+    spool.close(clock.now()).unwrap();
+    drop(spool);
+    assert_eq!(read(&mut open(&folder, &config, clock.now()).unwrap()), upstreams);
 }

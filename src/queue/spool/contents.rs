@@ -277,7 +277,7 @@ impl<'a, S: Storage> Contents<'a, S> {
                 self.expect(header.frame_seq);
                 let end = header.frame_seq_end();
                 let is_new = self.position < Some(end);
-                if is_new && header.flags != RecordHeader::FOOTER {
+                if is_new && !header.footer {
                     match FrameBatch::parse(payload, u32::MAX, self.now.instant_of(header.received)) {
                         Ok(batch) if batch.frames() == header.frames => {
                             self.position = Some(end);

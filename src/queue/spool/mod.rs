@@ -44,7 +44,7 @@
 //!   8     8  number of the segment            │ 40 bytes
 //!  16     8  number of the first frame        │
 //!  24     4  how many frames                  │
-//!  28     4  flags: 1 in a footer, else 0     │
+//!  28     4  1 in a footer, else twice upstream│
 //!  32     8  when they were read              ┘
 //!  40        data frames as on the wire: length word (big-endian), payload, …
 //!            … and at the end of a segment that was closed in order, a footer: a record of no frames, with the

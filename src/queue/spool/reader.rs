@@ -68,6 +68,15 @@ impl<S: Storage> Spool<S> {
     /// # Errors
     /// [`SpoolError::Io`]: it may be asked again; a segment that cannot be read three times is passed over.
     pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, Position)>, SpoolError> {
+        let read = self.next_from(now)?;
+        Ok(read.map(|(_, batch, position)| (batch, position)))
+    }
+
+    /// The same, and what [`Spool::append_from`] was told of where the batch came from.
+    ///
+    /// # Errors
+    /// As [`Spool::next`].
+    pub fn next_from(&mut self, now: Moment) -> Result<Option<(u32, FrameBatch, Position)>, SpoolError> {
         loop {
             let Some(index) = self.segment_from(self.reader.position.segment) else {
                 return Ok(self.next_beyond_segments());
@@ -94,7 +103,7 @@ impl<S: Storage> Spool<S> {
             };
             self.reader.failures = 0;
             match found {
-                Some(Found::Record(header, payload)) if header.flags == 0 => {
+                Some(Found::Record(header, payload)) if !header.footer => {
                     let behind = self.reader.behind(&header);
                     let Ok(batch) = FrameBatch::parse(payload, u32::MAX, now.instant_of(header.received))
                     else {
@@ -108,7 +117,7 @@ impl<S: Storage> Spool<S> {
                     if self.is_new(&header) {
                         self.miss_until(header.frame_seq);
                         self.reader.position = behind;
-                        return Ok(Some((batch, behind)));
+                        return Ok(Some((header.upstream, batch, behind)));
                     }
                 }
                 Some(Found::Record(..)) => {}
@@ -166,7 +175,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Behind the last segment: what is in memory only, or nothing.
-    fn next_beyond_segments(&mut self) -> Option<(FrameBatch, Position)> {
+    fn next_beyond_segments(&mut self) -> Option<(u32, FrameBatch, Position)> {
         if !self.homeless {
             self.miss_until(self.head);
             return None;
@@ -174,10 +183,10 @@ impl<S: Storage> Spool<S> {
         let frame_seq = self.reader.position.frame_seq;
         let kept = self.unsynced.iter().find(|kept| kept.frame_seq >= frame_seq)?;
         let end = kept.frame_seq + u64::from(kept.batch.frames());
-        let (first, batch) = (kept.frame_seq, kept.batch.clone());
+        let (first, upstream, batch) = (kept.frame_seq, kept.upstream, kept.batch.clone());
         self.miss_until(first);
         self.reader.position = Position { frame_seq: end, ..self.reader.position };
-        Some((batch, self.reader.position))
+        Some((upstream, batch, self.reader.position))
     }
 
     /// Whether a record is neither one that was read before, nor one that is lost.

@@ -16,8 +16,11 @@ pub struct RecordHeader {
     pub frame_seq: u64,
     /// How many frames there are; none in a footer.
     pub frames: u32,
-    /// 0, or [`RecordHeader::FOOTER`].
-    pub flags: u32,
+    /// Whether the record ends its segment, which holds nothing behind it.
+    pub footer: bool,
+    /// Where the frames came from, as the writer of the spool has told: at most [`RecordHeader::UPSTREAM_MAX`]; 0 in a
+    /// footer.
+    pub upstream: u32,
     /// When the frames were read, in nanoseconds of Unix time; of the youngest of them in a footer.
     pub received: u64,
 }
@@ -26,8 +29,8 @@ impl RecordHeader {
     /// Encoded length, in bytes.
     pub const LEN: usize = 40;
 
-    /// The record ends its segment, which holds nothing behind it.
-    pub const FOOTER: u32 = 1;
+    /// Largest [`RecordHeader::upstream`].
+    pub const UPSTREAM_MAX: u32 = u32::MAX >> 1;
 
     /// The header of `payload`, encoded with the checksum over both.
     pub fn encode(&self, payload: &[u8]) -> [u8; Self::LEN] {
@@ -38,7 +41,7 @@ impl RecordHeader {
         rest.put_u64_le(self.segment);
         rest.put_u64_le(self.frame_seq);
         rest.put_u32_le(self.frames);
-        rest.put_u32_le(self.flags);
+        rest.put_u32_le(self.upstream << 1 | u32::from(self.footer));
         rest.put_u64_le(self.received);
         let crc = checksum(&bytes, payload);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -51,19 +54,24 @@ impl RecordHeader {
         let mut rest = &bytes[..];
         let len = rest.get_u32_le();
         let crc = rest.get_u32_le();
+        let own_segment = rest.get_u64_le();
+        let (frame_seq, frames) = (rest.get_u64_le(), rest.get_u32_le());
+        let flags = rest.get_u32_le();
+        let (footer, upstream) = (flags & 1 == 1, flags >> 1);
         let header = Self {
             len,
-            segment: rest.get_u64_le(),
-            frame_seq: rest.get_u64_le(),
-            frames: rest.get_u32_le(),
-            flags: rest.get_u32_le(),
+            segment: own_segment,
+            frame_seq,
+            frames,
+            footer,
+            upstream,
             received: rest.get_u64_le(),
         };
-        let shape = match header.flags {
-            Self::FOOTER => header.frames == 0 && len == 0,
+        let shape = if footer {
+            frames == 0 && len == 0 && upstream == 0
+        } else {
             // A frame is a length word and at least one byte.
-            0 => header.frames > 0 && u64::from(header.frames) * 5 <= u64::from(len) && len <= RECORD_LEN_MAX,
-            _ => false,
+            frames > 0 && u64::from(frames) * 5 <= u64::from(len) && len <= RECORD_LEN_MAX
         };
         let plausible = shape && header.segment == segment && header.frame_seq <= FRAME_SEQ_MAX;
         plausible.then_some((header, crc))
@@ -92,8 +100,15 @@ pub const RECORD_LEN_MAX: u32 = 256 << 20;
 mod tests {
     use super::*;
 
-    const HEADER: RecordHeader =
-        RecordHeader { len: 5, segment: 7, frame_seq: 1000, frames: 1, flags: 0, received: 123_456_789 };
+    const HEADER: RecordHeader = RecordHeader {
+        len: 5,
+        segment: 7,
+        frame_seq: 1000,
+        frames: 1,
+        footer: false,
+        upstream: 9,
+        received: 123_456_789,
+    };
     const PAYLOAD: &[u8] = b"\0\0\0\x01x";
 
     #[test]
@@ -122,8 +137,7 @@ mod tests {
         let decode = |header: RecordHeader| RecordHeader::decode(&header.encode(PAYLOAD), 7);
         assert_eq!(decode(RecordHeader { frames: 0, ..HEADER }), None);
         assert_eq!(decode(RecordHeader { frames: 2, ..HEADER }), None, "no room for two frames");
-        assert_eq!(decode(RecordHeader { flags: 2, ..HEADER }), None);
-        assert_eq!(decode(RecordHeader { flags: RecordHeader::FOOTER, ..HEADER }), None);
+        assert_eq!(decode(RecordHeader { footer: true, ..HEADER }), None);
         assert_eq!(decode(RecordHeader { frame_seq: FRAME_SEQ_MAX + 1, ..HEADER }), None);
         assert_eq!(decode(RecordHeader { len: RECORD_LEN_MAX + 1, ..HEADER }), None);
     }

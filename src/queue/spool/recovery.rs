@@ -363,7 +363,8 @@ impl<S: Storage> Recovery<S> {
             segment: segment.number,
             frame_seq: summary.end,
             frames: 0,
-            flags: RecordHeader::FOOTER,
+            footer: true,
+            upstream: 0,
             received: summary.youngest,
         };
         let footer = footer.encode(&[]);

@@ -119,7 +119,7 @@ pub(super) fn read_footer<S: Storage>(
         return Ok(None);
     }
     let footer = RecordHeader::decode(&bytes, segment)
-        .filter(|(header, crc)| header.flags == RecordHeader::FOOTER && *crc == checksum(&bytes, &[]));
+        .filter(|(header, crc)| header.footer && *crc == checksum(&bytes, &[]));
     Ok(footer.map(|(header, _)| header))
 }
 

@@ -129,8 +129,9 @@ impl<S: Storage> Spool<S> {
 
     /// Whether a batch can be appended without the loss of any frame. Removes for it what nobody waits for.
     pub fn has_room_for(&mut self, batch: &FrameBatch) -> bool {
+        let batch = (0, batch.clone());
         loop {
-            if !self.run_that_fits(std::slice::from_ref(batch)).is_empty() {
+            if !self.run_that_fits(std::slice::from_ref(&batch)).is_empty() {
                 return true;
             }
             if !self.make_room_without_loss() {

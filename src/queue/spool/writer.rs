@@ -53,8 +53,12 @@ pub(super) struct OpenSegment<F> {
 pub(super) struct Kept {
     pub(super) frame_seq: u64,
     received: u64,
+    pub(super) upstream: u32,
     pub(super) batch: FrameBatch,
 }
+
+/// Where a batch came from, and the batch.
+type From = (u32, FrameBatch);
 
 impl<S: Storage> Spool<S> {
     /// Appends batches, in order, each as one record; as many as there is room for.
@@ -64,6 +68,20 @@ impl<S: Storage> Spool<S> {
     /// # Errors
     /// [`SpoolError::Degraded`]: none of these batches is in the spool, and their frames are the caller's to count.
     pub fn append(&mut self, batches: &[FrameBatch], now: Moment) -> Result<Appended, SpoolError> {
+        let batches: Vec<_> = batches.iter().map(|batch| (0, batch.clone())).collect();
+        self.append_from(&batches, now)
+    }
+
+    /// The same, with a number for each batch that tells where it came from: 0 to [`RecordHeader::UPSTREAM_MAX`], of larger
+    /// ones the lower bits. [`Spool::next_from`] gives it back.
+    ///
+    /// # Errors
+    /// As [`Spool::append`].
+    pub fn append_from(
+        &mut self,
+        batches: &[(u32, FrameBatch)],
+        now: Moment,
+    ) -> Result<Appended, SpoolError> {
         self.settle(now)?;
         let head_before = self.head;
         let result = self.append_and_sync(batches, now);
@@ -78,10 +96,10 @@ impl<S: Storage> Spool<S> {
         result
     }
 
-    fn append_and_sync(&mut self, batches: &[FrameBatch], now: Moment) -> Result<Appended, SpoolError> {
+    fn append_and_sync(&mut self, batches: &[From], now: Moment) -> Result<Appended, SpoolError> {
         let mut appended = Appended { positions: Vec::with_capacity(batches.len()), dropped: 0 };
         while let Some(rest) = batches.get(appended.settled()..).filter(|rest| !rest.is_empty()) {
-            if rest.first().is_some_and(|first| record_len(first) > self.config.record_len_max()) {
+            if rest.first().is_some_and(|(_, first)| record_len(first) > self.config.record_len_max()) {
                 // What can never fit is not waited for. Batches behind it are for the next call.
                 if appended.positions.is_empty() {
                     appended.dropped = self.drop_arriving(rest.get(..1).unwrap_or_default());
@@ -105,7 +123,7 @@ impl<S: Storage> Spool<S> {
                         continue;
                     }
                 }
-            } else if rest.first().is_some_and(|first| first.frames() == 0) {
+            } else if rest.first().is_some_and(|(_, first)| first.frames() == 0) {
                 appended.positions.push(self.end());
                 continue;
             }
@@ -124,7 +142,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Those batches from the front that may be written at once: within the limits, and to one segment.
-    pub(super) fn run_that_fits<'a>(&self, batches: &'a [FrameBatch]) -> &'a [FrameBatch] {
+    pub(super) fn run_that_fits<'a>(&self, batches: &'a [From]) -> &'a [From] {
         let free = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
         let overhead = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
         let room = self.config.max.saturating_sub(self.bytes).min(free).saturating_sub(overhead);
@@ -134,7 +152,7 @@ impl<S: Storage> Spool<S> {
             None => fresh.saturating_sub(overhead),
         };
         let mut run_len = 0;
-        let fits = |(index, batch): &(usize, &FrameBatch)| {
+        let fits = |(index, (_, batch)): &(usize, &From)| {
             let len = record_len(batch);
             run_len += len;
             let within = run_len <= room && len <= self.config.record_len_max() && batch.frames() > 0;
@@ -146,12 +164,13 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Writes batches behind the last. They have their numbers even when that fails.
-    fn write(&mut self, run: &[FrameBatch], now: Moment) -> io::Result<Vec<Position>> {
+    fn write(&mut self, run: &[From], now: Moment) -> io::Result<Vec<Position>> {
         let first = self.unsynced.len();
         let frame_seq = self.head;
-        for batch in run {
+        for (upstream, batch) in run {
             let received = now.unix_of(batch.read_at());
-            let kept = Kept { frame_seq: self.head, received, batch: batch.clone() };
+            let upstream = upstream & RecordHeader::UPSTREAM_MAX;
+            let kept = Kept { frame_seq: self.head, received, upstream, batch: batch.clone() };
             self.unsynced_bytes += kept.record_len();
             self.unsynced.push_back(kept);
             self.head += u64::from(batch.frames());
@@ -196,7 +215,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Takes back what a full disk has left of a write, and the numbers of the batches. Fails where it cannot be sure.
-    fn undo_write(&mut self, run: &[FrameBatch]) -> bool {
+    fn undo_write(&mut self, run: &[From]) -> bool {
         if let (Some(open), Some(segment)) = (&self.open, self.segments.back()) {
             let undone = self.storage.truncate(&open.file, segment.len);
             let undone = undone.and_then(|()| match self.config.sync {
@@ -217,9 +236,11 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Has a segment open with room for the first batch of `run`, whose number is `frame_seq`.
-    fn open_segment_for(&mut self, run: &[FrameBatch], frame_seq: u64, now: Moment) -> io::Result<()> {
+    fn open_segment_for(&mut self, run: &[From], frame_seq: u64, now: Moment) -> io::Result<()> {
         if let (Some(_), Some(segment)) = (&self.open, self.segments.back()) {
-            let len = segment.len + run.first().map_or(0, record_len) + RecordHeader::LEN as u64;
+            let len = segment.len
+                + run.first().map_or(0, |(_, batch)| record_len(batch))
+                + RecordHeader::LEN as u64;
             let full = len > self.config.segment_len();
             let old = now.unix.saturating_sub(segment.created) > nanos(self.config.max_age / AGE_STEPS);
             if segment.len > SEGMENT_HEADER_LEN as u64 && (full || old) {
@@ -288,7 +309,8 @@ impl<S: Storage> Spool<S> {
             segment: segment.number,
             frame_seq,
             frames: 0,
-            flags: RecordHeader::FOOTER,
+            footer: true,
+            upstream: 0,
             received: segment.youngest,
         };
         // Without it the segment is scanned at the next start.
@@ -387,8 +409,8 @@ impl<S: Storage> Spool<S> {
         self.unsynced_bytes = 0;
     }
 
-    fn drop_arriving(&mut self, batches: &[FrameBatch]) -> usize {
-        let frames = batches.iter().map(|batch| u64::from(batch.frames())).sum();
+    fn drop_arriving(&mut self, batches: &[From]) -> usize {
+        let frames = batches.iter().map(|(_, batch)| u64::from(batch.frames())).sum();
         self.count_lost(LossReason::Full, frames);
         batches.len()
     }
@@ -414,7 +436,8 @@ impl Kept {
             segment,
             frame_seq: self.frame_seq,
             frames: self.batch.frames(),
-            flags: 0,
+            footer: false,
+            upstream: self.upstream,
             received: self.received,
         };
         header.encode(self.batch.bytes())
