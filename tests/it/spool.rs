@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -357,6 +358,32 @@ on_both_backends! {
         assert_eq!(dropped(&ledger.outputs[0]), 0);
     }
 
+    /// No segment can be created for a while: the collector gets everything from memory.
+    fn an_output_whose_folder_cannot_be_written_goes_on_in_memory_until_it_can(backend) {
+        let folder = folder();
+        let path = spool_of(folder.path());
+        let reader = CollectingReader::tcp();
+        let output = small(to(&reader).on_disk(&path)).spool_config(|config| config.max = 512 << 10);
+        let relay = relay(backend).output(output).start();
+        // Into segments of 64 KiB.
+        write(&relay, 0, 0..FRAMES).join().expect("the writer ends well");
+        relay.wait_until_written();
+        let Some(immutable) = Immutable::new(&path) else { return };
+        write(&relay, 1, 0..FRAMES).join().expect("the writer ends well");
+        reader.wait_for_frames(2 * FRAMES as usize);
+        assert!(spool(&relay.output(0)).degraded);
+        drop(immutable);
+        eventually("it can be written again", || {
+            write(&relay, 2, 0..1).join().expect("the writer ends well");
+            !spool(&relay.output(0)).degraded
+        });
+        let (ledger, collected) = relay.drain_into(reader);
+        assert_eq!(dropped(&ledger.outputs[0]), 0);
+        let mut sequences = numbered::sequences(collected.payloads());
+        sequences.remove(&2);
+        assert!(sequences.len() == 2 && sequences.values().all(|sequence| sequence.iter().copied().eq(0..FRAMES)));
+    }
+
     /// Also where every append is synced, and where none is.
     fn every_way_to_sync_delivers_the_same(backend) {
         for sync in [Sync::None, Sync::Batch, Sync::Interval(millis(5))] {
@@ -371,6 +398,26 @@ on_both_backends! {
             numbered::assert_complete(collected.payloads(), &[(0, 0..FRAMES), (1, 0..FRAMES)]);
             assert_eq!(dropped(&ledger.outputs[0]), 0, "{sync:?}");
         }
+    }
+}
+
+/// A folder in which nothing can be created or removed, not even by root.
+struct Immutable<'a>(&'a Path);
+
+impl<'a> Immutable<'a> {
+    /// `None`, said on stderr, where that is not to be had.
+    fn new(folder: &'a Path) -> Option<Self> {
+        let done = Command::new("chattr").arg("+i").arg(folder).status().is_ok_and(|status| status.success());
+        if !done {
+            eprintln!("skipped: a folder cannot be made immutable here");
+        }
+        done.then_some(Self(folder))
+    }
+}
+
+impl Drop for Immutable<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(self.0).status();
     }
 }
 
