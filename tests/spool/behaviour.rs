@@ -237,6 +237,36 @@ fn deadlines_are_met_and_then_gone() {
     assert_eq!(spool.poll_timeout(), idle);
 }
 
+/// Power is cut after several segments, with a cursor that is written between any two batches, or seldom.
+#[test]
+fn what_is_acknowledged_before_its_time_is_never_synced_and_never_missed() {
+    for step in [Duration::from_millis(60), Duration::from_millis(1)] {
+        let (mut folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let config = small(INTERVAL, OnFull::Block);
+        let mut random = fastrand::Rng::with_seed(7);
+        for cut in 0..20 {
+            let mut spool = open(&folder, &config, clock.now()).unwrap();
+            for _ in 0..40 {
+                let batches = [(0, books.batch(3, 2000, clock.now()))];
+                let appended = spool.append_from(&batches, clock.now()).unwrap();
+                spool.skip_to(appended.positions[0]);
+                clock.advance(step);
+                spool.handle_timeout(clock.now()).unwrap();
+                assert!(spool.unsynced_bytes() > 0, "it was synced");
+                assert_eq!(spool.done(appended.positions[0], clock.now()), 3);
+                assert_eq!(spool.unsynced_bytes(), 0);
+                clock.advance(step);
+                spool.handle_timeout(clock.now()).unwrap();
+            }
+            assert_eq!(spool.poll_loss(), None);
+            folder = folder.cut_power(&mut random);
+            let mut spool = open(&folder, &config, clock.now()).unwrap();
+            while spool.next(clock.now()).unwrap().is_some() {}
+            assert_eq!(spool.poll_loss(), None, "cut {cut}");
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_is_a_full_spool_and_recovers_by_itself() {
     for on_full in [OnFull::DropOldest, OnFull::DropNewest, OnFull::Block] {

@@ -27,7 +27,8 @@ pub struct SpoolConfig {
 pub enum Sync {
     /// When the kernel pleases: a power cut loses up to half a minute of frames.
     None,
-    /// A power cut loses no more than the frames of this time (or of 16 MiB, if they come sooner).
+    /// A power cut loses no more than the frames of this time (or of 16 MiB, if they come sooner). Those that are
+    /// acknowledged within it are not made durable at all.
     Interval(Duration),
     /// Before [`append`](crate::queue::spool::Spool::append) returns: a power cut loses nothing that was appended.
     Batch,

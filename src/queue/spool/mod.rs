@@ -67,6 +67,7 @@
 //!   passes for data.
 //! - **Every lost frame is reported** by [`Spool::poll_loss`], once.
 //! - **A segment goes only behind a durable cursor.**
+//! - **What is acknowledged before its time is never synced**: as long as a reader keeps up, the disk has little to do.
 //! - **A failed sync is not trusted to have lost nothing**: what was not known durable is still in memory, and is written
 //!   again, to another segment, under the same numbers.
 

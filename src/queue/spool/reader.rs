@@ -148,6 +148,7 @@ impl<S: Storage> Spool<S> {
         let acknowledged = frames - self.gaps.remove_below(position.frame_seq);
         self.watermark = position;
         self.pass_gaps();
+        self.forget_acknowledged();
         self.cursor_due.get_or_insert(now.instant + self.cursor_interval());
         acknowledged
     }

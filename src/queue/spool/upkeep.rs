@@ -47,7 +47,7 @@ impl<S: Storage> Spool<S> {
         if is_due(self.cursor_due) {
             // Whatever comes of it, the next attempt is not due at once.
             self.cursor_due = None;
-            let kept = self.commit_cursor(now).and_then(|()| self.retire());
+            let kept = self.commit_cursor().and_then(|()| self.retire());
             if kept.is_err() {
                 self.cursor_due = Some(now.instant + self.cursor_interval());
             }
@@ -69,7 +69,7 @@ impl<S: Storage> Spool<S> {
     pub fn close(&mut self, now: Moment) -> Result<(), SpoolError> {
         self.sync(now)?;
         self.end_segment(now)?;
-        self.commit_cursor(now)?;
+        self.commit_cursor()?;
         self.retire()
     }
 
@@ -87,18 +87,14 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Makes the watermark durable.
-    fn commit_cursor(&mut self, now: Moment) -> Result<(), SpoolError> {
+    fn commit_cursor(&mut self) -> Result<(), SpoolError> {
         if self.cursor.position() == self.watermark {
             return Ok(());
-        }
-        // A cursor is never ahead of the data.
-        if self.unsynced.front().is_some_and(|first| first.frame_seq < self.watermark.frame_seq) {
-            self.sync(now)?;
         }
         self.write_cursor(self.watermark)
     }
 
-    fn write_cursor(&mut self, position: Position) -> Result<(), SpoolError> {
+    pub(super) fn write_cursor(&mut self, position: Position) -> Result<(), SpoolError> {
         let durable = self.config.sync != Sync::None;
         self.cursor.commit(&self.storage, position, durable).map_err(SpoolError::io("write", "the cursor"))
     }
@@ -155,6 +151,7 @@ impl<S: Storage> Spool<S> {
             self.count_lost(reason, lost);
             self.watermark = position;
             self.pass_gaps();
+            self.forget_acknowledged();
             if self.reader.position.segment < segment {
                 self.reader.seek(Position::at_start(segment, self.reader.position.frame_seq));
             }

@@ -3,6 +3,7 @@
 use std::io;
 use std::io::IoSlice;
 use std::time::Duration;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -53,6 +54,7 @@ pub(super) struct OpenSegment<F> {
 pub(super) struct Kept {
     pub(super) frame_seq: u64,
     received: u64,
+    appended: Instant,
     pub(super) upstream: u32,
     pub(super) batch: FrameBatch,
 }
@@ -170,7 +172,8 @@ impl<S: Storage> Spool<S> {
         for (upstream, batch) in run {
             let received = now.unix_of(batch.read_at());
             let upstream = upstream & RecordHeader::UPSTREAM_MAX;
-            let kept = Kept { frame_seq: self.head, received, upstream, batch: batch.clone() };
+            let appended = now.instant;
+            let kept = Kept { frame_seq: self.head, received, appended, upstream, batch: batch.clone() };
             self.unsynced_bytes += kept.record_len();
             self.unsynced.push_back(kept);
             self.head += u64::from(batch.frames());
@@ -302,7 +305,13 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Ends the open segment in order; `kept` batches, from number `frame_seq` on, are not in it.
+    ///
+    /// One that is acknowledged is passed by a durable cursor instead of being made durable itself.
     pub(super) fn close_segment(&mut self, kept: usize, frame_seq: u64) -> io::Result<()> {
+        let acknowledged = self.open.is_some()
+            && self.config.sync != Sync::None
+            && frame_seq <= self.watermark.frame_seq
+            && self.write_cursor(self.watermark).is_ok();
         let (Some(open), Some(segment)) = (&self.open, self.segments.back_mut()) else { return Ok(()) };
         let footer = RecordHeader {
             len: 0,
@@ -321,7 +330,7 @@ impl<S: Storage> Spool<S> {
         }
         // Gives back what was reserved.
         let _ = self.storage.truncate(&open.file, segment.len);
-        if self.config.sync != Sync::None {
+        if self.config.sync != Sync::None && !acknowledged {
             self.storage.sync(&open.file)?;
         }
         self.open = None;
@@ -371,7 +380,10 @@ impl<S: Storage> Spool<S> {
     /// [`SpoolError::Degraded`]: it waits in memory.
     pub(super) fn settle(&mut self, now: Moment) -> Result<Vec<Position>, SpoolError> {
         let Some(first) = self.unsynced.front().filter(|_| self.homeless) else { return Ok(Vec::new()) };
-        let rewritten = self.create_segment(first.frame_seq, now).and_then(|()| {
+        let frame_seq = first.frame_seq;
+        // What was acknowledged, and is gone with the old segment, is not to be missed after a crash.
+        let _ = self.write_cursor(self.watermark);
+        let rewritten = self.create_segment(frame_seq, now).and_then(|()| {
             let positions = self.write_kept(0)?;
             self.sync_open()?;
             Ok(positions)
@@ -404,6 +416,19 @@ impl<S: Storage> Spool<S> {
         }
     }
 
+    /// Lets go of what is acknowledged, and need not be made durable any more.
+    pub(super) fn forget_acknowledged(&mut self) {
+        let acknowledged = self.watermark.frame_seq;
+        while let Some(kept) = self.unsynced.front().filter(|kept| kept.frame_seq_end() <= acknowledged) {
+            self.unsynced_bytes -= kept.record_len();
+            self.unsynced.pop_front();
+        }
+        self.homeless &= !self.unsynced.is_empty();
+        if let (Sync::Interval(interval), Some(_)) = (self.config.sync, self.sync_due) {
+            self.sync_due = self.unsynced.front().map(|kept| kept.appended + interval);
+        }
+    }
+
     fn forget_kept(&mut self) {
         self.unsynced.clear();
         self.unsynced_bytes = 0;
@@ -426,6 +451,10 @@ impl<S: Storage> Spool<S> {
 }
 
 impl Kept {
+    fn frame_seq_end(&self) -> u64 {
+        self.frame_seq + u64::from(self.batch.frames())
+    }
+
     pub(super) fn record_len(&self) -> u64 {
         record_len(&self.batch)
     }
