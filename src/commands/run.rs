@@ -116,7 +116,7 @@ async fn first_signal(signals: &mut Signals, relay: &Relay, terminal: Option<&Lo
 fn end_at_second_signal(runtime: Runtime, mut signals: Signals, log: Log) -> io::Result<()> {
     let wait = move || {
         let name = runtime.block_on(signals.next());
-        error!("{name} again: ending at once, what was waiting is lost");
+        error!("{name} again: ending at once, what waits in memory is lost");
         log.flush();
         process::exit(1);
     };

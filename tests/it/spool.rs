@@ -363,9 +363,9 @@ on_both_backends! {
         let folder = folder();
         let path = spool_of(folder.path());
         let reader = CollectingReader::tcp();
-        let output = small(to(&reader).on_disk(&path)).spool_config(|config| config.max = 512 << 10);
+        // Segments of 512 KiB, and room for more than can be removed as little as created meanwhile.
+        let output = small(to(&reader).on_disk(&path)).spool_config(|config| config.max = 4 << 20);
         let relay = relay(backend).output(output).start();
-        // Into segments of 64 KiB.
         write(&relay, 0, 0..FRAMES).join().expect("the writer ends well");
         relay.wait_until_written();
         let Some(immutable) = Immutable::new(&path) else { return };
