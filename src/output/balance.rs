@@ -45,6 +45,7 @@ pub(crate) struct Balancer {
 struct Seat {
     weight: f64,
     up: bool,
+    was_up: bool,
     // Since when its share grows.
     returned_at: Option<Instant>,
     // Bytes given, per weight.
@@ -71,6 +72,7 @@ impl Balancer {
         let seat = |weight: &u32| Seat {
             weight: f64::from(*weight),
             up: false,
+            was_up: false,
             returned_at: None,
             turn: 0.0,
             unwritten: 0,
@@ -80,11 +82,13 @@ impl Balancer {
         Self { balance, slow_start, room, members, turn, upstreams, sweep_at }
     }
 
-    /// A member is there. One that `returns` is taken back gently: its share grows from a small part to the full one.
+    /// A member is there. One that `returns`, and was there before, is taken back gently: its share grows from a small part
+    /// to the full one.
     pub(crate) fn up(&mut self, member: usize, now: Instant, returns: bool) {
         let seat = &mut self.members[member];
         seat.up = true;
-        seat.returned_at = returns.then_some(now);
+        seat.returned_at = (returns && seat.was_up).then_some(now);
+        seat.was_up = true;
         seat.turn = seat.turn.max(self.turn);
     }
 
@@ -263,6 +267,17 @@ mod tests {
             let got = *given as f64 / all as f64;
             assert!((got - part).abs() < 0.02, "{given} of {all}, and not {part}");
         }
+    }
+
+    /// The relay begins before its collectors: the first of them is not to have everything for a while.
+    #[test]
+    fn a_member_that_comes_late_has_its_full_share() {
+        let now = Instant::now();
+        let mut balancer = Balancer::new(Balance::RoundRobin, &[1, 1], 1 << 20, Duration::from_secs(10));
+        balancer.up(0, now, false);
+        balancer.up(1, now, true);
+        let members: Vec<_> = (0..10).filter_map(|_| balancer.give(0, 1000, now)).collect();
+        assert_eq!(members.iter().filter(|member| **member == 1).count(), 5, "{members:?}");
     }
 
     #[test]
