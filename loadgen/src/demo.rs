@@ -18,8 +18,12 @@ use tapster::config::units::parse_duration;
 use tapster::input::InputConfig;
 use tapster::observability::Ledger;
 use tapster::observability::OutputLedger;
+use tapster::output::Buffer;
+use tapster::output::Destination;
+use tapster::output::Lanes;
 use tapster::output::OutputConfig;
 use tapster::output::Reconnect;
+use tapster::output::StreamsConfig;
 use tapster::queue::WhenFull;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
@@ -120,12 +124,11 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
 }
 
 fn output(name: &str, to: Address, queue: usize) -> OutputConfig {
+    let reconnect = Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(1) };
     OutputConfig {
         name: name.to_owned(),
-        to,
-        when_full: WhenFull::DropOldest,
-        queue,
-        reconnect: Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(1) },
+        buffer: Buffer::Memory { max: queue, when_full: WhenFull::DropOldest, lanes: Lanes::One },
+        to: Destination::Streams(StreamsConfig { reconnect, ..StreamsConfig::from(to) }),
         ..OutputConfig::default()
     }
 }

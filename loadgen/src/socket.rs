@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
-use anyhow::bail;
 use socket2::Domain;
 use socket2::SockAddr;
 use socket2::Socket;
@@ -44,9 +43,6 @@ impl Listener {
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 socket.bind(&SockAddr::unix(path)?).with_context(context)?;
                 Self { socket, address: address.clone() }
-            }
-            Address::Tls { .. } | Address::File(_) => {
-                bail!("{address}: only tcp:// and unix: can be listened on")
             }
         };
         bound.socket.listen(BACKLOG).with_context(context)?;
@@ -104,9 +100,6 @@ fn try_connect(address: &Address) -> io::Result<Socket> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.connect(&SockAddr::unix(path)?)?;
             Ok(socket)
-        }
-        Address::Tls { .. } | Address::File(_) => {
-            Err(io::Error::new(io::ErrorKind::Unsupported, "only tcp:// and unix: can be connected to"))
         }
     }
 }

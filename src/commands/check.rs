@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use tapster::config::to_toml;
 use tapster::config::units::format_size;
 use tapster::output::OutputConfig;
-use tapster::queue::SpoolUse;
 use tapster::queue::spool::Folder;
+use tapster::queue::spool::SpoolSettings;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
@@ -31,7 +31,7 @@ pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
 
 /// What keeps the spool of an output from being used.
 fn spool_fault(output: &OutputConfig) -> Option<String> {
-    let SpoolUse { folder, config, .. } = output.spool.as_ref()?;
+    let SpoolSettings { folder, config } = output.buffer.spool()?;
     let fault = match Folder::probe(folder) {
         Err(error) => error.to_string(),
         Ok(free) if free < config.min_free => format!(

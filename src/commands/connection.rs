@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use bytes::BytesMut;
-use tapster::output::Mode;
-use tapster::output::OutputConfig;
+use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
 use tapster::protocol::ProtocolError;
@@ -51,19 +50,20 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects and goes as far as START.
     pub(crate) async fn open(
-        output: &OutputConfig,
+        to: &Address,
+        config: &StreamsConfig,
         content_type: Option<ContentType>,
     ) -> Result<Self, SendError> {
-        let stream = match timeout(output.handshake_timeout, connect(&output.to)).await {
+        let stream = match timeout(config.handshake_timeout, connect(to)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(SendError::Connect(output.to.clone(), error)),
-            Err(_) => return Err(SendError::ConnectTimeout(output.to.clone())),
+            Ok(Err(error)) => return Err(SendError::Connect(to.clone(), error)),
+            Err(_) => return Err(SendError::ConnectTimeout(to.clone())),
         };
         let config = WriterConfig {
             content_types: content_type.into_iter().collect(),
-            bidirectional: output.mode == Mode::Bidirectional,
-            handshake_timeout: output.handshake_timeout,
-            finish_timeout: output.finish_timeout,
+            bidirectional: config.mode.is_bidirectional(),
+            handshake_timeout: config.handshake_timeout,
+            finish_timeout: config.mode.finish_timeout(),
         };
         let session = WriterSession::new(config, Instant::now())?;
         let mut connection = Self { stream, session, incoming: BytesMut::new() };
@@ -204,7 +204,6 @@ async fn connect(to: &Address) -> io::Result<Box<dyn Stream>> {
             Ok(Box::new(stream))
         }
         Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-        Address::Tls { .. } | Address::File(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
     }
 }
 

@@ -8,7 +8,10 @@ use std::time::Instant;
 use tapster::config::Fault;
 use tapster::config::Faults;
 use tapster::config::resolve_output;
+use tapster::output::Destination;
+use tapster::output::Endpoints;
 use tapster::output::OutputConfig;
+use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
 use tapster::protocol::FileStatus;
 use tapster::protocol::ReaderEvent;
@@ -48,16 +51,10 @@ enum ReplayError {
 pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
     check_range(&args.range)?;
     let output = resolve_output(&args.to)?;
-    if let Address::File(_) = output.to {
-        let message = "a replay goes to tcp://HOST:PORT or unix:PATH; files are copied with `cp`".to_owned();
+    let (to, streams) = one_reader(&output).map_err(|message| {
         let place = format!("--to {}", args.to);
-        return Err(Faults(vec![Fault { place, key: "to".to_owned(), message }]).into());
-    }
-    if output.group.is_some() {
-        let message = "a replay goes to one reader: start a relay to have it dealt out".to_owned();
-        let place = format!("--to {}", args.to);
-        return Err(Faults(vec![Fault { place, key: "to".to_owned(), message }]).into());
-    }
+        Faults(vec![Fault { place, key: "to".to_owned(), message: message.to_owned() }])
+    })?;
     let pace = match (args.speed, args.rate) {
         (Some(speed), _) => Pace::Speed(speed),
         (None, Rate::PerSecond(rate)) => Pace::Rate(rate),
@@ -65,12 +62,14 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
     };
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
-    let mut replay = Replay { args, output, pacer: Pacer::new(pace, Instant::now()), frames: 0 };
+    let len_max = output.frame_len_max;
+    let mut replay =
+        Replay { args, to, streams, len_max, pacer: Pacer::new(pace, Instant::now()), frames: 0 };
     let mut all_whole = true;
     for path in &args.files {
         let result = runtime.block_on(replay.send(path));
         let frames = count_frames(std::mem::take(&mut replay.frames));
-        let sent = format!("{}: {frames} sent to {}", path.display(), replay.output.to);
+        let sent = format!("{}: {frames} sent to {}", path.display(), replay.to);
         match result {
             Ok(Remark { whole, words: None }) => {
                 all_whole &= whole;
@@ -86,6 +85,19 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
     Ok(if all_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The only reader of an output; else a sentence that says what to do.
+fn one_reader(output: &OutputConfig) -> Result<(&Address, &StreamsConfig), &'static str> {
+    match &output.to {
+        Destination::File(_) => {
+            Err("a replay goes to tcp://HOST:PORT or unix:PATH; files are copied with `cp`")
+        }
+        Destination::Streams(streams) => match &streams.endpoints {
+            Endpoints::One(to) => Ok((to, streams)),
+            Endpoints::Group(_) => Err("a replay goes to one reader: start a relay to have it dealt out"),
+        },
+    }
+}
+
 /// What is to be said about what was sent.
 struct Remark {
     /// Whether a file ends with STOP, and nothing of a spool is damaged.
@@ -96,7 +108,10 @@ struct Remark {
 /// A replay under way.
 struct Replay<'a> {
     args: &'a ReplayArgs,
-    output: OutputConfig,
+    to: &'a Address,
+    streams: &'a StreamsConfig,
+    /// Longest frame that is sent, payload bytes.
+    len_max: u32,
     pacer: Pacer,
     /// Sent of the file or spool that is sent now.
     frames: u64,
@@ -108,14 +123,14 @@ impl Replay<'_> {
     }
 
     async fn send_file(&mut self, path: &Path) -> Result<Remark, ReplayError> {
-        let mut file = FrameFile::open(path, self.output.frame_len_max).map_err(ReplayError::File)?;
+        let mut file = FrameFile::open(path, self.len_max).map_err(ReplayError::File)?;
         let mut selection = Selection::new(self.args.range);
         let mut connection = None;
         while let Some(event) = file.next().map_err(ReplayError::File)? {
             match (event, &mut connection) {
                 (ReaderEvent::Started { content_type, .. }, None) => {
                     self.check_content_type(content_type.as_ref())?;
-                    connection = Some(Connection::open(&self.output, content_type).await?);
+                    connection = Some(Connection::open(self.to, self.streams, content_type).await?);
                 }
                 (ReaderEvent::Data(batch), Some(connection)) => {
                     for run in selection.of(batch) {
@@ -140,11 +155,10 @@ impl Replay<'_> {
     async fn send_spool(&mut self, path: &Path) -> Result<Remark, ReplayError> {
         let spool = look(path)?;
         let mut frames = SpoolFrames::new(path, &spool, self.args.all, self.args.range);
-        let mut connection = Connection::open(&self.output, frames.content_type()).await?;
-        let len_max = self.output.frame_len_max;
+        let mut connection = Connection::open(self.to, self.streams, frames.content_type()).await?;
         let mut too_long = 0;
         for (received, batch) in &mut frames {
-            let (runs, left_out) = batch.without_longer_than(len_max);
+            let (runs, left_out) = batch.without_longer_than(self.len_max);
             too_long += u64::from(left_out);
             for run in runs {
                 connection.send(&run, Some(received), &mut self.pacer, &mut self.frames).await?;

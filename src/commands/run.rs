@@ -15,6 +15,7 @@ use rustix::process::Rlimit;
 use rustix::process::getrlimit;
 use rustix::process::setrlimit;
 use tapster::config::Resolved;
+use tapster::config::buffer_words;
 use tapster::config::units::format_duration;
 use tapster::config::units::format_size;
 use tapster::observability::Ledger;
@@ -128,13 +129,13 @@ fn announce(relay: &Relay, config: &RelayConfig) {
         info!(input, %address, "listening");
     }
     for output in &config.outputs {
-        let queue = format_size(output.queue as u64);
-        let when_full = output.when_full;
-        let (output, to, spool) = (&output.name, output.addresses_text(), output.spool.as_ref());
+        let queue = format_size(output.buffer.memory() as u64);
+        let (_, word) = buffer_words(&output.buffer);
+        let (output, to, spool) = (&output.name, &output.to, output.buffer.spool());
         match spool {
-            None => info!(output, to, %when_full, queue, "writing"),
+            None => info!(output, %to, when_full = word, queue, "writing"),
             Some(spool) => {
-                info!(output, to, spool = %spool.folder.display(), takes = ?spool.takes, queue, "writing");
+                info!(output, %to, spool = %spool.folder.display(), takes = word, queue, "writing");
             }
         }
     }

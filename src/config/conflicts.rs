@@ -79,7 +79,7 @@ pub(super) fn check_addresses(
 pub(super) fn check_spools(outputs: &[Entry<OutputConfig>], findings: &mut Findings) {
     let mut seen: Vec<(&Path, &str)> = Vec::new();
     for Entry { origin, config } in outputs {
-        let Some(spool) = &config.spool else { continue };
+        let Some(spool) = config.buffer.spool() else { continue };
         if let Some((_, other)) = seen.iter().find(|(folder, _)| *folder == spool.folder) {
             let message = format!("is that of output `{other}` too: give each a folder of its own");
             findings.fault(origin, "spool.dir", message);

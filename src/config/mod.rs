@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  tapster.toml ──► raw ──┐
-//!                         ├──► section, value ──► resolve ──► RelayConfig, or every fault at once
+//!                         ├──► section, value ──► keys, output ──► resolve ──► RelayConfig, or every fault at once
 //!  --to ADDR?k=v ─► raw ──┘
 //! ```
 
@@ -10,15 +10,18 @@
 
 pub mod units;
 
+mod buffer;
 mod conflicts;
+mod delivery;
 mod fault;
 mod keys;
+mod output;
 mod raw;
 mod render;
 mod resolve;
 mod section;
-mod spool;
 mod value;
+mod words;
 
 pub use fault::Fault;
 pub use fault::Faults;
@@ -27,3 +30,5 @@ pub use resolve::Options;
 pub use resolve::Resolved;
 pub use resolve::resolve;
 pub use resolve::resolve_output;
+pub use words::Words;
+pub use words::buffer_words;

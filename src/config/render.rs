@@ -4,27 +4,32 @@ use std::fmt::Write;
 
 use crate::config::units::format_duration;
 use crate::config::units::format_size;
+use crate::config::words::ANY_TYPE;
+use crate::config::words::AckWord;
+use crate::config::words::ModeWord;
+use crate::config::words::PER_WORKER;
+use crate::config::words::SYNC_WORDS;
+use crate::config::words::Words;
+use crate::config::words::buffer_words;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
-use crate::input::Oversize;
-use crate::output::Ack;
 use crate::output::Balance;
+use crate::output::Buffer;
 use crate::output::Checkpoint;
-use crate::output::Connections;
+use crate::output::Destination;
+use crate::output::Endpoints;
 use crate::output::GroupConfig;
-use crate::output::Mode;
-use crate::output::Order;
+use crate::output::Lanes;
 use crate::output::OutputConfig;
+use crate::output::Reconnect;
 use crate::output::Rotate;
+use crate::output::StreamsConfig;
 use crate::protocol::ContentType;
-use crate::queue::SpoolUse;
-use crate::queue::Takes;
-use crate::queue::spool::OnFull;
 use crate::queue::spool::SpoolConfig;
+use crate::queue::spool::SpoolSettings;
 use crate::queue::spool::Sync;
 use crate::relay::RelayConfig;
 use crate::transport::Address;
-use crate::transport::BackendChoice;
 
 /// The configuration as a TOML document that resolves to the same configuration.
 pub fn to_toml(config: &RelayConfig) -> String {
@@ -40,25 +45,16 @@ pub fn to_toml(config: &RelayConfig) -> String {
 }
 
 fn write_process_keys(document: &mut String, config: &RelayConfig) {
-    let backend = match config.backend {
-        BackendChoice::Auto => "auto",
-        BackendChoice::Uring => "uring",
-        BackendChoice::Epoll => "epoll",
-    };
     line(document, "workers", &config.workers.to_string());
-    line(document, "backend", &quoted(backend));
+    line(document, "backend", &quoted(config.backend.word()));
     line(document, "drain_timeout", &quoted(&format_duration(config.drain_timeout)));
 }
 
 fn write_input(document: &mut String, input: &InputConfig) {
     let listen: Vec<String> = input.listen.iter().map(|address| quoted(&address.to_string())).collect();
     let types: Vec<String> = match &input.content_types {
-        ContentTypes::Any => vec![quoted("*")],
+        ContentTypes::Any => vec![quoted(ANY_TYPE)],
         ContentTypes::Only(types) => types.iter().map(content_type).collect(),
-    };
-    let oversize = match input.oversize {
-        Oversize::Close => "close",
-        Oversize::Skip => "skip",
     };
     document.push_str("\n[[input]]\n");
     line(document, "name", &quoted(&input.name));
@@ -66,7 +62,7 @@ fn write_input(document: &mut String, input: &InputConfig) {
     line(document, "content_types", &format!("[{}]", types.join(", ")));
     line(document, "unidirectional", &input.unidirectional.to_string());
     line(document, "frame_len_max", &quoted(&format_size(input.frame_len_max.into())));
-    line(document, "oversize", &quoted(oversize));
+    line(document, "oversize", &quoted(input.oversize.word()));
     line(document, "handshake_timeout", &quoted(&format_duration(input.handshake_timeout)));
     line(document, "connections_max", &input.connections_max.to_string());
     if let Some(bits) = input.socket_mode {
@@ -77,36 +73,36 @@ fn write_input(document: &mut String, input: &InputConfig) {
 fn write_output(document: &mut String, output: &OutputConfig) {
     document.push_str("\n[[output]]\n");
     line(document, "name", &quoted(&output.name));
-    match &output.group {
-        Some(group) => write_group(document, group),
-        None => line(document, "to", &quoted(&output.to.to_string())),
+    match &output.to {
+        Destination::Streams(StreamsConfig { endpoints: Endpoints::Group(group), .. }) => {
+            write_group(document, group);
+        }
+        to => line(document, "to", &quoted(&to.to_string())),
     }
-    match &output.spool {
-        Some(spool) => write_spool(document, spool),
-        None => line(document, "when_full", &quoted(&output.when_full.to_string())),
-    }
-    line(document, "queue", &quoted(&format_size(output.queue as u64)));
+    write_buffer(document, &output.buffer);
     line(document, "content_type", &content_type(&output.content_type));
     line(document, "frame_len_max", &quoted(&format_size(output.frame_len_max.into())));
-    if let Address::File(_) = output.to {
-        write_rotate(document, output.rotate);
-    } else {
-        write_connection_keys(document, output);
+    match &output.to {
+        Destination::File(file) => {
+            write_rotate(document, file.rotate);
+            write_reconnect(document, file.reconnect);
+        }
+        Destination::Streams(streams) => {
+            let connections = match output.buffer.lanes() {
+                Lanes::One => "1".to_owned(),
+                Lanes::PerWorker => quoted(PER_WORKER),
+            };
+            line(document, "connections", &connections);
+            write_streams(document, streams);
+            write_reconnect(document, streams.reconnect);
+        }
     }
-    let (min, max) = (format_duration(output.reconnect.min), format_duration(output.reconnect.max));
-    line(document, "reconnect", &format!("{{ min = {}, max = {} }}", quoted(&min), quoted(&max)));
 }
 
 fn write_group(document: &mut String, group: &GroupConfig) {
-    let balance = match group.balance {
-        Balance::RoundRobin => "round_robin",
-        Balance::LeastBacklog => "least_backlog",
-        Balance::Failover => "failover",
-        Balance::Sticky => "sticky",
-    };
     let to: Vec<String> = group.members.iter().map(|member| quoted(&member.address.to_string())).collect();
     line(document, "to", &format!("[{}]", to.join(", ")));
-    line(document, "balance", &quoted(balance));
+    line(document, "balance", &quoted(group.balance.word()));
     if group.balance != Balance::Failover {
         let weights: Vec<String> = group.members.iter().map(|member| member.weight.to_string()).collect();
         line(document, "weights", &format!("[{}]", weights.join(", ")));
@@ -115,21 +111,21 @@ fn write_group(document: &mut String, group: &GroupConfig) {
     line(document, "slow_start", &quoted(&format_duration(group.slow_start)));
 }
 
-fn write_spool(document: &mut String, spool: &SpoolUse) {
-    match spool.takes {
-        Takes::All => line(document, "buffer", &quoted("disk")),
-        Takes::Overflow => line(document, "when_full", &quoted("spill")),
+fn write_buffer(document: &mut String, buffer: &Buffer) {
+    let (key, word) = buffer_words(buffer);
+    line(document, key, &quoted(word));
+    if let Some(spool) = buffer.spool() {
+        write_spool(document, spool);
     }
+    line(document, "queue", &quoted(&format_size(buffer.memory() as u64)));
+}
+
+fn write_spool(document: &mut String, spool: &SpoolSettings) {
     let SpoolConfig { max, max_age, min_free, sync, on_full } = &spool.config;
-    let sync = match sync {
-        Sync::None => "none".to_owned(),
-        Sync::Interval(interval) => format_duration(*interval),
-        Sync::Batch => "batch".to_owned(),
-    };
-    let on_full = match on_full {
-        OnFull::DropOldest => "drop_oldest",
-        OnFull::DropNewest => "drop_newest",
-        OnFull::Block => "block",
+    let word = SYNC_WORDS.iter().find(|(_, value)| value == sync).map(|(word, _)| (*word).to_owned());
+    let sync = match (sync, word) {
+        (Sync::Interval(interval), _) => format_duration(*interval),
+        (_, word) => word.expect("every value but a time has a word"),
     };
     let keys = [
         ("dir", spool.folder.to_string_lossy().into_owned()),
@@ -137,45 +133,37 @@ fn write_spool(document: &mut String, spool: &SpoolUse) {
         ("max_age", format_duration(*max_age)),
         ("min_free", format_size(*min_free)),
         ("sync", sync),
-        ("on_full", on_full.to_owned()),
+        ("on_full", on_full.word().to_owned()),
     ];
     let keys: Vec<String> = keys.iter().map(|(key, text)| format!("{key} = {}", quoted(text))).collect();
     line(document, "spool", &format!("{{ {} }}", keys.join(", ")));
 }
 
-fn write_connection_keys(document: &mut String, output: &OutputConfig) {
-    let connections = match output.connections {
-        Connections::One => "1".to_owned(),
-        Connections::PerWorker => quoted("per_worker"),
-    };
-    let mode = match output.mode {
-        Mode::Bidirectional => "bidirectional",
-        Mode::Unidirectional => "unidirectional",
-    };
-    line(document, "connections", &connections);
-    line(document, "mode", &quoted(mode));
-    line(document, "handshake_timeout", &quoted(&format_duration(output.handshake_timeout)));
-    line(document, "finish_timeout", &quoted(&format_duration(output.finish_timeout)));
-    let ack = match output.ack {
-        Ack::Written => "written",
-        Ack::Received => "received",
-    };
-    line(document, "ack", &quoted(ack));
-    if output.replay_margin > 0 {
-        line(document, "replay_margin", &quoted(&format_size(output.replay_margin as u64)));
+fn write_streams(document: &mut String, streams: &StreamsConfig) {
+    let mode = streams.mode;
+    line(document, "mode", &quoted(ModeWord::of(mode).word()));
+    line(document, "handshake_timeout", &quoted(&format_duration(streams.handshake_timeout)));
+    if streams.endpoints.addresses().any(|address| matches!(address, Address::Tcp { .. })) {
+        line(document, "user_timeout", &quoted(&format_duration(streams.user_timeout)));
     }
-    if let Some(checkpoint) = output.checkpoint {
+    line(document, "finish_timeout", &quoted(&format_duration(mode.finish_timeout())));
+    line(document, "ack", &quoted(AckWord::of(mode).word()));
+    if let Some(margin) = mode.margin().filter(|margin| *margin > 0) {
+        line(document, "replay_margin", &quoted(&format_size(margin as u64)));
+    }
+    if let Some(checkpoint) = mode.checkpoint() {
         let checkpoint = match checkpoint {
             Checkpoint::Every(every) => format_duration(every),
             Checkpoint::Bytes(bytes) => format_size(bytes as u64),
         };
-        let order = match output.order {
-            Order::PerConnection => "per_connection",
-            Order::Strict => "strict",
-        };
         line(document, "checkpoint", &quoted(&checkpoint));
-        line(document, "order", &quoted(order));
+        line(document, "order", &quoted(mode.order().word()));
     }
+}
+
+fn write_reconnect(document: &mut String, reconnect: Reconnect) {
+    let (min, max) = (format_duration(reconnect.min), format_duration(reconnect.max));
+    line(document, "reconnect", &format!("{{ min = {}, max = {} }}", quoted(&min), quoted(&max)));
 }
 
 fn write_rotate(document: &mut String, rotate: Rotate) {

@@ -17,8 +17,8 @@ use crate::config::fault::Fault;
 use crate::config::fault::Faults;
 use crate::config::keys::Entry;
 use crate::config::keys::take_input;
-use crate::config::keys::take_output;
 use crate::config::keys::take_process_keys;
+use crate::config::output::take_output;
 use crate::config::raw::Node;
 use crate::config::raw::Table;
 use crate::config::raw::Value;
@@ -111,7 +111,7 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
         &mut outputs,
         "output",
         |output| &mut output.name,
-        OutputConfig::addresses_text,
+        |output| output.to.to_string(),
         &mut findings,
     );
     check_addresses(&inputs, &outputs, &mut findings);
@@ -136,7 +136,7 @@ pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
         &mut outputs,
         "output",
         |output| &mut output.name,
-        OutputConfig::addresses_text,
+        |output| output.to.to_string(),
         &mut findings,
     );
     let (faults, _) = findings.into_sorted();

@@ -2,21 +2,39 @@
 //!
 //! Numbers and flags may be given as text too: in the query of an address everything is text.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
-
-use jiff::Timestamp;
-use jiff::fmt::strtime;
-use jiff::tz::TimeZone;
 
 use crate::config::raw::Value;
 use crate::config::units::format_duration;
 use crate::config::units::format_size;
 use crate::config::units::parse_duration;
 use crate::config::units::parse_size;
+use crate::config::words::ANY_TYPE;
+use crate::config::words::Words;
+use crate::output::FileConfig;
 use crate::protocol::ContentType;
 use crate::transport::Address;
+use crate::transport::AddressError;
+
+/// What an output writes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum OutputAddress {
+    Socket(Address),
+    /// The pattern of its name.
+    File(String),
+}
+
+impl fmt::Display for OutputAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => write!(f, "{address}"),
+            Self::File(pattern) => write!(f, "{}", FileConfig::new(pattern)),
+        }
+    }
+}
 
 /// Longest path of a unix socket: `sun_path` of `sockaddr_un`, less its closing zero (unix(7)).
 const UNIX_PATH_LEN_MAX: usize = 107;
@@ -92,6 +110,11 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Re
     }
 }
 
+/// The word of a value.
+pub(super) fn word<T: Words>(value: &Value) -> Result<T, String> {
+    choice(T::WORDS)(value)
+}
+
 /// One of a few words.
 pub(super) fn choice<T: Copy>(words: &[(&'static str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
@@ -111,31 +134,33 @@ pub(super) fn choice<T: Copy>(words: &[(&'static str, T)]) -> impl Fn(&Value) ->
 
 /// An address to listen on.
 pub(super) fn listen_address(value: &Value) -> Result<Address, String> {
-    let address = address(value)?;
-    match &address {
-        Address::File(_) => Err("an input cannot listen on a file: `tapster replay` sends one".to_owned()),
-        _ => Ok(address),
+    match address(value)? {
+        OutputAddress::File(_) => {
+            Err("an input cannot listen on a file: `tapster replay` sends one".to_owned())
+        }
+        OutputAddress::Socket(address) => Ok(address),
     }
 }
 
 /// An address to write to.
-pub(super) fn output_address(value: &Value) -> Result<Address, String> {
+pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
     match &address {
-        Address::Tcp { port: 0, .. } => Err("nothing can be reached on port 0".to_owned()),
-        Address::File(pattern) => {
-            check_pattern(pattern)?;
-            Ok(address)
+        OutputAddress::Socket(Address::Tcp { port: 0, .. }) => {
+            Err("nothing can be reached on port 0".to_owned())
         }
-        _ => Ok(address),
+        OutputAddress::File(pattern) => {
+            FileConfig::check_pattern(pattern).map(|()| address).map_err(|error| error.to_string())
+        }
+        OutputAddress::Socket(_) => Ok(address),
     }
 }
 
 /// A content type by name.
 pub(super) fn content_type(value: &Value) -> Result<ContentType, String> {
     let name = text(value)?;
-    if name == "*" {
-        return Err("`*` stands alone, in `content_types` of an input: [\"*\"]".to_owned());
+    if name == ANY_TYPE {
+        return Err(format!("`{name}` stands alone, in `content_types` of an input: [\"{name}\"]"));
     }
     let (len, len_max) = (name.len(), ContentType::LEN_MAX);
     name.parse::<ContentType>().map_err(|_| format!("has {len} bytes, a content type at most {len_max}"))
@@ -185,25 +210,21 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn address(value: &Value) -> Result<Address, String> {
+fn address(value: &Value) -> Result<OutputAddress, String> {
     let written = text(value)?;
-    let address: Address = match written.parse() {
-        Ok(address) => address,
+    match written.parse() {
+        Ok(address) => {
+            if let Address::Unix(path) = &address {
+                check_socket_path(path)?;
+            }
+            Ok(OutputAddress::Socket(address))
+        }
+        Err(AddressError::File(pattern)) => Ok(OutputAddress::File(pattern)),
+        Err(error @ AddressError::Tls) => Err(error.to_string()),
         Err(_) if written.contains('?') => {
-            return Err(format!(
-                "`{written}` is no address; in a file its keys are written on lines of their own"
-            ));
+            Err(format!("`{written}` is no address; in a file its keys are written on lines of their own"))
         }
-        Err(error) => return Err(error.to_string()),
-    };
-    match &address {
-        Address::Tls { .. } => {
-            Err("TLS is not built in yet: use tcp://, through stunnel or haproxy where the \
-                                    way is not trusted"
-                .to_owned())
-        }
-        Address::Unix(path) => check_socket_path(path).map(|()| address),
-        _ => Ok(address),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -215,18 +236,6 @@ fn check_socket_path(path: &Path) -> Result<(), String> {
              choose a shorter one, as in unix:/run/tapster/dnstap.sock"
         )),
     }
-}
-
-fn check_pattern(pattern: &str) -> Result<(), String> {
-    let name = strtime::format(pattern, &Timestamp::UNIX_EPOCH.to_zoned(TimeZone::UTC)).map_err(|error| {
-        format!("`{pattern}` is not a strftime pattern ({error}): as in file:tapster-%Y%m%dT%H%M%S.fstrm")
-    })?;
-    if name.ends_with('/') {
-        return Err(format!(
-            "`{pattern}` names a folder: add a file name, as in tapster-%Y%m%dT%H%M%S.fstrm"
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

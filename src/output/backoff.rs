@@ -3,7 +3,7 @@
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::output::Reconnect;
+use crate::output::streams::Reconnect;
 
 /// Doubling pauses with jitter: a crowd of relays does not come back to a collector in step.
 #[derive(Debug)]

@@ -9,7 +9,6 @@ use std::io::SeekFrom;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,29 +21,35 @@ use tracing::info;
 use crate::drain::DrainSignal;
 use crate::drain::Over;
 use crate::drain::Phase;
-use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::backoff::Backoff;
+use crate::output::config::FileConfig;
+use crate::protocol::ContentType;
 use crate::protocol::FileWriter;
 
+/// A lane into files: what its thread is told, and what it writes.
+pub(crate) struct FileLane {
+    /// The output's, for the log.
+    pub(crate) name: String,
+    /// The content type of START.
+    pub(crate) content_type: Option<ContentType>,
+    pub(crate) config: FileConfig,
+    pub(crate) backlog: Backlog,
+}
+
 /// Runs a file output until its queue is closed and written, or the relay is over. Blocks its thread on file work.
-pub(crate) async fn run(
-    config: Arc<OutputConfig>,
-    pattern: String,
-    mut backlog: Backlog,
-    mut drain: DrainSignal,
-) {
-    let mut backoff = Backoff::new(config.reconnect);
+pub(crate) async fn run(mut lane: FileLane, mut drain: DrainSignal) {
+    let mut backoff = Backoff::new(lane.config.reconnect);
     let mut over = Over::new(drain.clone());
     let mut reason = String::new();
     loop {
         let since = Instant::now();
         let last_attempt = drain.phase().inputs_ended();
-        let Err(failure) = write_files(&config, &pattern, &mut backlog, &mut over).await else { break };
+        let Err(failure) = write_files(&mut lane, &mut over).await else { break };
         // The same failure again is not told again.
         if reason != failure.to_string() {
             reason = failure.to_string();
-            error!(output = config.name, to = %config.to, "{reason}; trying again");
+            error!(output = lane.name, to = %lane.config, "{reason}; trying again");
         }
         if last_attempt {
             break;
@@ -55,20 +60,16 @@ pub(crate) async fn run(
             _ = drain.wait(Phase::inputs_ended) => {}
         }
     }
-    backlog.abandon();
+    lane.backlog.abandon();
 }
 
 /// Writes files one after the other; `Ok` when the lane has come to its end.
-async fn write_files(
-    config: &OutputConfig,
-    pattern: &str,
-    backlog: &mut Backlog,
-    over: &mut Over,
-) -> Result<(), FileFailure> {
+async fn write_files(lane: &mut FileLane, over: &mut Over) -> Result<(), FileFailure> {
+    let FileLane { name, content_type, config, backlog } = lane;
     loop {
-        let mut file = OutputFile::create(config, pattern)?;
+        let mut file = OutputFile::create(&config.pattern, content_type.clone())?;
         backlog.metrics.connected();
-        info!(output = config.name, file = %file.path.display(), "opened");
+        info!(output = name, file = %file.path.display(), "opened");
         match fill_file(config, &mut file, backlog, over).await {
             Ok(last) => {
                 file.close()?;
@@ -87,7 +88,7 @@ async fn write_files(
 
 /// Writes one file until it is to be rotated (`false`) or the lane ends (`true`).
 async fn fill_file(
-    config: &OutputConfig,
+    config: &FileConfig,
     file: &mut OutputFile,
     backlog: &mut Backlog,
     over: &mut Over,
@@ -139,7 +140,7 @@ struct FileFailure {
 impl OutputFile {
     /// Creates the file of this moment, and the folders above it. A name that is taken gets a number: older files are
     /// never overwritten.
-    fn create(config: &OutputConfig, pattern: &str) -> Result<Self, FileFailure> {
+    fn create(pattern: &str, content_type: Option<ContentType>) -> Result<Self, FileFailure> {
         let failure = |action, path: &Path| {
             let path = path.to_owned();
             move |source| FileFailure { action, path, source }
@@ -151,7 +152,7 @@ impl OutputFile {
             std::fs::create_dir_all(folder).map_err(failure("create the folder of", name))?;
         }
         let (path, file) = create_new(name).map_err(failure("create", name))?;
-        let format = FileWriter::new(config.stream_type());
+        let format = FileWriter::new(content_type);
         let header = format.header();
         let mut output = Self { path, file, format, len: 0, has_frames: false, opened: Instant::now() };
         if let Err((_, failure)) = output.append(&[header]) {

@@ -15,14 +15,13 @@ use crate::drain::DrainSignal;
 use crate::drain::Over;
 use crate::drain::Phase;
 use crate::observability::MemberState;
-use crate::output::Mode;
-use crate::output::Order;
-use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::backoff::Backoff;
+use crate::output::lane::LaneConfig;
 use crate::output::rollover::Rollover;
 use crate::output::rollover::joined;
 use crate::output::stall::Stall;
+use crate::output::streams::Order;
 use crate::output::watch::Watch;
 use crate::protocol::WriterConfig;
 use crate::queue::WhenFull;
@@ -32,16 +31,16 @@ use crate::transport::Backend;
 use crate::transport::sys::SendList;
 
 /// Runs a lane until its queue is closed and written, or the relay is over. For the worker that owns the lane.
-pub(crate) async fn run(config: Arc<OutputConfig>, backlog: Backlog, backend: Backend, drain: DrainSignal) {
+pub(crate) async fn run(config: Arc<LaneConfig>, backlog: Backlog, backend: Backend, drain: DrainSignal) {
     let writer = Arc::new(writer_config(&config));
-    let rollover = Rollover::new(&config, &backlog);
+    let rollover = Rollover::new(config.streams.mode.checkpoint(), &backlog);
     let lane = Lane { config, writer, backend, backlog, drain, rollover, ending: None, patience: None };
     lane.run().await;
 }
 
 /// The consumer of one queue.
 struct Lane {
-    config: Arc<OutputConfig>,
+    config: Arc<LaneConfig>,
     writer: Arc<WriterConfig>,
     backend: Backend,
     backlog: Backlog,
@@ -71,7 +70,7 @@ enum End {
 
 impl Lane {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(self.config.reconnect);
+        let mut backoff = Backoff::new(self.config.streams.reconnect);
         let mut attempts = Attempts::default();
         let mut over = Over::new(self.drain.clone());
         let mut unfinished = false;
@@ -115,8 +114,7 @@ impl Lane {
             self.backlog.give_back();
             // A collector that is away when the relay ends gets one more attempt; under `block`, where no spool keeps the
             // frames, all that time allows.
-            let promised = self.config.when_full == WhenFull::Block && self.config.spool.is_none();
-            let last = self.drain.requested() && !promised;
+            let last = self.drain.requested() && !self.config.must_deliver();
             if last || self.backlog.nothing_to_come() {
                 break;
             }
@@ -146,9 +144,8 @@ impl Lane {
     /// Writes until the connection ends.
     async fn relay(&mut self, mut session: WriteSession, over: &mut Over) -> End {
         let mut list = SendList::new();
-        let mut watch = Watch::new(&self.config, &self.backlog);
-        let stall_timeout = self.config.group.as_ref().map(|group| group.stall_timeout);
-        let mut stall = stall_timeout.map(|timeout| Stall::new(timeout, Instant::now()));
+        let mut watch = Watch::new(self.config.streams.mode.margin(), &self.backlog);
+        let mut stall = self.config.stall_timeout().map(|timeout| Stall::new(timeout, Instant::now()));
         if let Some(rollover) = &mut self.rollover {
             rollover.begin_stream();
         }
@@ -158,7 +155,7 @@ impl Lane {
                     if self.roll_over(&mut session).await {
                         break Ok(());
                     }
-                    if self.config.order == Order::Strict && self.ending.is_some() {
+                    if self.config.streams.mode.order() == Order::Strict && self.ending.is_some() {
                         tokio::select! {
                             biased;
                             finished = joined(&mut self.ending) => self.stream_ended(finished),
@@ -270,11 +267,11 @@ impl Lane {
         let mut acknowledged = finished.is_ok();
         if let Some(watch) = &mut watch {
             watch.look(&mut session, &mut self.backlog);
-            if finished.is_ok() && self.config.mode == Mode::Unidirectional {
+            if finished.is_ok() && !self.config.streams.mode.is_bidirectional() {
                 acknowledged = self.wait_for_arrival(&mut session, watch, over).await;
             }
         }
-        let keeps_margin = self.config.mode == Mode::Unidirectional && watch.is_some();
+        let keeps_margin = !self.config.streams.mode.is_bidirectional() && watch.is_some();
         if acknowledged && !keeps_margin {
             self.backlog.finished();
         } else {
@@ -287,7 +284,7 @@ impl Lane {
                 self.backlog.metrics.finished();
                 info!(output, %to, "finished");
             }
-            Err(fault) if self.config.keeps_unacknowledged() => {
+            Err(fault) if self.config.streams.mode.keeps_unacknowledged() => {
                 let frames_unacknowledged = self.backlog.metrics.unacknowledged_now();
                 warn!(output, %to, frames_unacknowledged, "connection ended: {fault}");
             }
@@ -314,7 +311,7 @@ impl Lane {
         watch: &mut Watch,
         over: &mut Over,
     ) -> bool {
-        let deadline = Instant::now() + self.config.finish_timeout;
+        let deadline = Instant::now() + self.config.streams.mode.finish_timeout();
         while let Some(pause) = watch.look(session, &mut self.backlog) {
             if Instant::now() >= deadline {
                 return false;
@@ -396,14 +393,14 @@ fn look_for_stall(
 
 /// Opens a session.
 async fn open(
-    config: &OutputConfig,
+    config: &LaneConfig,
     writer: Arc<WriterConfig>,
     backend: Backend,
 ) -> Result<WriteSession, WriteFault> {
     let session = WriteSession::open(&config.to, writer, backend).await?;
-    if config.policy() == WhenFull::Sample {
+    if config.buffer.policy() == WhenFull::Sample {
         // The queue would fall at once by what the socket takes at once.
-        session.set_unsent_max(config.queue / SAMPLE_SOCKET_PART / config.addresses().len());
+        session.set_unsent_max(config.memory() / SAMPLE_SOCKET_PART);
     }
     Ok(session)
 }
@@ -423,12 +420,12 @@ async fn sleep_if(duration: Option<Duration>) {
     }
 }
 
-fn writer_config(config: &OutputConfig) -> WriterConfig {
+fn writer_config(config: &LaneConfig) -> WriterConfig {
     WriterConfig {
-        content_types: config.stream_type().into_iter().collect(),
-        bidirectional: config.mode == Mode::Bidirectional,
-        handshake_timeout: config.handshake_timeout,
-        finish_timeout: config.finish_timeout,
+        content_types: config.content_type.clone().into_iter().collect(),
+        bidirectional: config.streams.mode.is_bidirectional(),
+        handshake_timeout: config.streams.handshake_timeout,
+        finish_timeout: config.streams.mode.finish_timeout(),
     }
 }
 
@@ -445,7 +442,7 @@ struct Attempts {
 }
 
 impl Attempts {
-    fn failed(&mut self, config: &OutputConfig, fault: &WriteFault) {
+    fn failed(&mut self, config: &LaneConfig, fault: &WriteFault) {
         let reason = fault.to_string();
         if self.reason.as_ref() != Some(&reason) {
             warn!(output = config.name, to = %config.to, "{reason}; trying again");
@@ -453,7 +450,7 @@ impl Attempts {
         }
     }
 
-    fn succeeded(&mut self, config: &OutputConfig) {
+    fn succeeded(&mut self, config: &LaneConfig) {
         self.reason = None;
         info!(output = config.name, to = %config.to, "connected");
     }

@@ -24,12 +24,12 @@ use tracing::warn;
 use crate::drain::DrainSignal;
 use crate::observability::MemberState;
 use crate::observability::metrics::LaneMetrics;
-use crate::output::GroupConfig;
-use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::backlog::leave;
 use crate::output::balance::Balancer;
 use crate::output::frame_stream;
+use crate::output::lane::LaneConfig;
+use crate::output::streams::GroupConfig;
 use crate::output::window::Taken;
 use crate::queue::Queue;
 use crate::queue::receipts::ReceiptSender;
@@ -263,15 +263,15 @@ impl Share {
 /// Runs the lanes of a group until everything is written, or the relay is over. For the worker that owns it.
 pub(crate) async fn run(
     group: Arc<Group>,
-    configs: Vec<Arc<OutputConfig>>,
+    configs: Vec<Arc<LaneConfig>>,
     backend: Backend,
     drain: DrainSignal,
 ) {
     let name = configs.first().map(|config| config.name.clone());
-    let lane = |(member, config): (usize, Arc<OutputConfig>)| {
+    let lane = |(member, config): (usize, Arc<LaneConfig>)| {
         let share = Share { group: Arc::clone(&group), member };
         let metrics = Arc::clone(&group.members[member].metrics);
-        let backlog = Backlog::of_member(share, metrics, config.keeps_unacknowledged());
+        let backlog = Backlog::of_member(share, metrics, config.streams.mode.keeps_unacknowledged());
         spawn_local(frame_stream::run(config, backlog, backend, drain.clone()))
     };
     let lanes: Vec<JoinHandle<()>> = configs.into_iter().enumerate().map(lane).collect();

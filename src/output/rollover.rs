@@ -6,9 +6,8 @@ use std::time::Instant;
 use tokio::task::JoinHandle;
 use tokio::task::spawn_local;
 
-use crate::output::Checkpoint;
-use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
+use crate::output::streams::Checkpoint;
 use crate::session::write::WriteFault;
 use crate::session::write::WriteSession;
 
@@ -29,8 +28,8 @@ pub(crate) struct Rollover {
 
 impl Rollover {
     /// `None` for outputs without checkpoints.
-    pub(crate) fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
-        let (every, charge_max) = match config.checkpoint? {
+    pub(crate) fn new(checkpoint: Option<Checkpoint>, backlog: &Backlog) -> Option<Self> {
+        let (every, charge_max) = match checkpoint? {
             Checkpoint::Every(every) => (Some(every), backlog.queue_max() / 4),
             Checkpoint::Bytes(bytes) => (None, bytes),
         };
@@ -159,8 +158,7 @@ mod tests {
     fn rollover(checkpoint: Checkpoint) -> (Rollover, Backlog) {
         let queue = Queue::new("test".to_owned(), 1 << 20, WhenFull::Block, Arc::default());
         let backlog = Backlog::new(Arc::new(queue), None, Arc::default(), true);
-        let config = OutputConfig { checkpoint: Some(checkpoint), ..OutputConfig::default() };
-        (Rollover::new(&config, &backlog).unwrap(), backlog)
+        (Rollover::new(Some(checkpoint), &backlog).unwrap(), backlog)
     }
 
     #[test]

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::output::Ack;
-use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::session::write::WriteSession;
 
@@ -19,9 +17,9 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// For a new connection; `None` where acknowledgements come in another way, or are not asked for.
-    pub(crate) fn new(config: &OutputConfig, backlog: &Backlog) -> Option<Self> {
-        (config.ack == Ack::Received && config.checkpoint.is_none()).then(|| Self {
-            margin: config.replay_margin as u64,
+    pub(crate) fn new(margin: Option<usize>, backlog: &Backlog) -> Option<Self> {
+        margin.map(|margin| Self {
+            margin: margin as u64,
             // Where little is written at once, little is to be let go of at once.
             bytes: (backlog.queue_max() / 8).min(backlog.queue.write_len_max()).min(LOOK_BYTES) as u64,
             looked_at: 0,

@@ -12,7 +12,6 @@
 //! the lane too; its segment goes when the lane has settled it.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -36,29 +35,8 @@ use crate::queue::spool::LossReason;
 use crate::queue::spool::Moment;
 use crate::queue::spool::RecoveryReport;
 use crate::queue::spool::Spool;
-use crate::queue::spool::SpoolConfig;
 use crate::queue::spool::SpoolError;
-
-/// What an output puts on disk, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpoolUse {
-    /// The folder of the spool, its own; created where it is missing, within a folder that is there.
-    pub folder: PathBuf,
-    /// What goes there.
-    pub takes: Takes,
-    /// Limits and policies.
-    pub config: SpoolConfig,
-}
-
-/// What goes to disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Takes {
-    /// What memory has no room for, and everything behind it until the collector has caught up.
-    #[default]
-    Overflow,
-    /// Everything, before it is sent: what has been taken survives a kill.
-    All,
-}
+use crate::queue::spool::SpoolSettings;
 
 /// Who keeps the spool of one lane.
 #[derive(Debug)]
@@ -66,7 +44,9 @@ pub(crate) struct Keeper {
     /// Name of the output, for the log.
     pub(crate) output: String,
     pub(crate) content_type: Option<ContentType>,
-    pub(crate) settings: SpoolUse,
+    pub(crate) settings: SpoolSettings,
+    /// Whether every frame goes to disk before it is sent, or only what memory has no room for, and what follows that.
+    pub(crate) stores_all: bool,
     pub(crate) front: Arc<Queue>,
     pub(crate) back: Arc<Queue>,
     pub(crate) receipts: ReceiptReceiver,
@@ -140,7 +120,7 @@ impl Keeping {
 
     /// Opens the spool, and tells what was in it.
     fn open(&mut self, now: Moment) {
-        let SpoolUse { folder, config, .. } = &self.keeper.settings;
+        let SpoolSettings { folder, config } = &self.keeper.settings;
         match Spool::open(folder, config.clone(), self.keeper.content_type.clone(), now) {
             Ok((spool, report)) => {
                 self.spool = Some(spool);
@@ -232,7 +212,7 @@ impl Keeping {
     fn take_in(&mut self, now: Moment) -> bool {
         let may_store = self.may_store();
         let mut moved = false;
-        if !may_store || self.keeper.settings.takes == Takes::Overflow {
+        if !may_store || !self.keeper.stores_all {
             moved = self.pass_past_spool();
         }
         if !may_store {
@@ -287,7 +267,7 @@ impl Keeping {
     /// Puts what has arrived into the spool. Returns whether something became of any of it.
     fn store(&mut self, now: Moment) -> bool {
         // What the lane gets at once is not read again.
-        let mut passes = self.keeper.settings.takes == Takes::All && self.spool_is_read();
+        let mut passes = self.keeper.stores_all && self.spool_is_read();
         let from = |Queued { upstream, batch, .. }: &Queued| (*upstream, batch.clone());
         let batches: Vec<(u32, FrameBatch)> =
             self.arrived.iter().map(|arrived| from(&arrived.queued)).collect();

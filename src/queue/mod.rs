@@ -11,6 +11,4 @@ pub mod when_full;
 
 pub(crate) use channel::Queue;
 pub(crate) use channel::Queued;
-pub use keeper::SpoolUse;
-pub use keeper::Takes;
 pub use when_full::WhenFull;

@@ -1,7 +1,5 @@
 //! What happens to a batch that finds its queue full.
 
-use std::fmt;
-
 /// What a full queue does with data. Every frame lost by it is counted, reason `queue_full` or `sampled`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
@@ -16,16 +14,4 @@ pub enum WhenFull {
     /// thinned stream rather than a gap. What was left out is counted as `sampled`. A queue that is full all the same, with
     /// a reader that stands still, drops as `DropNewest` does.
     Sample,
-}
-
-impl fmt::Display for WhenFull {
-    /// As it is written in a configuration.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::DropOldest => "drop_oldest",
-            Self::DropNewest => "drop_newest",
-            Self::Block => "block",
-            Self::Sample => "sample",
-        })
-    }
 }

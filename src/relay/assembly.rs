@@ -13,10 +13,17 @@ use crate::observability::OutputLedger;
 use crate::observability::age::AgeSum;
 use crate::observability::metrics::InputMetrics;
 use crate::observability::metrics::LaneMetrics;
-use crate::output::Connections;
+use crate::output::Buffer;
+use crate::output::Destination;
+use crate::output::Endpoints;
+use crate::output::GroupConfig;
+use crate::output::Lanes;
 use crate::output::OutputConfig;
+use crate::output::StreamsConfig;
 use crate::output::backlog::Backlog;
+use crate::output::file::FileLane;
 use crate::output::group::Group;
+use crate::output::lane::LaneConfig;
 use crate::protocol::ReaderConfig;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
@@ -37,13 +44,6 @@ pub(crate) struct WorkerParts {
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) lanes: Vec<WorkerLane>,
     pub(crate) groups: Vec<WorkerGroup>,
-}
-
-/// A lane into files, on a thread of its own.
-pub(crate) struct FileLane {
-    pub(crate) config: Arc<OutputConfig>,
-    pub(crate) pattern: String,
-    pub(crate) backlog: Backlog,
 }
 
 /// The parts, while they are put together.
@@ -94,43 +94,38 @@ impl Assembly {
 
     /// A lane on every worker that feeds itself alone, or one lane that every worker feeds: outputs are dealt out among
     /// the workers.
-    pub(crate) fn add_output(&mut self, config: OutputConfig) {
+    pub(crate) fn add_output(&mut self, config: &OutputConfig) {
         let owner = self.accounts.outputs.len() % self.workers.len();
         let mut account = Account::new(&config.name);
-        // A file has the frames when they are written.
-        let keeps = config.keeps_unacknowledged() && !matches!(config.to, Address::File(_));
-        let config = Arc::new(config);
-        let lanes = match config.connections {
-            Connections::One => vec![(owner, 0..self.workers.len())],
-            Connections::PerWorker => {
-                (0..self.workers.len()).map(|worker| (worker, worker..worker + 1)).collect()
-            }
+        let lanes = match config.buffer.lanes() {
+            Lanes::One => vec![(owner, 0..self.workers.len())],
+            Lanes::PerWorker => (0..self.workers.len()).map(|worker| (worker, worker..worker + 1)).collect(),
         };
         for (owner, feeders) in lanes {
             let metrics = Arc::<LaneMetrics>::default();
-            let Ends { front, back, receipts, keeper } = make_queues(&config, &metrics);
+            let ends = make_queues(config, &metrics);
             for feeder in feeders {
                 self.workers[feeder].inlets.push(Inlet {
                     content_type: config.stream_type(),
                     frame_len_max: config.frame_len_max,
-                    when_full: config.policy(),
-                    queue: Arc::clone(&front),
+                    when_full: config.buffer.policy(),
+                    queue: Arc::clone(&ends.front),
                     metrics: Arc::clone(&metrics),
                 });
             }
-            let backlog = || Backlog::new(Arc::clone(&back), receipts.clone(), Arc::clone(&metrics), keeps);
-            let config = Arc::clone(&config);
-            match (&config.group, &config.to) {
-                (Some(_), _) => {
-                    let group = make_group(&config, &back, receipts, &metrics, &mut account.members);
-                    self.workers[owner].groups.extend(group);
+            match &config.to {
+                Destination::File(file) => self.files.push(FileLane {
+                    name: config.name.clone(),
+                    content_type: config.stream_type(),
+                    config: file.clone(),
+                    // A file has the frames when they are written.
+                    backlog: ends.backlog(&metrics, false),
+                }),
+                Destination::Streams(streams) => {
+                    self.add_streams(owner, config, streams, &ends, &metrics, &mut account.members);
                 }
-                (None, Address::File(pattern)) => {
-                    let pattern = pattern.clone();
-                    self.files.push(FileLane { pattern, backlog: backlog(), config });
-                }
-                _ => self.workers[owner].lanes.push(WorkerLane { backlog: backlog(), config }),
             }
+            let Ends { front, back, keeper, .. } = ends;
             self.keepers.extend(keeper);
             account.queues.push(Arc::clone(&front));
             if !Arc::ptr_eq(&front, &back) {
@@ -140,6 +135,38 @@ impl Assembly {
             account.metrics.push(metrics);
         }
         self.accounts.outputs.push(account);
+    }
+
+    /// The lane over one connection, or those of a group, on the worker that owns them.
+    fn add_streams(
+        &mut self,
+        owner: usize,
+        config: &OutputConfig,
+        streams: &StreamsConfig,
+        ends: &Ends,
+        metrics: &Arc<LaneMetrics>,
+        accounts: &mut Vec<(Address, Arc<LaneMetrics>)>,
+    ) {
+        let lane = |to: &Address| {
+            Arc::new(LaneConfig {
+                name: config.name.clone(),
+                to: to.clone(),
+                content_type: config.stream_type(),
+                buffer: config.buffer.clone(),
+                streams: streams.clone(),
+            })
+        };
+        match &streams.endpoints {
+            Endpoints::One(to) => {
+                let backlog = ends.backlog(metrics, streams.mode.keeps_unacknowledged());
+                self.workers[owner].lanes.push(WorkerLane { backlog, config: lane(to) });
+            }
+            Endpoints::Group(group) => {
+                let configs = group.members.iter().map(|member| lane(&member.address)).collect();
+                let group = Arc::new(make_group(group, ends, metrics, accounts));
+                self.workers[owner].groups.push(WorkerGroup { group, configs });
+            }
+        }
     }
 
     /// One listener for each worker.
@@ -158,21 +185,33 @@ struct Ends {
     keeper: Option<Keeper>,
 }
 
+impl Ends {
+    fn backlog(&self, metrics: &Arc<LaneMetrics>, keeps: bool) -> Backlog {
+        Backlog::new(Arc::clone(&self.back), self.receipts.clone(), Arc::clone(metrics), keeps)
+    }
+}
+
 fn make_queues(config: &OutputConfig, metrics: &Arc<LaneMetrics>) -> Ends {
     let queue =
         |max, when_full| Arc::new(Queue::new(config.name.clone(), max, when_full, Arc::clone(metrics)));
-    let Some(spool) = &config.spool else {
-        let queue = queue(config.queue, config.when_full);
-        return Ends { front: Arc::clone(&queue), back: queue, receipts: None, keeper: None };
+    let (spool, stores_all) = match &config.buffer {
+        Buffer::Memory { max, when_full, .. } => {
+            let queue = queue(*max, *when_full);
+            return Ends { front: Arc::clone(&queue), back: queue, receipts: None, keeper: None };
+        }
+        Buffer::Spill { spool, .. } => (spool, false),
+        Buffer::Disk { spool, .. } => (spool, true),
     };
-    let front = queue(config.queue - config.lane_queue(), config.policy());
+    let lane_queue = config.buffer.lane_queue();
+    let front = queue(config.buffer.memory() - lane_queue, config.buffer.policy());
     // Filled by `offer`, which has no policy.
-    let back = queue(config.lane_queue(), WhenFull::Block);
+    let back = queue(lane_queue, WhenFull::Block);
     let (sender, receiver) = receipts();
     let keeper = Keeper {
         output: config.name.clone(),
         content_type: config.stream_type(),
         settings: spool.clone(),
+        stores_all,
         front: Arc::clone(&front),
         back: Arc::clone(&back),
         receipts: receiver,
@@ -181,25 +220,19 @@ fn make_queues(config: &OutputConfig, metrics: &Arc<LaneMetrics>) -> Ends {
     Ends { front, back, receipts: Some(sender), keeper: Some(keeper) }
 }
 
-/// The lanes of a group; `None` where the output is none.
 fn make_group(
-    config: &OutputConfig,
-    queue: &Arc<Queue>,
-    receipts: Option<ReceiptSender>,
+    config: &GroupConfig,
+    ends: &Ends,
     metrics: &Arc<LaneMetrics>,
     accounts: &mut Vec<(Address, Arc<LaneMetrics>)>,
-) -> Option<WorkerGroup> {
-    let group = config.group.as_ref()?;
+) -> Group {
     let mut members = Vec::new();
-    let mut configs = Vec::new();
-    for member in &group.members {
+    for member in &config.members {
         let metrics = Arc::new(LaneMetrics::of_member(Arc::clone(metrics)));
         accounts.push((member.address.clone(), Arc::clone(&metrics)));
         members.push(metrics);
-        configs.push(Arc::new(OutputConfig { to: member.address.clone(), ..config.clone() }));
     }
-    let group = Group::new(group, Arc::clone(queue), receipts, Arc::clone(metrics), members);
-    Some(WorkerGroup { group: Arc::new(group), configs })
+    Group::new(config, Arc::clone(&ends.back), ends.receipts.clone(), Arc::clone(metrics), members)
 }
 
 /// Who counts for which input and output.

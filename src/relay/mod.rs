@@ -21,13 +21,14 @@ use crate::drain::DrainSignal;
 use crate::drain::Phase;
 use crate::input::InputConfig;
 use crate::observability::Ledger;
+use crate::output::ConfigError;
 use crate::output::OutputConfig;
 use crate::output::file;
+use crate::output::file::FileLane;
 use crate::queue::Queue;
 use crate::queue::keeper::Keeper;
 use crate::relay::assembly::Accounts;
 use crate::relay::assembly::Assembly;
-use crate::relay::assembly::FileLane;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
 use crate::relay::worker::Worker;
@@ -70,6 +71,14 @@ impl Default for RelayConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// An output cannot be as it was configured.
+    #[error("output `{output}`: {}: {error}", error.key())]
+    Output {
+        /// Name of the output.
+        output: String,
+        /// What is wrong.
+        error: ConfigError,
+    },
     /// An address cannot be listened on.
     #[error("input `{input}` cannot listen on {address}: {source}")]
     Listen {
@@ -92,12 +101,16 @@ pub enum StartError {
 ///
 /// ```no_run
 /// use tapster::input::InputConfig;
+/// use tapster::output::Destination;
+/// use tapster::output::Endpoints;
 /// use tapster::output::OutputConfig;
+/// use tapster::output::StreamsConfig;
 /// use tapster::relay::Relay;
 /// use tapster::relay::RelayConfig;
 ///
 /// let input = InputConfig { listen: vec!["tcp://127.0.0.1:0".parse()?], ..InputConfig::default() };
-/// let output = OutputConfig { to: "unix:/run/collector.sock".parse()?, ..OutputConfig::default() };
+/// let collector = StreamsConfig::new(Endpoints::One("unix:/run/collector.sock".parse()?));
+/// let output = OutputConfig { to: Destination::Streams(collector), ..OutputConfig::default() };
 /// let relay = Relay::start(RelayConfig { inputs: vec![input], outputs: vec![output], ..RelayConfig::default() })?;
 /// for (input, address) in relay.listeners() {
 ///     println!("{input} listens on {address}");
@@ -126,6 +139,9 @@ impl Relay {
     /// # Errors
     /// [`StartError`]; nothing is left bound.
     pub fn start(config: RelayConfig) -> Result<Self, StartError> {
+        for output in &config.outputs {
+            output.validate().map_err(|error| StartError::Output { output: output.name.clone(), error })?;
+        }
         let (backend, reason) = backend::choose(config.backend).map_err(StartError::Backend)?;
         if let Some(reason) = reason {
             warn!("{reason}: using epoll; `tapster doctor` tells how to allow it");
@@ -137,7 +153,7 @@ impl Relay {
         for input in config.inputs {
             assembly.add_input(input);
         }
-        for output in config.outputs {
+        for output in &config.outputs {
             assembly.add_output(output);
         }
         let mut listeners = Vec::new();
@@ -205,11 +221,11 @@ impl Relay {
     }
 
     fn start_files(&mut self, files: Vec<FileLane>, signal: &DrainSignal) -> Result<(), StartError> {
-        for FileLane { config, pattern, backlog } in files {
+        for lane in files {
             let signal = signal.clone();
             let runtime = Builder::new_current_thread().enable_time().build().map_err(StartError::Worker)?;
             let thread = thread::Builder::new().name("tapster-file".to_owned());
-            let run = move || runtime.block_on(file::run(config, pattern, backlog, signal));
+            let run = move || runtime.block_on(file::run(lane, signal));
             self.threads.push(thread.spawn(run).map_err(StartError::Worker)?);
         }
         Ok(())
@@ -304,4 +320,27 @@ fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bou
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Destination;
+    use crate::output::GroupConfig;
+
+    #[test]
+    fn an_output_that_cannot_be_is_refused_before_anything_is_bound() {
+        let listen = vec![Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 }];
+        let group = GroupConfig::new(["tcp://127.0.0.1:9".parse().unwrap()]);
+        let output = OutputConfig { to: Destination::Streams(group.into()), ..OutputConfig::default() };
+        let config = RelayConfig {
+            inputs: vec![InputConfig { listen, ..InputConfig::default() }],
+            outputs: vec![output],
+            ..RelayConfig::default()
+        };
+        assert_eq!(
+            Relay::start(config).unwrap_err().to_string(),
+            "output `output`: to: a group has two members or more: write to = \"tcp://127.0.0.1:9\""
+        );
+    }
 }

@@ -19,11 +19,11 @@ use crate::drain::Phase;
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
 use crate::input::listener::serve;
-use crate::output::OutputConfig;
 use crate::output::backlog::Backlog;
 use crate::output::frame_stream;
 use crate::output::group;
 use crate::output::group::Group;
+use crate::output::lane::LaneConfig;
 use crate::relay::placement::Placement;
 use crate::relay::placement::pin;
 use crate::route::Inlet;
@@ -64,14 +64,14 @@ pub(crate) struct WorkerListener {
 
 /// A lane over a connection.
 pub(crate) struct WorkerLane {
-    pub(crate) config: Arc<OutputConfig>,
+    pub(crate) config: Arc<LaneConfig>,
     pub(crate) backlog: Backlog,
 }
 
 /// A group, and the configuration of each member's lane.
 pub(crate) struct WorkerGroup {
     pub(crate) group: Arc<Group>,
-    pub(crate) configs: Vec<Arc<OutputConfig>>,
+    pub(crate) configs: Vec<Arc<LaneConfig>>,
 }
 
 /// A connection on its way to another worker.

@@ -60,7 +60,6 @@ impl Socket {
                 let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);
                 Ok(Self::Unix(stream))
             }
-            Address::Tls { .. } | Address::File(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
         }
     }
 
@@ -153,7 +152,6 @@ pub(crate) fn bind(address: &Address, workers: usize, mode: Option<u32>) -> io::
     match address {
         Address::Tcp { host, port } => bind_tcp(host, *port, workers),
         Address::Unix(path) => Ok(vec![bind_unix(path, workers, mode)?]),
-        Address::Tls { .. } | Address::File(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
     }
 }
 

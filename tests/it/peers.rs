@@ -8,7 +8,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use tapster::transport::Address;
 use tapster::transport::Backend;
 
 use crate::support::collector::CollectingReader;
@@ -292,7 +291,7 @@ fn main_job(backend: Backend) -> Option<()> {
         .to(&steady.address(), "")
         .to(&restarted.address(), "")
         .to(&dnstap, "")
-        .to(&Address::File(file.display().to_string()), "")
+        .file(&file)
         .summary(folder.path().join("summary.json"))
         .start();
 

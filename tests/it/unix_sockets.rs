@@ -155,7 +155,7 @@ on_both_backends! {
         let _owner = UnixListener::bind(&path).expect("a socket");
         let address = Address::Unix(path);
         let mut program = tapster(backend).arg("--listen").arg(address.to_string())
-            .to(&Address::File("out.fstrm".to_owned()), "")
+            .file(Path::new("out.fstrm"))
             .in_folder(folder.path())
             .spawn();
         let status = program.wait_within(std::time::Duration::from_secs(10));

@@ -6,10 +6,15 @@ use std::time::Instant;
 
 use tapster::input::InputConfig;
 use tapster::observability::OutputLedger;
-use tapster::output::Ack;
 use tapster::output::Checkpoint;
+use tapster::output::Delivery;
+use tapster::output::Destination;
+use tapster::output::Endpoints;
+use tapster::output::Mode;
+use tapster::output::Order;
 use tapster::output::OutputConfig;
 use tapster::output::Reconnect;
+use tapster::output::StreamsConfig;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tempfile::TempDir;
@@ -35,13 +40,15 @@ fn a_sink_killed_between_checkpoints_gets_everything_since_the_last_finish_again
     let folder = TempDir::new().unwrap();
     let unix = |name: &str| format!("unix:{}", folder.path().join(name).display());
     let listen = vec![unix("in.sock").parse().unwrap()];
-    let output_config = OutputConfig {
-        to: unix("sink.sock").parse().unwrap(),
-        ack: Ack::Received,
-        checkpoint: Some(Checkpoint::Bytes(1 << 20)),
+    let streams = StreamsConfig {
+        mode: Mode::Bidirectional {
+            finish_timeout: Duration::from_secs(5),
+            delivery: Delivery::Finish { every: Checkpoint::Bytes(1 << 20), order: Order::PerConnection },
+        },
         reconnect: Reconnect { min: Duration::from_millis(10), max: Duration::from_millis(200) },
-        ..OutputConfig::default()
+        ..StreamsConfig::new(Endpoints::One(unix("sink.sock").parse().unwrap()))
     };
+    let output_config = OutputConfig { to: Destination::Streams(streams), ..OutputConfig::default() };
     let config = RelayConfig {
         inputs: vec![InputConfig { listen, ..InputConfig::default() }],
         outputs: vec![output_config],

@@ -8,15 +8,24 @@ use crate::config::to_toml;
 use crate::input::ContentTypes;
 use crate::output::Ack;
 use crate::output::Balance;
+use crate::output::Buffer;
 use crate::output::Checkpoint;
-use crate::output::Connections;
+use crate::output::Delivery;
+use crate::output::Destination;
+use crate::output::Endpoints;
+use crate::output::FileConfig;
+use crate::output::GroupConfig;
+use crate::output::Lanes;
+use crate::output::Mode;
+use crate::output::Order;
+use crate::output::Reconnect;
 use crate::output::Rotate;
-use crate::queue::Takes;
+use crate::output::StreamsConfig;
 use crate::queue::WhenFull;
 use crate::queue::spool::OnFull;
 use crate::queue::spool::SpoolConfig;
+use crate::queue::spool::SpoolSettings;
 use crate::queue::spool::Sync;
-use crate::transport::Address;
 
 fn from_file(text: &str) -> Result<Resolved, Faults> {
     let mut file = NamedTempFile::new().unwrap();
@@ -38,13 +47,31 @@ fn to(address: &str) -> Result<Resolved, Faults> {
     from_options(&[], &[address])
 }
 
+fn streams(output: &OutputConfig) -> &StreamsConfig {
+    match &output.to {
+        Destination::Streams(streams) => streams,
+        Destination::File(file) => panic!("{file} is a file"),
+    }
+}
+
+fn file(output: &OutputConfig) -> &FileConfig {
+    match &output.to {
+        Destination::File(file) => file,
+        Destination::Streams(streams) => panic!("{streams:?} are no files"),
+    }
+}
+
+fn memory(max: usize, when_full: WhenFull, lanes: Lanes) -> Buffer {
+    Buffer::Memory { max, when_full, lanes }
+}
+
 #[test]
 fn without_anything_the_defaults_of_the_contract_hold() {
     let Resolved { config, warnings } = resolve(&Options::default()).unwrap();
     assert_eq!(warnings, []);
     assert_eq!(config.inputs[0].listen, ["tcp://127.0.0.1:6000".parse().unwrap()]);
     assert_eq!(config.inputs[0].name, "tcp://127.0.0.1:6000");
-    assert_eq!(config.outputs[0].to, Address::File("tapster-%Y%m%dT%H%M%S.fstrm".to_owned()));
+    assert_eq!(config.outputs[0].to, Destination::File(FileConfig::new("tapster-%Y%m%dT%H%M%S.fstrm")));
     assert_eq!(config.drain_timeout, Duration::from_secs(10));
 }
 
@@ -58,10 +85,23 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
     assert_eq!((resolvers.socket_mode, resolvers.connections_max), (Some(0o660), 50));
     assert_eq!(any.content_types, ContentTypes::Any);
     let [siem, archive] = &config.outputs[..] else { panic!("{config:?}") };
-    assert_eq!((siem.when_full, siem.queue), (WhenFull::Block, 256 << 20));
-    assert_eq!((siem.connections, siem.reconnect.max), (Connections::PerWorker, Duration::from_secs(60)));
-    assert_eq!(archive.when_full, WhenFull::Sample);
-    assert_eq!(archive.rotate, Rotate { size: Some(1 << 30), every: Some(Duration::from_secs(3600)) });
+    assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
+    let (min, max) = (Duration::from_secs(1), Duration::from_secs(60));
+    assert_eq!(
+        *streams(siem),
+        StreamsConfig {
+            endpoints: Endpoints::One("tcp://siem.example:6000".parse().unwrap()),
+            mode: Mode::Unidirectional { finish_timeout: max, ack: Ack::Written },
+            handshake_timeout: Duration::from_secs(10),
+            user_timeout: Duration::from_secs(20),
+            reconnect: Reconnect { min, max },
+        }
+    );
+    assert_eq!(archive.buffer, memory(64 << 20, WhenFull::Sample, Lanes::One));
+    let rotate = Rotate { size: Some(1 << 30), every: Some(Duration::from_secs(3600)) };
+    let reconnect = Reconnect { min, max: Duration::from_secs(30) };
+    let pattern = "/var/lib/tapster/%Y/%m-%d \"x\".fstrm".to_owned();
+    assert_eq!(archive.to, Destination::File(FileConfig { pattern, rotate, reconnect }));
 
     assert_eq!(from_file(&to_toml(&config)).unwrap(), Resolved { config, warnings });
 }
@@ -76,20 +116,26 @@ fn a_query_carries_the_keys_of_a_file() {
     let ContentTypes::Only(types) = &config.inputs[0].content_types else { panic!("{config:?}") };
     assert_eq!((config.inputs[0].name.as_str(), types.len()), ("a b", 2));
     assert_eq!((config.inputs[0].unidirectional, config.inputs[0].socket_mode), (false, Some(0o600)));
-    let [siem, file] = &config.outputs[..] else { panic!("{config:?}") };
-    assert_eq!((siem.name.as_str(), siem.when_full), ("tcp://10.0.0.5:6000", WhenFull::Block));
-    assert_eq!((siem.queue, siem.reconnect.min), (256 << 20, Duration::from_secs(1)));
-    assert_eq!(file.to, Address::File("%Y.fstrm".to_owned()));
-    assert_eq!(file.rotate.every, Some(Duration::from_secs(3600)));
+    let [siem, hourly] = &config.outputs[..] else { panic!("{config:?}") };
+    assert_eq!(siem.name, "tcp://10.0.0.5:6000");
+    assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
+    assert_eq!(streams(siem).reconnect.min, Duration::from_secs(1));
+    assert_eq!(file(hourly).pattern, "%Y.fstrm");
+    assert_eq!(file(hourly).rotate.every, Some(Duration::from_secs(3600)));
 }
 
 #[test]
 fn a_checkpoint_implies_that_frames_are_held_and_that_finish_may_take_long() {
-    let output = |query: &str| to(&format!("tcp://a:1?{query}")).unwrap().config.outputs.remove(0);
-    let every = output("checkpoint=60s");
-    assert_eq!(every.checkpoint, Some(Checkpoint::Every(Duration::from_secs(60))));
-    assert_eq!((every.ack, every.finish_timeout), (Ack::Received, Duration::from_secs(30)));
-    assert_eq!(output("checkpoint=16MiB&finish_timeout=1s").finish_timeout, Duration::from_secs(1));
+    let mode = |query: &str| streams(&to(&format!("tcp://a:1?{query}")).unwrap().config.outputs[0]).mode;
+    let every = Checkpoint::Every(Duration::from_secs(60));
+    assert_eq!(
+        mode("checkpoint=60s"),
+        Mode::Bidirectional {
+            finish_timeout: Duration::from_secs(30),
+            delivery: Delivery::Finish { every, order: Order::PerConnection },
+        }
+    );
+    assert_eq!(mode("checkpoint=16MiB&finish_timeout=1s").finish_timeout(), Duration::from_secs(1));
     for query in ["checkpoint=60s&order=strict", "checkpoint=16MiB", "ack=received&replay_margin=1MiB"] {
         let resolved = to(&format!("tcp://a:1?{query}")).unwrap();
         assert_eq!(from_file(&to_toml(&resolved.config)).unwrap(), resolved, "{query}");
@@ -97,8 +143,13 @@ fn a_checkpoint_implies_that_frames_are_held_and_that_finish_may_take_long() {
     let fault = to("tcp://a:1?checkpoint=32MiB").unwrap_err().to_string();
     assert!(fault.contains("32MiB for the next one and 1048580B for the longest"), "{fault}");
     assert!(fault.contains("make 68157444B, and `queue` has 64MiB"), "{fault}");
-    let margin = output("ack=received&replay_margin=256KiB");
-    assert_eq!((margin.replay_margin, margin.finish_timeout), (256 << 10, Duration::from_secs(5)));
+    assert_eq!(
+        mode("ack=received&replay_margin=256KiB"),
+        Mode::Bidirectional {
+            finish_timeout: Duration::from_secs(5),
+            delivery: Delivery::Acked(Ack::Received { margin: 256 << 10 }),
+        }
+    );
 }
 
 #[test]
@@ -198,14 +249,20 @@ fn what_is_not_there_yet_is_recognised() {
 
 #[test]
 fn a_spool_has_its_keys_and_its_limits() {
-    let spool =
-        |query: &str| to(&format!("tcp://a:1?{query}")).unwrap().config.outputs.remove(0).spool.unwrap();
-    let spills = spool("when_full=spill&spool.dir=/s");
-    assert_eq!((spills.takes, &spills.config), (Takes::Overflow, &SpoolConfig::default()));
+    let buffer = |query: &str| to(&format!("tcp://a:1?{query}")).unwrap().config.outputs.remove(0).buffer;
+    let spool = SpoolSettings { folder: "/s".into(), config: SpoolConfig::default() };
+    assert_eq!(buffer("when_full=spill&spool.dir=/s"), Buffer::Spill { memory: 64 << 20, spool });
     let query = "buffer=disk&spool.dir=/s&spool.max=1GiB&spool.max_age=7d&spool.min_free=0B&spool.sync=batch\
                  &spool.on_full=block";
-    let all = spool(query);
-    assert_eq!((all.takes, all.config.sync, all.config.on_full), (Takes::All, Sync::Batch, OnFull::Block));
+    let config = SpoolConfig {
+        max: 1 << 30,
+        max_age: Duration::from_secs(7 * 24 * 3600),
+        min_free: 0,
+        sync: Sync::Batch,
+        on_full: OnFull::Block,
+    };
+    let spool = SpoolSettings { folder: "/s".into(), config };
+    assert_eq!(buffer(query), Buffer::Disk { memory: 64 << 20, spool });
     for query in
         [query, "when_full=spill&spool.dir=/s&spool.sync=250ms", "buffer=disk&spool.dir=/s&spool.sync=none"]
     {
@@ -241,6 +298,9 @@ fn keys_that_mean_nothing_for_an_address_are_refused() {
         ("file:a.fstrm?connections=per_worker", "connections"),
         ("file:a.fstrm?mode=bidirectional", "mode"),
         ("file:a.fstrm?finish_timeout=1s", "finish_timeout"),
+        ("file:a.fstrm?user_timeout=10s", "user_timeout"),
+        ("unix:/a?user_timeout=10s", "user_timeout"),
+        ("unix:/a?to=unix:/b&user_timeout=10s", "user_timeout"),
         ("file:a.fstrm?ack=received", "ack"),
         ("file:a.fstrm?checkpoint=60s", "checkpoint"),
         ("tcp://a:1?checkpoint=60s&mode=unidirectional", "checkpoint"),
@@ -252,6 +312,7 @@ fn keys_that_mean_nothing_for_an_address_are_refused() {
         ("tcp://a:1?ack=received&replay_margin=32MiB", "replay_margin"),
         ("tcp://a:1?checkpoint=60s&replay_margin=1MiB", "replay_margin"),
         ("unix:/a?ack=received&replay_margin=1MiB", "replay_margin"),
+        ("unix:/a?ack=received&mode=unidirectional&replay_margin=1MiB", "replay_margin"),
     ] {
         assert_eq!(keys(to(address)), [key], "{address}");
     }
@@ -261,7 +322,13 @@ fn keys_that_mean_nothing_for_an_address_are_refused() {
 #[test]
 fn a_list_of_addresses_is_a_group() {
     let to_list = |query: &str| to(&format!("tcp://a:1?to=unix:/b&{query}"));
-    let group = |query: &str| to_list(query).unwrap().config.outputs.remove(0).group.unwrap();
+    let group_of = |output: &OutputConfig| -> GroupConfig {
+        match &streams(output).endpoints {
+            Endpoints::Group(group) => group.clone(),
+            Endpoints::One(address) => panic!("{address} is no group"),
+        }
+    };
+    let group = |query: &str| group_of(&to_list(query).unwrap().config.outputs[0]);
     let plain = group("");
     assert_eq!(plain.balance, Balance::RoundRobin);
     let weighted = group("balance=sticky&weights=2&weights=1&stall_timeout=2s&slow_start=0s");
@@ -275,7 +342,7 @@ fn a_list_of_addresses_is_a_group() {
     }
     let file =
         from_file("[[input]]\nlisten = \"tcp://c:1\"\n[[output]]\nto = [\"tcp://a:1\", \"unix:/b\"]\n");
-    assert_eq!(file.unwrap().config.outputs[0].group, Some(plain));
+    assert_eq!(group_of(&file.unwrap().config.outputs[0]), plain);
 }
 
 #[test]
@@ -313,6 +380,7 @@ fn bounds_are_held() {
         "reconnect.min=2s&reconnect.max=1s",
         "reconnect.min=0s",
         "handshake_timeout=99ms",
+        "user_timeout=999ms",
         "connections=2",
         "content_type=*",
     ] {
@@ -360,6 +428,7 @@ const EVERY_KEY: &str = r#"
         frame_len_max = "98304B"
         handshake_timeout = "10s"
         finish_timeout = "1m"
+        user_timeout = "20s"
         reconnect = { min = "1s", max = "60s" }
 
         [[output]]
@@ -367,6 +436,7 @@ const EVERY_KEY: &str = r#"
         when_full = "sample"
         to = "file:/var/lib/tapster/%Y/%m-%d \"x\".fstrm"
         rotate = { size = "1GiB", every = "1h" }
+        reconnect = { min = "1s" }
 "#;
 
 const MANY_FAULTS: &str = r#"

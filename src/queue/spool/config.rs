@@ -1,10 +1,20 @@
 //! What an operator decides about a spool.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::queue::spool::record::RECORD_LEN_MAX;
 use crate::queue::spool::record::RecordHeader;
 use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
+
+/// A spool: where it is, and its limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolSettings {
+    /// The folder of the spool, its own; created where it is missing, within a folder that is there.
+    pub folder: PathBuf,
+    /// Limits and policies.
+    pub config: SpoolConfig,
+}
 
 /// Limits and policies of one spool.
 #[derive(Clone, Debug, PartialEq, Eq)]

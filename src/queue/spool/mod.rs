@@ -95,6 +95,7 @@ use std::time::SystemTime;
 pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
+pub use config::SpoolSettings;
 pub use config::Sync;
 pub use contents::Content;
 pub use contents::Contents;

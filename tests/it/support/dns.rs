@@ -104,7 +104,6 @@ impl Unbound {
         let to = match dnstap {
             Address::Unix(path) => format!("dnstap-socket-path: \"{}\"", path.display()),
             Address::Tcp { host, port } => format!("dnstap-ip: \"{host}@{port}\"\n  dnstap-tls: no"),
-            other => panic!("{other} is no address of unbound"),
         };
         let bidirectional = if bidirectional { "yes" } else { "no" };
         let config = format!(

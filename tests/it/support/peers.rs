@@ -66,7 +66,6 @@ fn fstrm_address(command: &mut Command, address: &Address) {
     match address {
         Address::Unix(path) => command.arg("-u").arg(path),
         Address::Tcp { host, port } => command.args(["-a", host, "-p", &port.to_string()]),
-        other => unreachable!("{other} is no address of fstrm"),
     };
 }
 
@@ -143,7 +142,6 @@ fn dnstap_address(command: &mut Command, tcp: &str, unix: &str, address: &Addres
     match address {
         Address::Unix(path) => command.arg(unix).arg(path),
         Address::Tcp { host, port } => command.arg(tcp).arg(format!("{host}:{port}")),
-        other => unreachable!("{other} is no address of dnstap"),
     };
 }
 

@@ -222,6 +222,11 @@ impl TapsterCommand {
         self.arg("--to").arg(format!("{address}{separator}{keys}"))
     }
 
+    /// An output into a file.
+    pub(crate) fn file(self, path: &Path) -> Self {
+        self.arg("--to").arg(format!("file:{}", path.display()))
+    }
+
     /// Writes the ledger at exit, to be read with [`Tapster::summary`].
     pub(crate) fn summary(mut self, path: PathBuf) -> Self {
         self.command.arg("--summary").arg(&path);

@@ -12,19 +12,24 @@ use tapster::observability::Ledger;
 use tapster::observability::OutputLedger;
 use tapster::output::Ack;
 use tapster::output::Balance;
+use tapster::output::Buffer;
 use tapster::output::Checkpoint;
-use tapster::output::Connections;
+use tapster::output::Delivery;
+use tapster::output::Destination;
+use tapster::output::Endpoints;
+use tapster::output::FileConfig;
 use tapster::output::GroupConfig;
+use tapster::output::Lanes;
 use tapster::output::Mode;
 use tapster::output::Order;
 use tapster::output::OutputConfig;
 use tapster::output::Reconnect;
 use tapster::output::Rotate;
+use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
-use tapster::queue::SpoolUse;
-use tapster::queue::Takes;
 use tapster::queue::WhenFull;
 use tapster::queue::spool::SpoolConfig;
+use tapster::queue::spool::SpoolSettings;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::Address;
@@ -37,7 +42,6 @@ use super::peer::Peer;
 use super::peer::PeerListener;
 use super::stream::Transport;
 use super::wait::eventually;
-use super::wait::millis;
 
 /// No drain with readers that read comes near it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -309,68 +313,89 @@ pub(crate) fn to_peer(listener: &PeerListener) -> OutputBuilder {
 /// A group.
 pub(crate) fn to_group(members: impl IntoIterator<Item = Address>, balance: Balance) -> OutputBuilder {
     let group = GroupConfig { balance, ..GroupConfig::new(members) };
-    let mut output = to_address(group.members[0].address.clone());
-    output.0.group = Some(group);
-    output
+    to_destination(Destination::Streams(StreamsConfig { reconnect: SOON, ..group.into() }))
 }
 
 /// An output to a file.
 pub(crate) fn to_file(pattern: impl AsRef<Path>) -> OutputBuilder {
-    to_address(Address::File(pattern.as_ref().to_str().expect("UTF-8").to_owned()))
+    let pattern = pattern.as_ref().to_str().expect("UTF-8");
+    to_destination(Destination::File(FileConfig { reconnect: SOON, ..FileConfig::new(pattern) }))
 }
 
-/// An output that comes back quickly, so that no test waits long.
+/// An output to one reader.
 pub(crate) fn to_address(to: Address) -> OutputBuilder {
-    OutputBuilder(OutputConfig {
-        to,
-        reconnect: Reconnect { min: millis(10), max: millis(200) },
-        ..OutputConfig::default()
-    })
+    to_destination(Destination::Streams(StreamsConfig { reconnect: SOON, ..to.into() }))
 }
+
+fn to_destination(to: Destination) -> OutputBuilder {
+    OutputBuilder(OutputConfig { to, ..OutputConfig::default() })
+}
+
+/// So that no test waits long.
+const SOON: Reconnect = Reconnect { min: Duration::from_millis(10), max: Duration::from_millis(200) };
 
 #[derive(Clone, Debug)]
 pub(crate) struct OutputBuilder(OutputConfig);
 
 impl OutputBuilder {
-    pub(crate) fn when_full(mut self, when_full: WhenFull) -> Self {
-        self.0.when_full = when_full;
+    pub(crate) fn when_full(mut self, policy: WhenFull) -> Self {
+        match &mut self.0.buffer {
+            Buffer::Memory { when_full, .. } => *when_full = policy,
+            other => panic!("{other:?} has no `when_full`"),
+        }
         self
     }
 
     /// Room of the queue in bytes.
     pub(crate) fn queue(mut self, bytes: usize) -> Self {
-        self.0.queue = bytes;
+        match &mut self.0.buffer {
+            Buffer::Memory { max, .. } => *max = bytes,
+            Buffer::Spill { memory, .. } | Buffer::Disk { memory, .. } => *memory = bytes,
+        }
         self
     }
 
     /// What memory has no room for goes to disk.
-    pub(crate) fn spills_to(self, folder: &Path) -> Self {
-        self.with_spool(folder, Takes::Overflow)
+    pub(crate) fn spills_to(mut self, folder: &Path) -> Self {
+        self.0.buffer = Buffer::Spill { memory: self.0.buffer.memory(), spool: spool(folder) };
+        self
     }
 
     /// Everything goes to disk.
-    pub(crate) fn on_disk(self, folder: &Path) -> Self {
-        self.with_spool(folder, Takes::All)
-    }
-
-    fn with_spool(mut self, folder: &Path, takes: Takes) -> Self {
-        let config = SpoolConfig { min_free: 0, ..SpoolConfig::default() };
-        self.0.spool = Some(SpoolUse { folder: folder.to_owned(), takes, config });
+    pub(crate) fn on_disk(mut self, folder: &Path) -> Self {
+        self.0.buffer = Buffer::Disk { memory: self.0.buffer.memory(), spool: spool(folder) };
         self
     }
 
     pub(crate) fn spool_config(mut self, change: impl FnOnce(&mut SpoolConfig)) -> Self {
-        change(&mut self.0.spool.as_mut().expect("an output with a spool").config);
+        match &mut self.0.buffer {
+            Buffer::Spill { spool, .. } | Buffer::Disk { spool, .. } => change(&mut spool.config),
+            Buffer::Memory { .. } => panic!("an output without a spool"),
+        }
         self
     }
 
     pub(crate) fn one_connection_per_worker(mut self) -> Self {
-        self.0.connections = Connections::PerWorker;
+        match &mut self.0.buffer {
+            Buffer::Memory { lanes, .. } => *lanes = Lanes::PerWorker,
+            other => panic!("{other:?} has one connection"),
+        }
         self
     }
 
+    fn streams(&mut self) -> &mut StreamsConfig {
+        match &mut self.0.to {
+            Destination::Streams(streams) => streams,
+            Destination::File(file) => panic!("{file} is a file"),
+        }
+    }
+
     pub(crate) fn unidirectional(mut self) -> Self {
-        self.0.mode = Mode::Unidirectional;
+        let mode = &mut self.streams().mode;
+        let Mode::Bidirectional { finish_timeout, delivery: Delivery::Acked(ack) } = *mode else {
+            panic!("{mode:?} needs FINISH");
+        };
+        *mode = Mode::Unidirectional { finish_timeout, ack };
         self
     }
 
@@ -385,33 +410,52 @@ impl OutputBuilder {
     }
 
     pub(crate) fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.0.handshake_timeout = timeout;
+        self.streams().handshake_timeout = timeout;
         self
     }
 
     pub(crate) fn finish_timeout(mut self, timeout: Duration) -> Self {
-        self.0.finish_timeout = timeout;
+        match &mut self.streams().mode {
+            Mode::Bidirectional { finish_timeout, .. } | Mode::Unidirectional { finish_timeout, .. } => {
+                *finish_timeout = timeout;
+            }
+        }
         self
     }
 
-    pub(crate) fn ack_received(mut self) -> Self {
-        self.0.ack = Ack::Received;
+    fn ack(mut self, new: Ack) -> Self {
+        match &mut self.streams().mode {
+            Mode::Bidirectional { delivery: Delivery::Acked(ack), .. } | Mode::Unidirectional { ack, .. } => {
+                *ack = new;
+            }
+            other => panic!("{other:?} has its frames acknowledged by FINISH"),
+        }
         self
     }
 
-    pub(crate) fn replay_margin(mut self, bytes: usize) -> Self {
-        self.0.replay_margin = bytes;
-        self
+    pub(crate) fn ack_received(self) -> Self {
+        self.ack(Ack::Received { margin: 0 })
+    }
+
+    pub(crate) fn replay_margin(self, bytes: usize) -> Self {
+        self.ack(Ack::Received { margin: bytes })
     }
 
     pub(crate) fn checkpoint(mut self, checkpoint: Checkpoint) -> Self {
-        self.0.ack = Ack::Received;
-        self.0.checkpoint = Some(checkpoint);
+        match &mut self.streams().mode {
+            Mode::Bidirectional { delivery, .. } => {
+                *delivery = Delivery::Finish { every: checkpoint, order: Order::PerConnection };
+            }
+            other => panic!("{other:?} has no FINISH"),
+        }
         self
     }
 
     fn group(&mut self) -> &mut GroupConfig {
-        self.0.group.as_mut().expect("a group")
+        match &mut self.streams().endpoints {
+            Endpoints::Group(group) => group,
+            Endpoints::One(address) => panic!("{address} is no group"),
+        }
     }
 
     pub(crate) fn weights(mut self, weights: &[u32]) -> Self {
@@ -432,19 +476,32 @@ impl OutputBuilder {
     }
 
     pub(crate) fn strict_order(mut self) -> Self {
-        self.0.order = Order::Strict;
+        match &mut self.streams().mode {
+            Mode::Bidirectional { delivery: Delivery::Finish { order, .. }, .. } => *order = Order::Strict,
+            other => panic!("{other:?} has no checkpoints"),
+        }
         self
     }
 
     pub(crate) fn reconnect(mut self, min: Duration, max: Duration) -> Self {
-        self.0.reconnect = Reconnect { min, max };
+        match &mut self.0.to {
+            Destination::File(file) => file.reconnect = Reconnect { min, max },
+            Destination::Streams(streams) => streams.reconnect = Reconnect { min, max },
+        }
         self
     }
 
     pub(crate) fn rotate(mut self, size: Option<u64>, every: Option<Duration>) -> Self {
-        self.0.rotate = Rotate { size, every };
+        match &mut self.0.to {
+            Destination::File(file) => file.rotate = Rotate { size, every },
+            Destination::Streams(streams) => panic!("{streams:?} writes no files"),
+        }
         self
     }
+}
+
+fn spool(folder: &Path) -> SpoolSettings {
+    SpoolSettings { folder: folder.to_owned(), config: SpoolConfig { min_free: 0, ..SpoolConfig::default() } }
 }
 
 /// A content type of any bytes.

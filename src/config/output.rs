@@ -1,0 +1,218 @@
+//! The keys of an `[[output]]`, with their defaults and bounds.
+
+use std::time::Duration;
+
+use crate::config::buffer::take_buffer;
+use crate::config::delivery::DeliveryKeys;
+use crate::config::delivery::Room;
+use crate::config::keys::DAY;
+use crate::config::keys::Entry;
+use crate::config::keys::HANDSHAKE_MIN;
+use crate::config::keys::HOUR;
+use crate::config::keys::take_frame_len_max;
+use crate::config::section::Section;
+use crate::config::value;
+use crate::config::value::OutputAddress;
+use crate::config::words::ModeWord;
+use crate::config::words::Words;
+use crate::output::Balance;
+use crate::output::ConfigError;
+use crate::output::Destination;
+use crate::output::Endpoints;
+use crate::output::FileConfig;
+use crate::output::GroupConfig;
+use crate::output::OutputConfig;
+use crate::output::Reconnect;
+use crate::output::Rotate;
+use crate::output::StreamsConfig;
+use crate::transport::Address;
+
+/// The keys of an `[[output]]`.
+pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
+    let mut output = OutputConfig { name: String::new(), ..OutputConfig::default() };
+    section.set("name", value::text, &mut output.name);
+    if !output.name.is_empty() {
+        section.set_label(format!("output `{}`", output.name));
+    }
+    let is_group = section.is_list("to");
+    let to = section.take_list("to", value::output_address);
+    if !section.has("to") {
+        section.fault("to", "is missing: write to = \"tcp://HOST:PORT\"".to_owned());
+    }
+    output.buffer = take_buffer(&mut section);
+    let mode = section.take("mode", value::word).unwrap_or_default();
+    section.set("content_type", value::content_type, &mut output.content_type);
+    take_frame_len_max(&mut section, &mut output.frame_len_max);
+    // Where a fault has been noted: a placeholder that does not meet an input's address.
+    let placeholder = Endpoints::One(Address::Tcp { host: String::new(), port: 0 });
+    let mut streams = StreamsConfig::new(placeholder);
+    section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut streams.handshake_timeout);
+    section.set("user_timeout", value::duration(USER_TIMEOUT_MIN..=HOUR), &mut streams.user_timeout);
+    let delivery = DeliveryKeys::take(&mut section, mode);
+    streams.mode = delivery.mode();
+    take_reconnect(&mut section, &mut streams.reconnect);
+    let rotate = take_rotate(&mut section);
+    let group = take_group_keys(&mut section, is_group, to.as_deref());
+
+    let longest = u64::from(output.frame_len_max) + LENGTH_WORD;
+    let room = Room {
+        queue: output.buffer.lane_queue() as u64,
+        behind_spool: output.buffer.spool().is_some(),
+        longest,
+        members: group.as_ref().map_or(1, |group| group.members.len().max(1)) as u64,
+    };
+    if room.queue <= longest {
+        let part = if room.behind_spool { ", in each half of it" } else { "" };
+        let message = format!(
+            "must be larger than `frame_len_max` and 4 bytes more{part}: the longest frame must find room"
+        );
+        section.fault("queue", message);
+    }
+    delivery.check(&mut section, &room);
+    let first = to.and_then(|to| to.into_iter().next());
+    output.to = match (group, first) {
+        (_, Some(OutputAddress::File(pattern))) => {
+            refuse_keys_of_streams(&mut section, mode);
+            Destination::File(FileConfig { pattern, rotate, reconnect: streams.reconnect })
+        }
+        (group, Some(OutputAddress::Socket(address))) => {
+            streams.endpoints = group.map_or(Endpoints::One(address), Endpoints::Group);
+            check_keys_of_sockets(&mut section, &streams.endpoints, &delivery);
+            Destination::Streams(streams)
+        }
+        (_, None) => Destination::Streams(streams),
+    };
+    for error in output.faults() {
+        section.fault(error.key(), error.to_string());
+    }
+    Entry { config: output, origin: section.finish() }
+}
+
+/// The keys of a group; `None` where `to` is not a list, or not one of sockets.
+fn take_group_keys(
+    section: &mut Section<'_>,
+    is_group: bool,
+    to: Option<&[OutputAddress]>,
+) -> Option<GroupConfig> {
+    if !is_group {
+        for key in ["balance", "weights", "stall_timeout", "slow_start"] {
+            section.take(key, |_| Ok(()));
+            if section.has(key) {
+                section.fault(key, "is for groups: outputs whose `to` is a list".to_owned());
+            }
+        }
+        return None;
+    }
+    let addresses = to.unwrap_or_default().iter().filter_map(|to| match to {
+        OutputAddress::Socket(address) => Some(address.clone()),
+        OutputAddress::File(_) => None,
+    });
+    let mut group = GroupConfig::new(addresses);
+    section.set("balance", value::word, &mut group.balance);
+    section.set("stall_timeout", value::duration(STALL_MIN..=HOUR), &mut group.stall_timeout);
+    section.set("slow_start", value::duration(Duration::ZERO..=HOUR), &mut group.slow_start);
+    let weights = section.take_list("weights", value::integer(1..=WEIGHT_MAX));
+    let to = to?;
+    match &weights {
+        Some(_) if group.balance == Balance::Failover => {
+            let failover = Balance::Failover.word();
+            let message = format!("means nothing under `{failover}`, where the order of `to` counts");
+            section.fault("weights", message);
+        }
+        Some(weights) if weights.len() != to.len() => {
+            let (weights, members) = (weights.len(), to.len());
+            section.fault("weights", format!("has {weights} numbers for {members} members: one for each"));
+        }
+        _ => {}
+    }
+    for (member, weight) in group.members.iter_mut().zip(weights.unwrap_or_default()) {
+        member.weight = u32::try_from(weight).unwrap_or(u32::MAX);
+    }
+    let file = to.iter().find(|to| matches!(to, OutputAddress::File(_)));
+    match (to, file) {
+        (_, None) => return Some(group),
+        ([_], Some(file)) => {
+            let error = ConfigError::GroupOfOne { to: file.to_string() };
+            section.fault(error.key(), error.to_string());
+        }
+        (_, Some(file)) => {
+            let message =
+                format!("{file} cannot be in a group: a file never stalls; give it an output of its own");
+            section.fault("to", message);
+        }
+    }
+    None
+}
+
+/// Keys that mean nothing for sockets, or not for these, would be obeyed in vain.
+fn check_keys_of_sockets(section: &mut Section<'_>, endpoints: &Endpoints, delivery: &DeliveryKeys) {
+    let unix = endpoints.addresses().find(|address| matches!(address, Address::Unix(_)));
+    if let Some(to) = unix.or_else(|| endpoints.addresses().next())
+        && section.has("rotate")
+    {
+        section.fault("rotate", format!("is for file outputs, and this one writes to {to}"));
+    }
+    if unix.is_some() {
+        delivery.check_unix(section);
+    }
+    if endpoints.addresses().all(|address| matches!(address, Address::Unix(_))) && section.has("user_timeout")
+    {
+        let message = "is for TCP: what is written to a unix socket is with the reader's host at once; leave this \
+                       key out";
+        section.fault("user_timeout", message.to_owned());
+    }
+}
+
+/// Keys that mean nothing for files would be obeyed in vain.
+fn refuse_keys_of_streams(section: &mut Section<'_>, mode: ModeWord) {
+    let answers = [
+        ("mode", mode == ModeWord::Bidirectional),
+        ("handshake_timeout", true),
+        ("finish_timeout", true),
+        ("user_timeout", true),
+        ("ack", true),
+        ("replay_margin", true),
+        ("checkpoint", true),
+        ("order", true),
+    ];
+    for (key, wants_answers) in answers {
+        if wants_answers && section.has(key) {
+            section.fault(key, "nobody answers in a file: leave this key out".to_owned());
+        }
+    }
+}
+
+fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
+    let Some(mut keys) = section.table("reconnect", "{ min = \"100ms\", max = \"30s\" }") else { return };
+    let pause = || value::duration(RECONNECT_MIN..=DAY);
+    let (min, max) = (keys.take("min", pause()), keys.take("max", pause()));
+    let written = (min.is_some() || !keys.has("min")) && (max.is_some() || !keys.has("max"));
+    let given = Reconnect { min: min.unwrap_or(reconnect.min), max: max.unwrap_or(reconnect.max) };
+    if given.min <= given.max {
+        *reconnect = given;
+    } else if written {
+        keys.fault("min", "must not be longer than `max`".to_owned());
+    }
+    keys.finish();
+}
+
+fn take_rotate(section: &mut Section<'_>) -> Rotate {
+    let example = "{ size = \"1GiB\", every = \"1h\" }";
+    let Some(mut keys) = section.table("rotate", example) else { return Rotate::default() };
+    let size = keys.take("size", value::size(ROTATE_SIZE_MIN..=ROTATE_SIZE_MAX));
+    let every = keys.take("every", value::duration(Duration::from_secs(1)..=YEAR));
+    keys.finish();
+    Rotate { size, every }
+}
+
+const WEIGHT_MAX: usize = 1000;
+/// Shorter pauses happen to readers that are well.
+const STALL_MIN: Duration = Duration::from_millis(100);
+/// Shorter waits end healthy connections: TCP waits 200 ms and more before it sends a lost segment again.
+const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const RECONNECT_MIN: Duration = Duration::from_millis(1);
+const ROTATE_SIZE_MIN: u64 = 4 << 10;
+const ROTATE_SIZE_MAX: u64 = 1 << 50;
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The length word before every data frame.
+const LENGTH_WORD: u64 = 4;

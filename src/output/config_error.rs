@@ -1,0 +1,84 @@
+//! What the types of an output's configuration allow, and no output can be.
+
+use crate::queue::spool::SpoolConfigError;
+use crate::transport::Address;
+
+/// Why an output cannot be as it was configured. The sentences name the keys of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A group without any member.
+    #[error("a group has two members or more")]
+    GroupOfNone,
+    /// A group with one member.
+    #[error("a group has two members or more: write to = \"{to}\"")]
+    GroupOfOne {
+        /// The address of the member.
+        to: String,
+    },
+    /// A group with more than `members_max` members.
+    #[error("a group has at most {members_max} members, not {members}")]
+    GroupTooLarge {
+        /// [`GroupConfig::MEMBERS_MAX`](crate::output::GroupConfig::MEMBERS_MAX).
+        members_max: usize,
+        /// How many it has.
+        members: usize,
+    },
+    /// Two members of a group with one address.
+    #[error("has {0} twice: a larger share is given by `weights`")]
+    MemberTwice(Address),
+    /// A member of a group that would get nothing.
+    #[error("the share of {0} is 0, and at least 1: a member that is to get nothing is left out")]
+    MemberWithoutShare(Address),
+    /// [`Lanes::PerWorker`](crate::output::Lanes::PerWorker) of a group.
+    #[error("each member of a group has one connection: leave this key out")]
+    LanesOfGroup,
+    /// [`Lanes::PerWorker`](crate::output::Lanes::PerWorker) of a file.
+    #[error("a file has one writer: leave this key out")]
+    LanesOfFile,
+    /// A spool before a file.
+    #[error("what goes into a file is on disk: leave this key out")]
+    SpoolBeforeFile,
+    /// A spool that cannot hold what this output puts there.
+    #[error("{0}: raise `max`, or lower `frame_len_max`")]
+    Spool(SpoolConfigError),
+    /// A margin for a reader that tells what it has read.
+    #[error("is for TCP: a unix socket tells what its reader has read; leave this key out")]
+    MarginOfUnix,
+    /// A [`Reconnect`](crate::output::Reconnect) that would never pause, or whose first pause is the longest.
+    #[error("must be above 0 and not longer than `max`")]
+    Reconnect,
+    /// A file name that is not a strftime pattern.
+    #[error("`{pattern}` is not a strftime pattern ({reason}): as in file:{PATTERN_EXAMPLE}")]
+    Pattern {
+        /// The name.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file name that is a folder.
+    #[error("`{0}` names a folder: add a file name, as in {PATTERN_EXAMPLE}")]
+    PatternOfFolder(String),
+}
+
+impl ConfigError {
+    /// The key of the configuration that is wrong; a key within a table is written with a dot.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::GroupOfNone
+            | Self::GroupOfOne { .. }
+            | Self::GroupTooLarge { .. }
+            | Self::MemberTwice(_)
+            | Self::Pattern { .. }
+            | Self::PatternOfFolder(_) => "to",
+            Self::MemberWithoutShare(_) => "weights",
+            Self::LanesOfGroup | Self::LanesOfFile => "connections",
+            Self::SpoolBeforeFile | Self::Spool(_) => "spool",
+            Self::MarginOfUnix => "replay_margin",
+            Self::Reconnect => "reconnect.min",
+        }
+    }
+}
+
+/// The name of the files of an output that is told none.
+pub(crate) const PATTERN_EXAMPLE: &str = "tapster-%Y%m%dT%H%M%S.fstrm";
