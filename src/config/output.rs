@@ -112,19 +112,19 @@ fn take_group_keys(
     section.set("stall_timeout", value::duration(STALL_MIN..=HOUR), &mut group.stall_timeout);
     section.set("slow_start", value::duration(Duration::ZERO..=HOUR), &mut group.slow_start);
     let weights = section.take_list("weights", value::integer(1..=WEIGHT_MAX));
-    let to = to?;
-    match &weights {
-        Some(_) if group.balance == Balance::Failover => {
+    match (&weights, to) {
+        (Some(_), _) if group.balance == Balance::Failover => {
             let failover = Balance::Failover.word();
             let message = format!("means nothing under `{failover}`, where the order of `to` counts");
             section.fault("weights", message);
         }
-        Some(weights) if weights.len() != to.len() => {
+        (Some(weights), Some(to)) if weights.len() != to.len() => {
             let (weights, members) = (weights.len(), to.len());
             section.fault("weights", format!("has {weights} numbers for {members} members: one for each"));
         }
         _ => {}
     }
+    let to = to?;
     for (member, weight) in group.members.iter_mut().zip(weights.unwrap_or_default()) {
         member.weight = u32::try_from(weight).unwrap_or(u32::MAX);
     }
