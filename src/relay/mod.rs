@@ -35,9 +35,9 @@ use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::BackendChoice;
 use crate::transport::backend;
-use crate::transport::socket;
-use crate::transport::socket::Bound;
-use crate::transport::socket::SocketFile;
+use crate::transport::listener;
+use crate::transport::listener::Bound;
+use crate::transport::listener::SocketFile;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -297,7 +297,7 @@ fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bou
     let mut all = Vec::new();
     for (index, input) in inputs.iter().enumerate() {
         for address in &input.listen {
-            let bound = socket::bind(address, workers, input.socket_mode).map_err(|source| {
+            let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
                 StartError::Listen { input: input.name.clone(), address: address.clone(), source }
             })?;
             all.extend(bound.into_iter().map(|bound| (index, bound)));

@@ -30,7 +30,7 @@ use crate::route::Inlet;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::backend::Runtime;
-use crate::transport::socket::Listener;
+use crate::transport::listener::Listener;
 use crate::transport::socket::Socket;
 use crate::transport::sys::trim_heap;
 use crate::transport::timer::Timer;

@@ -7,6 +7,7 @@ pub mod address;
 pub mod backend;
 pub(crate) mod buffer;
 mod epoll;
+pub(crate) mod listener;
 pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod sys;
