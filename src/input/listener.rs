@@ -149,7 +149,7 @@ async fn run_session(
         );
     }
     let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
-    let stream = match socket.into_fd().and_then(|fd| Stream::new(fd, readers.backend)) {
+    let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
         Err(error) => return ReadEnd::Connection(error),
     };

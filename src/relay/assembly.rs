@@ -1,6 +1,5 @@
 //! From configuration to what each worker gets, and to the accounts of it all.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
@@ -28,6 +27,7 @@ use crate::relay::worker::WorkerLane;
 use crate::relay::worker::WorkerListener;
 use crate::route::Inlet;
 use crate::transport::Address;
+use crate::transport::listener::BoundListener;
 
 /// What one worker gets of inputs and outputs.
 #[derive(Default)]
@@ -143,7 +143,7 @@ impl Assembly {
     }
 
     /// One listener for each worker.
-    pub(crate) fn add_listeners(&mut self, input: usize, listeners: Vec<OwnedFd>, address: &Address) {
+    pub(crate) fn add_listeners(&mut self, input: usize, listeners: Vec<BoundListener>, address: &Address) {
         for (worker, listener) in self.workers.iter_mut().zip(listeners) {
             worker.listeners.push(WorkerListener { input, listener, address: address.clone() });
         }

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -30,6 +29,8 @@ use crate::route::Inlet;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::backend::Runtime;
+use crate::transport::detached::Detached;
+use crate::transport::listener::BoundListener;
 use crate::transport::listener::Listener;
 use crate::transport::socket::Socket;
 use crate::transport::sys::trim_heap;
@@ -58,7 +59,7 @@ pub(crate) struct Worker {
 /// A listener, and the index of its input.
 pub(crate) struct WorkerListener {
     pub(crate) input: usize,
-    pub(crate) listener: OwnedFd,
+    pub(crate) listener: BoundListener,
     pub(crate) address: Address,
 }
 
@@ -77,8 +78,7 @@ pub(crate) struct WorkerGroup {
 /// A connection on its way to another worker.
 pub(crate) struct Handover {
     input: usize,
-    socket: OwnedFd,
-    unix: bool,
+    socket: Detached,
     listener: String,
     peer: String,
 }
@@ -124,7 +124,7 @@ impl Worker {
         });
         let mut accepting = Vec::new();
         for WorkerListener { input, listener, address } in self.listeners {
-            let listener = Listener::new(listener, &address)?;
+            let listener = Listener::new(listener)?;
             let accept = accept(Rc::clone(&serving), input, listener, address, self.drain.clone());
             accepting.push(spawn_local(accept));
         }
@@ -217,7 +217,6 @@ async fn accept(
     mut drain: DrainSignal,
 ) {
     let name: Rc<str> = address.to_string().into();
-    let unix = matches!(address, Address::Unix(_));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -237,9 +236,9 @@ async fn accept(
             serving.serve(input, socket, Rc::clone(&name), peer);
             continue;
         }
-        let handed = socket.into_fd().map(|socket| {
+        let handed = socket.detach().map(|socket| {
             let listener = name.to_string();
-            serving.mailboxes[worker].send(Handover { input, socket, unix, listener, peer })
+            serving.mailboxes[worker].send(Handover { input, socket, listener, peer })
         });
         if !matches!(handed, Ok(Ok(()))) {
             serving.placement.release(worker);
@@ -250,7 +249,7 @@ async fn accept(
 /// Serves what other workers accepted.
 async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>) {
     while let Some(handover) = mailbox.recv().await {
-        match Socket::from_fd(handover.socket, handover.unix) {
+        match Socket::attach(handover.socket) {
             Ok(socket) => serving.serve(handover.input, socket, handover.listener.into(), handover.peer),
             Err(error) => {
                 warn!(listener = handover.listener, peer = handover.peer, "connection lost: {error}");

@@ -21,6 +21,7 @@ use crate::protocol::SessionEnd;
 use crate::session::gather::Gather;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
+use crate::transport::cancel::is_cancelled;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
 
@@ -245,9 +246,9 @@ fn read_arrived(
     stream: &Stream,
     mut read: impl FnMut(usize) -> Result<usize, ReadEnd>,
 ) -> Result<(), ReadEnd> {
-    let mut arrived = stream.arrived_bytes();
-    while arrived > 0 {
-        arrived = arrived.saturating_sub(read(arrived.min(ARRIVED_READ_MAX))?);
+    let mut readable = stream.readable_bytes();
+    while readable > 0 {
+        readable = readable.saturating_sub(read(readable.min(ARRIVED_READ_MAX))?);
     }
     Ok(())
 }
@@ -255,10 +256,6 @@ fn read_arrived(
 /// Copies a batch out of the block in which it was read, so that it does not keep it from being read into again.
 fn compact_if_small(batch: FrameBatch) -> FrameBatch {
     if batch.byte_len() < SMALL_BATCH { batch.compact() } else { batch }
-}
-
-fn is_cancelled(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ECANCELED)
 }
 
 /// Lets every other task that is ready run once. Unlike tokio's it does not ask the kernel for events.

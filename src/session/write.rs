@@ -18,7 +18,9 @@ use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
 use crate::transport::Address;
 use crate::transport::Backend;
+use crate::transport::cancel::is_cancelled;
 use crate::transport::socket::Socket;
+use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
 use crate::transport::sys::SendList;
 
@@ -33,14 +35,21 @@ pub(crate) enum WriteFault {
     Protocol(ProtocolError),
     /// The connection broke.
     Connection(io::Error),
+    /// We ended the operation ourselves.
+    Cancelled,
     /// The reader took nothing for so long.
     Stalled(Duration),
 }
 
 impl WriteFault {
+    /// What an error of an open connection means.
+    fn of_connection(error: io::Error) -> Self {
+        if is_cancelled(&error) { Self::Cancelled } else { Self::Connection(error) }
+    }
+
     /// Whether the operation was ended by us.
     pub(crate) fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Connection(error) if is_cancellation(error))
+        matches!(self, Self::Cancelled)
     }
 }
 
@@ -51,6 +60,7 @@ impl fmt::Display for WriteFault {
             Self::ConnectTimeout => write!(f, "cannot connect in time"),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "the connection broke: {error}"),
+            Self::Cancelled => write!(f, "tapster stopped writing before the end"),
             Self::Stalled(pause) => write!(f, "the reader took nothing for {pause:?}"),
         }
     }
@@ -65,15 +75,9 @@ pub(crate) struct WriteSession {
     session: WriterSession,
     // `None` once the connection has ended: no operation is left under way then.
     incoming: Option<Incoming>,
-    handshake_len: u64,
-    // Since the handshake.
-    bytes_written: u64,
-    // The part of it that is known to have arrived: arrived <= bytes_written.
-    arrived: u64,
-    unix: bool,
     bidirectional: bool,
-    // The reader closed after the end of the stream, and had read everything.
-    read_to_the_end: bool,
+    // Bytes of data frames that were written before STOP; `None` until STOP is sent.
+    data_len: Option<u64>,
 }
 
 impl WriteSession {
@@ -91,31 +95,24 @@ impl WriteSession {
             .await
             .map_err(|_| WriteFault::ConnectTimeout)?
             .map_err(WriteFault::Connect)?;
-        let handshake_len = handshake(&mut socket, &mut session).await?;
-        let fd = socket.into_fd().map_err(WriteFault::Connection)?;
-        let stream = Stream::new(fd, backend).map_err(WriteFault::Connection)?;
+        handshake(&mut socket, &mut session).await?;
+        let stream = socket.into_stream(backend).map_err(WriteFault::Connection)?;
         let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
-        let unix = matches!(address, Address::Unix(_));
-        Ok(Self {
-            stream,
-            session,
-            incoming,
-            handshake_len,
-            bytes_written: 0,
-            arrived: 0,
-            unix,
-            bidirectional,
-            read_to_the_end: false,
-        })
+        Ok(Self { stream, session, incoming, bidirectional, data_len: None })
     }
 
     /// Writes `list`, all of it or a part, and says how many bytes; `Err` when the connection has ended, with the bytes
     /// that went before. Ends early when `over` does. Not cancel-safe.
     pub(crate) async fn write(
         &mut self,
-        list: SendList,
+        mut list: SendList,
         over: &mut Over,
     ) -> (usize, Result<(), WriteFault>, SendList) {
+        match self.stream.write_now_list(&mut list) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return (0, Err(WriteFault::of_connection(error)), list),
+            Ok(count) => return (count, Ok(()), list),
+        }
         let stream = self.stream.clone();
         let mut write = std::pin::pin!(stream.write(list));
         let mut fault = None;
@@ -134,10 +131,9 @@ impl WriteSession {
             }
         };
         let count = *result.as_ref().unwrap_or(&0);
-        self.bytes_written += count as u64;
         let result = match (fault, result) {
             (Some(fault), _) => Err(fault),
-            (None, result) => result.map(drop).map_err(WriteFault::Connection),
+            (None, result) => result.map(drop).map_err(WriteFault::of_connection),
         };
         (count, result, list)
     }
@@ -162,6 +158,7 @@ impl WriteSession {
             heard = self.hear() => heard?,
             () = tokio::task::yield_now() => {}
         }
+        self.data_len = Some(self.stream.written_bytes());
         self.session.stop(Instant::now());
         let deadline = self.session.poll_timeout();
         let mut list = SendList::new();
@@ -183,7 +180,7 @@ impl WriteSession {
             }
         }
         // A reader that has not got STOP did not answer it: FINISH was on its way before.
-        if self.bidirectional && self.stream.unsent_bytes() > 0 {
+        if self.bidirectional && self.arrived_bytes().is_some_and(|arrived| arrived < self.written_bytes()) {
             return Err(WriteFault::Protocol(ProtocolError::UnexpectedBytes));
         }
         Ok(())
@@ -211,41 +208,29 @@ impl WriteSession {
     }
 
     /// How many bytes, of those written since the handshake, have arrived: in the kernel of the reader (TCP), at the
-    /// reader itself (unix). `None` where that cannot be told: the kernel forgets what was not read when the reader of a
-    /// unix socket closes.
-    pub(crate) fn arrived_bytes(&mut self) -> Option<u64> {
-        let arrived = if !self.unix {
-            let count = self.stream.acknowledged_bytes().ok()?;
-            count.saturating_sub(self.handshake_len).min(self.bytes_written)
-        } else if self.read_to_the_end {
-            self.bytes_written
-        } else {
-            // The socket counts memory: never less than the bytes that were not read, and more with every write.
-            let unread = self.stream.unsent_bytes() as u64;
-            (!self.stream.is_hung_up()).then(|| self.bytes_written.saturating_sub(unread))?
-        };
-        self.arrived = self.arrived.max(arrived);
-        Some(self.arrived)
+    /// reader itself (unix). `None` where that cannot be told.
+    pub(crate) fn arrived_bytes(&self) -> Option<u64> {
+        match self.stream.progress() {
+            Progress::Acknowledged(count) | Progress::Taken(count) => Some(count),
+            Progress::Unknown => None,
+        }
     }
 
     /// Bytes written since the handshake.
     pub(crate) fn written_bytes(&self) -> u64 {
-        self.bytes_written
+        self.stream.written_bytes()
     }
 
     /// Lets the socket take no more than about so many bytes that the reader has no room for.
     pub(crate) fn set_unsent_max(&self, bytes: usize) {
-        self.stream.set_unsent_max(bytes, self.unix);
+        self.stream.set_unsent_max(bytes);
     }
 
-    /// Bytes that were written and may not have reached the reader: what its kernel had not acknowledged (TCP); at
-    /// most what the socket buffer holds (unix: the kernel forgets the exact number when the reader closes).
+    /// Bytes of data frames that were written and may not have reached the reader.
     pub(crate) fn unconfirmed_bytes(&self) -> u64 {
-        if self.unix {
-            self.bytes_written.min(self.stream.send_buffer_bytes() as u64)
-        } else {
-            self.stream.unsent_bytes() as u64
-        }
+        // STOP is no data, and is what the reader gets last.
+        let stop_len = self.data_len.map_or(0, |data_len| self.stream.written_bytes() - data_len);
+        self.stream.unconfirmed_bytes().saturating_sub(stop_len)
     }
 
     /// Closes the connection. To be called at every end: a read that is under way would keep it open.
@@ -266,17 +251,12 @@ impl WriteSession {
             self.incoming = None;
             match result {
                 // A write was to end, and this read with it.
-                Err(error) if is_cancellation(&error) => self.incoming = Some(listen(&self.stream, buffer)),
+                Err(error) if is_cancelled(&error) => self.incoming = Some(listen(&self.stream, buffer)),
                 result => break (result, buffer),
             }
         };
         match result {
-            // A reader that closes with something unread resets the connection.
-            Ok(0) => {
-                self.session.handle_eof().map_err(WriteFault::Protocol)?;
-                self.read_to_the_end = true;
-                Ok(())
-            }
+            Ok(0) => self.session.handle_eof().map_err(WriteFault::Protocol),
             Ok(_) => {
                 self.session.handle_bytes(Instant::now(), &mut buffer).map_err(WriteFault::Protocol)?;
                 buffer.reserve(INCOMING_LEN);
@@ -288,10 +268,6 @@ impl WriteSession {
     }
 }
 
-fn is_cancellation(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ECANCELED)
-}
-
 /// FINISH is 12 bytes; a control frame of a reader that errs is at most 520.
 const INCOMING_LEN: usize = 1024;
 
@@ -300,17 +276,14 @@ fn listen(stream: &Stream, buffer: BytesMut) -> Incoming {
     Box::pin(async move { stream.read(buffer, INCOMING_LEN).await })
 }
 
-/// Returns how many bytes were written.
-async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<u64, WriteFault> {
+async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(), WriteFault> {
     let mut buffer = BytesMut::with_capacity(INCOMING_LEN);
-    let mut written = 0;
     loop {
         while let Some(bytes) = session.poll_transmit() {
             socket.write_all(&bytes).await.map_err(WriteFault::Connection)?;
-            written += bytes.len() as u64;
         }
         if let Some(WriterEvent::Started { .. }) = session.poll_event() {
-            return Ok(written);
+            return Ok(());
         }
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
         match tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await {

@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::transport::cancel::cancelled;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
 
@@ -81,20 +82,22 @@ impl Stream {
         read.unwrap_or_else(|| sys::recv_now(&self.shared.socket, buffer, len_max))
     }
 
-    pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
-        let result = match sys::send_now(&self.shared.socket, &mut list) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.shared.roomy_writes.set(0);
-                self.or_cancelled(self.write_when_writable(&mut list)).await
-            }
-            result => {
+    pub(crate) fn write_now(&self, list: &mut SendList) -> io::Result<usize> {
+        let result = sys::send_now(&self.shared.socket, list);
+        match &result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.shared.roomy_writes.set(0),
+            _ => {
                 self.shared.roomy_writes.update(|count| count.saturating_add(1));
                 if self.shared.roomy_writes.get() == ROOMY_WRITES {
                     self.shared.writable.take();
                 }
-                result
             }
-        };
+        }
+        result
+    }
+
+    pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
+        let result = self.or_cancelled(self.write_when_writable(&mut list)).await;
         (result, list)
     }
 
@@ -122,7 +125,7 @@ impl Stream {
         tokio::select! {
             biased;
             result = operation => result,
-            () = self.shared.cancelled.notified() => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+            () = self.shared.cancelled.notified() => Err(cancelled()),
         }
     }
 }

@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio::net::UnixListener;
 
 use crate::transport::Address;
+use crate::transport::detached::Kind;
 use crate::transport::socket::Socket;
-use crate::transport::socket::tune_tcp;
 
 const BACKLOG: i32 = 1024;
 
@@ -28,10 +28,18 @@ const BACKLOG: i32 = 1024;
 pub(crate) struct Bound {
     /// With the port that the kernel chose.
     pub(crate) address: Address,
-    /// One for each worker, non-blocking.
-    pub(crate) listeners: Vec<OwnedFd>,
+    /// One for each worker.
+    pub(crate) listeners: Vec<BoundListener>,
     /// Removes the file of a unix socket at the end.
     pub(crate) file: Option<SocketFile>,
+}
+
+/// A listener on its way to its worker.
+#[derive(Debug)]
+pub(crate) struct BoundListener {
+    // Non-blocking.
+    fd: OwnedFd,
+    kind: Kind,
 }
 
 /// Binds `address` for `workers` workers: a TCP listener with SO_REUSEPORT for each, a unix listener shared by all.
@@ -67,7 +75,7 @@ fn bind_tcp(host: &str, mut port: u16, workers: usize) -> io::Result<Vec<Bound>>
                 port = socket.local_addr()?.as_socket().map_or(0, |chosen| chosen.port());
                 address.set_port(port);
             }
-            listeners.push(socket.into());
+            listeners.push(BoundListener { fd: socket.into(), kind: Kind::Tcp });
         }
         let address = Address::Tcp { host: address.ip().to_string(), port };
         bound.push(Bound { address, listeners, file: None });
@@ -93,9 +101,9 @@ fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound
     let first = OwnedFd::from(socket);
     let mut listeners = Vec::new();
     for _ in 1..workers {
-        listeners.push(first.try_clone()?);
+        listeners.push(BoundListener { fd: first.try_clone()?, kind: Kind::Unix });
     }
-    listeners.push(first);
+    listeners.push(BoundListener { fd: first, kind: Kind::Unix });
     Ok(Bound { address: Address::Unix(path.to_owned()), listeners, file: Some(file) })
 }
 
@@ -141,10 +149,11 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    pub(crate) fn new(listener: OwnedFd, address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Unix(_) => Ok(Self::Unix(UnixListener::from_std(listener.into())?)),
-            _ => Ok(Self::Tcp(TcpListener::from_std(listener.into())?)),
+    /// Puts a listener into the reactor of this thread.
+    pub(crate) fn new(bound: BoundListener) -> io::Result<Self> {
+        match bound.kind {
+            Kind::Tcp => Ok(Self::Tcp(TcpListener::from_std(bound.fd.into())?)),
+            Kind::Unix => Ok(Self::Unix(UnixListener::from_std(bound.fd.into())?)),
         }
     }
 
@@ -153,14 +162,13 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                tune_tcp(&stream);
-                Ok((Socket::Tcp(stream), peer.to_string()))
+                Ok((Socket::accepted_tcp(stream), peer.to_string()))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
                 let peer = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix, process {pid}"));
-                Ok((Socket::Unix(stream), peer))
+                Ok((Socket::accepted_unix(stream), peer))
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Connected sockets before their data begins, on `tokio::net`.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -16,6 +15,10 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
 use crate::transport::Address;
+use crate::transport::Backend;
+use crate::transport::detached::Detached;
+use crate::transport::detached::Kind;
+use crate::transport::stream::Stream;
 
 /// A send buffer of this size saves a relay 15 % of its time on unix sockets. The kernel gives what
 /// `net.core.wmem_max` allows.
@@ -26,7 +29,15 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A connected socket during its handshake. Its reads and writes are cancel-safe.
-pub(crate) enum Socket {
+#[derive(Debug)]
+pub(crate) struct Socket {
+    io: Io,
+    // Bytes that the kernel counts as acknowledged on TCP once the peer has everything written so far.
+    acked_at_most: u64,
+}
+
+#[derive(Debug)]
+enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -38,60 +49,84 @@ impl Socket {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 tune_tcp(&stream);
-                Ok(Self::Tcp(stream))
+                // The kernel counts the SYN of the side that connects.
+                Ok(Self { io: Io::Tcp(stream), acked_at_most: 1 })
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await?;
                 // Best effort: smaller buffers work, more slowly.
                 let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);
-                Ok(Self::Unix(stream))
+                Ok(Self { io: Io::Unix(stream), acked_at_most: 0 })
             }
             Address::Tls { .. } | Address::File(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
         }
     }
 
+    /// Takes a TCP connection that was accepted.
+    pub(super) fn accepted_tcp(stream: TcpStream) -> Self {
+        tune_tcp(&stream);
+        Self { io: Io::Tcp(stream), acked_at_most: 0 }
+    }
+
+    /// Takes a unix connection that was accepted.
+    pub(super) fn accepted_unix(stream: UnixStream) -> Self {
+        Self { io: Io::Unix(stream), acked_at_most: 0 }
+    }
+
     /// How much one read should ask for at most: a unix socket has no more than its peer's send buffer, TCP gains up to
     /// 1 MiB.
     pub(crate) fn read_len_max(&self) -> usize {
-        match self {
-            Self::Tcp(_) => 1 << 20,
-            Self::Unix(_) => 256 << 10,
+        match self.io {
+            Io::Tcp(_) => 1 << 20,
+            Io::Unix(_) => 256 << 10,
         }
     }
 
-    /// The bare descriptor, non-blocking, out of the reactor.
-    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
-            Self::Unix(stream) => Ok(stream.into_std()?.into()),
-        }
+    /// Begins the data phase, on a thread that runs this backend: the stream's bytes are counted from here.
+    pub(crate) fn into_stream(self, backend: Backend) -> io::Result<Stream> {
+        Stream::new(self.detach()?, backend)
     }
 
-    /// Takes a descriptor that [`Socket::into_fd`] of another worker gave.
-    pub(crate) fn from_fd(fd: OwnedFd, unix: bool) -> io::Result<Self> {
-        if unix {
-            Ok(Self::Unix(UnixStream::from_std(fd.into())?))
-        } else {
-            Ok(Self::Tcp(TcpStream::from_std(fd.into())?))
-        }
+    /// Takes the socket out of the reactor of this thread.
+    pub(crate) fn detach(self) -> io::Result<Detached> {
+        let (fd, kind) = match self.io {
+            Io::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
+            Io::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
+        };
+        Ok(Detached { fd, kind, acked_before: self.acked_at_most })
+    }
+
+    /// Puts the socket into the reactor of this thread.
+    pub(crate) fn attach(detached: Detached) -> io::Result<Self> {
+        let Detached { fd, kind, acked_before } = detached;
+        let io = match kind {
+            Kind::Tcp => Io::Tcp(TcpStream::from_std(fd.into())?),
+            Kind::Unix => Io::Unix(UnixStream::from_std(fd.into())?),
+        };
+        Ok(Self { io, acked_at_most: acked_before })
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        let socket = self.get_mut();
+        let result = match &mut socket.io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        };
+        if let Poll::Ready(Ok(count)) = result {
+            socket.acked_at_most += count as u64;
         }
+        result
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -99,14 +134,14 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
 
-pub(super) fn tune_tcp(stream: &TcpStream) {
+fn tune_tcp(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

@@ -57,6 +57,11 @@ impl SendList {
         self.buffers.is_empty()
     }
 
+    /// Bytes of all buffers.
+    pub(crate) fn byte_len(&self) -> usize {
+        self.buffers.iter().map(Bytes::len).sum()
+    }
+
     /// Takes `written` bytes off the front.
     pub(crate) fn advance(&mut self, mut written: usize) {
         let whole = self.buffers.iter().take_while(|buffer| {
