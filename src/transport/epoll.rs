@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use crate::transport::cancel::cancelled;
+use crate::transport::detached::Kind;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
 
@@ -28,6 +29,7 @@ pub(crate) struct Stream {
 }
 
 struct Shared {
+    kind: Kind,
     // Watched for reading alone.
     socket: AsyncFd<OwnedFd>,
     // The same socket watched for writing, while it is full now and then: each time that a peer empties a socket it would
@@ -40,10 +42,12 @@ struct Shared {
 
 impl Stream {
     /// Takes a non-blocking socket.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, kind: Kind) -> io::Result<Self> {
         let socket = sys::register(socket, Interest::READABLE)?;
         let (writable, roomy_writes) = (Cell::new(None), Cell::new(0));
-        Ok(Self { shared: Rc::new(Shared { socket, writable, roomy_writes, cancelled: Notify::new() }) })
+        Ok(Self {
+            shared: Rc::new(Shared { kind, socket, writable, roomy_writes, cancelled: Notify::new() }),
+        })
     }
 
     pub(crate) async fn readable(&self) -> io::Result<()> {
@@ -69,17 +73,23 @@ impl Stream {
     pub(crate) fn read_now(&self, buffer: &mut BytesMut, len_max: usize) -> io::Result<usize> {
         let asked = (buffer.capacity() - buffer.len()).min(len_max);
         let mut read = None;
-        // Told that a read would wait, the reactor forgets that the socket was readable. A short read has emptied it
-        // too: more bytes make a new edge.
+        // Told that a read would wait, the reactor forgets that the socket was readable, until more bytes come. A read
+        // that was shorter than asked has emptied the socket: to say so here saves the read that finds nothing.
         let _ = self.shared.socket.try_io(Interest::READABLE, |socket| {
             match read.insert(sys::recv_now(socket, buffer, len_max)) {
-                Ok(count) if *count == 0 || *count == asked => Ok(()),
+                Ok(count) if *count == 0 || *count == asked || self.has_more() => Ok(()),
                 Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
                 Err(error) => Err(error.kind().into()),
             }
         });
         // What the reactor has not heard of yet may have arrived all the same.
         read.unwrap_or_else(|| sys::recv_now(&self.shared.socket, buffer, len_max))
+    }
+
+    /// Whether a read left something although it had room. A read of a unix socket ends behind a message that came with
+    /// descriptors.
+    fn has_more(&self) -> bool {
+        self.shared.kind == Kind::Unix && rustix::io::ioctl_fionread(&self.shared.socket) != Ok(0)
     }
 
     pub(crate) fn write_now(&self, list: &mut SendList) -> io::Result<usize> {

@@ -69,7 +69,7 @@ impl Stream {
                 rustix::io::ioctl_fionbio(&fd, false)?;
                 Io::Uring(uring::Stream::new(fd))
             }
-            Backend::Epoll => Io::Epoll(epoll::Stream::new(fd)?),
+            Backend::Epoll => Io::Epoll(epoll::Stream::new(fd, kind)?),
         };
         let shared = Shared {
             io,
@@ -298,12 +298,17 @@ const UNIX_PIECE_MAX: usize = 36 << 10;
 mod tests {
     use std::io::Read;
     use std::io::Write;
+    use std::mem::MaybeUninit;
     use std::net::TcpListener;
     use std::net::TcpStream;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
     use std::time::Instant;
 
+    use rustix::net::SendAncillaryBuffer;
+    use rustix::net::SendAncillaryMessage;
+    use rustix::net::SendFlags;
+    use rustix::net::sendmsg;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -377,6 +382,31 @@ mod tests {
             drop(peer);
             let (count, _) = stream.read(BytesMut::with_capacity(1), 1).await;
             assert_eq!(count.unwrap(), 0);
+        });
+    }
+
+    /// A peer passed descriptors beside its bytes. The read ended behind them, epoll took that for the end of what was
+    /// there, and the stream stood still until the peer wrote again.
+    #[test]
+    fn what_comes_behind_a_message_with_descriptors_is_read_without_delay() {
+        on_every_backend(|stream, peer, _| async move {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            for bytes in [b"abc", b"def", b"ghi"] {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                let descriptors = [file.as_fd()];
+                assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+                let bytes = [io::IoSlice::new(bytes)];
+                sendmsg(&peer, &bytes, &mut control, SendFlags::empty()).unwrap();
+            }
+            for expected in [b"abc", b"def", b"ghi"] {
+                tokio::time::timeout(Duration::from_secs(5), stream.readable()).await.unwrap().unwrap();
+                let mut buffer = BytesMut::with_capacity(100);
+                assert_eq!(stream.read_now(&mut buffer, 100).unwrap(), 3);
+                assert_eq!(buffer[..], expected[..]);
+            }
+            let nothing = stream.read_now(&mut BytesMut::with_capacity(100), 100).unwrap_err();
+            assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
         });
     }
 
