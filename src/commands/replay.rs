@@ -14,6 +14,7 @@ use tapster::protocol::FileStatus;
 use tapster::protocol::ReaderEvent;
 use tapster::transport::Address;
 use tokio::runtime;
+use tokio::runtime::Runtime;
 
 use crate::cli::Rate;
 use crate::cli::ReplayArgs;
@@ -65,9 +66,17 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
     };
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
-    let mut replay = Replay { args, output, pacer: Pacer::new(pace, Instant::now()), frames: 0 };
+    let replay = Replay { args, output, pacer: Pacer::new(pace, Instant::now()), frames: 0 };
+    let result = send_all(&runtime, replay);
+    // Not joined: a name lookup may still hang there.
+    runtime.shutdown_background();
+    result.map(|all_whole| if all_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Returns whether every file is whole.
+fn send_all(runtime: &Runtime, mut replay: Replay<'_>) -> Result<bool, CommandError> {
     let mut all_whole = true;
-    for path in &args.files {
+    for path in &replay.args.files {
         let result = runtime.block_on(replay.send(path));
         let frames = count_frames(std::mem::take(&mut replay.frames));
         let sent = format!("{}: {frames} sent to {}", path.display(), replay.output.to);
@@ -83,7 +92,7 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
             Err(error) => return Err(CommandError::Failed(format!("{sent}; {error}"))),
         }
     }
-    Ok(if all_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(all_whole)
 }
 
 /// What is to be said about what was sent.

@@ -1,6 +1,7 @@
 //! Connected sockets before their data begins, on `tokio::net`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -18,11 +19,14 @@ use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
+use crate::transport::resolve::resolve;
 use crate::transport::stream::Stream;
 
 /// A send buffer of this size saves a relay 15 % of its time on unix sockets. The kernel gives what
 /// `net.core.wmem_max` allows.
 const UNIX_SEND_BUFFER: usize = 1 << 20;
+/// How long an address is tried while there is another: the caller, whose time is limited, is to see the others too.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that is gone without a word is noticed after about 90 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -43,11 +47,14 @@ enum Io {
 }
 
 impl Socket {
-    /// Connects, with a fresh name resolution. Cancel-safe.
+    /// Connects. A name is looked up each time, and every address that it has is tried, one after the other. Cancel-safe.
+    ///
+    /// # Errors
+    /// Of the lookup; of the last address.
     pub(crate) async fn connect(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let stream = connect_tcp(&resolve(host, *port).await?).await?;
                 tune_tcp(&stream);
                 // The kernel counts the SYN of the side that connects.
                 Ok(Self { io: Io::Tcp(stream), acked_at_most: 1 })
@@ -141,6 +148,25 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// Connects to the first address that answers.
+async fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut result = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+    for (index, &address) in addresses.iter().enumerate() {
+        let connect = TcpStream::connect(address);
+        result = if index + 1 == addresses.len() {
+            connect.await
+        } else {
+            tokio::time::timeout(ADDRESS_TIMEOUT, connect)
+                .await
+                .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+        };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
 fn tune_tcp(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()
@@ -150,4 +176,26 @@ fn tune_tcp(stream: &TcpStream) {
     // Neither fails on a connected socket; if one does, data flows all the same.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::epoll;
+
+    #[test]
+    fn every_address_of_a_name_is_tried() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        // Nobody listens there: it is bound, and no more.
+        let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let nowhere = bound.local_addr().unwrap().as_socket().unwrap();
+        epoll::runtime().unwrap().block_on(async {
+            let stream = connect_tcp(&[nowhere, there, nowhere]).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), there);
+            let error = connect_tcp(&[nowhere, nowhere]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
 }
