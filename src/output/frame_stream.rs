@@ -29,6 +29,7 @@ use crate::queue::WhenFull;
 use crate::session::write::WriteFault;
 use crate::session::write::WriteSession;
 use crate::transport::Backend;
+use crate::transport::socket::ConnectOptions;
 use crate::transport::sys::SendList;
 
 /// Runs a lane until its queue is closed and written, or the relay is over. For the worker that owns the lane.
@@ -400,7 +401,8 @@ async fn open(
     writer: Arc<WriterConfig>,
     backend: Backend,
 ) -> Result<WriteSession, WriteFault> {
-    let session = WriteSession::open(&config.to, writer, backend).await?;
+    let options = ConnectOptions { user_timeout: config.user_timeout };
+    let session = WriteSession::open(&config.to, &options, writer, backend).await?;
     if config.policy() == WhenFull::Sample {
         // The queue would fall at once by what the socket takes at once.
         session.set_unsent_max(config.queue / SAMPLE_SOCKET_PART / config.addresses().len());

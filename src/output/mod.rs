@@ -46,6 +46,9 @@ pub struct OutputConfig {
     pub frame_len_max: u32,
     /// From connect to ACCEPT.
     pub handshake_timeout: Duration,
+    /// TCP: how long the host of the reader may be silent, while frames wait for it or it is asked whether it is there,
+    /// before the connection ends. At least 1 s.
+    pub user_timeout: Duration,
     /// From STOP to FINISH.
     pub finish_timeout: Duration,
     /// What must have happened to a frame before the output lets go of it; sockets only.
@@ -221,6 +224,7 @@ impl Default for OutputConfig {
             content_type: ContentType::DNSTAP,
             frame_len_max: 1 << 20,
             handshake_timeout: Duration::from_secs(5),
+            user_timeout: Duration::from_secs(30),
             finish_timeout: Duration::from_secs(5),
             ack: Ack::Written,
             replay_margin: 0,

@@ -19,6 +19,7 @@ use crate::protocol::WriterSession;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
+use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
@@ -59,6 +60,8 @@ impl fmt::Display for WriteFault {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
             Self::ConnectTimeout => write!(f, "cannot connect in time"),
             Self::Protocol(error) => write!(f, "{error}"),
+            // The peer's host is gone: the error says that, in words of its own.
+            Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "the connection broke: {error}"),
             Self::Cancelled => write!(f, "tapster stopped writing before the end"),
             Self::Stalled(pause) => write!(f, "the reader took nothing for {pause:?}"),
@@ -84,6 +87,7 @@ impl WriteSession {
     /// Connects and shakes hands, within the handshake timeout. Cancel-safe: the connection is given up.
     pub(crate) async fn open(
         address: &Address,
+        options: &ConnectOptions,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
@@ -91,7 +95,7 @@ impl WriteSession {
         let timeout = config.handshake_timeout;
         let bidirectional = config.bidirectional;
         let mut session = WriterSession::new(config, begin).map_err(WriteFault::Protocol)?;
-        let mut socket = tokio::time::timeout(timeout, Socket::connect(address))
+        let mut socket = tokio::time::timeout(timeout, Socket::connect(address, options))
             .await
             .map_err(|_| WriteFault::ConnectTimeout)?
             .map_err(WriteFault::Connect)?;

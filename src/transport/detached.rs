@@ -1,6 +1,7 @@
 //! A connected socket outside every reactor: between two workers, or between its handshake and its stream.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// What kind of socket it is. Decided where the socket is made, and asked nowhere above `transport`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,4 +18,6 @@ pub(crate) struct Detached {
     pub(super) kind: Kind,
     /// TCP: bytes that the kernel counts as acknowledged once the peer has the whole handshake, our SYN included.
     pub(super) acked_before: u64,
+    /// TCP: see [`ConnectOptions`](crate::transport::socket::ConnectOptions). `None` on connections that were accepted.
+    pub(super) user_timeout: Option<Duration>,
 }

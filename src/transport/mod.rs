@@ -13,6 +13,7 @@ pub(crate) mod cancel;
 pub(crate) mod detached;
 mod epoll;
 pub(crate) mod listener;
+mod liveness;
 mod resolve;
 pub(crate) mod socket;
 pub(crate) mod stream;

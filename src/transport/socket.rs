@@ -27,7 +27,9 @@ use crate::transport::stream::Stream;
 const UNIX_SEND_BUFFER: usize = 1 << 20;
 /// How long an address is tried while there is another: the caller, whose time is limited, is to see the others too.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that is gone without a word is noticed after about 90 s.
+/// Shorter user timeouts count as this.
+const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// A writer that is gone without a word is noticed after about 90 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
@@ -38,6 +40,16 @@ pub(crate) struct Socket {
     io: Io,
     // Bytes that the kernel counts as acknowledged on TCP once the peer has everything written so far.
     acked_at_most: u64,
+    // TCP connections that we opened.
+    user_timeout: Option<Duration>,
+}
+
+/// How a connection is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectOptions {
+    /// TCP: a connection ends when its peer's host does not answer for so long, whether frames flow or not. A host that
+    /// answers and takes nothing is not concerned. At least a second: the kernel's timers are no finer.
+    pub(crate) user_timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -51,19 +63,22 @@ impl Socket {
     ///
     /// # Errors
     /// Of the lookup; of the last address.
-    pub(crate) async fn connect(address: &Address) -> io::Result<Self> {
+    pub(crate) async fn connect(address: &Address, options: &ConnectOptions) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
                 let stream = connect_tcp(&resolve(host, *port).await?).await?;
-                tune_tcp(&stream);
+                let user_timeout = options.user_timeout.max(USER_TIMEOUT_MIN);
+                tune_tcp(&stream, &keepalive_within(user_timeout));
+                // Does not fail on a connected socket.
+                let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(user_timeout));
                 // The kernel counts the SYN of the side that connects.
-                Ok(Self { io: Io::Tcp(stream), acked_at_most: 1 })
+                Ok(Self { io: Io::Tcp(stream), acked_at_most: 1, user_timeout: Some(user_timeout) })
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await?;
                 // Best effort: smaller buffers work, more slowly.
                 let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);
-                Ok(Self { io: Io::Unix(stream), acked_at_most: 0 })
+                Ok(Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None })
             }
             Address::Tls { .. } | Address::File(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
         }
@@ -71,13 +86,17 @@ impl Socket {
 
     /// Takes a TCP connection that was accepted.
     pub(super) fn accepted_tcp(stream: TcpStream) -> Self {
-        tune_tcp(&stream);
-        Self { io: Io::Tcp(stream), acked_at_most: 0 }
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES);
+        tune_tcp(&stream, &keepalive);
+        Self { io: Io::Tcp(stream), acked_at_most: 0, user_timeout: None }
     }
 
     /// Takes a unix connection that was accepted.
     pub(super) fn accepted_unix(stream: UnixStream) -> Self {
-        Self { io: Io::Unix(stream), acked_at_most: 0 }
+        Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None }
     }
 
     /// How much one read should ask for at most: a unix socket has no more than its peer's send buffer, TCP gains up to
@@ -100,17 +119,17 @@ impl Socket {
             Io::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
             Io::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
         };
-        Ok(Detached { fd, kind, acked_before: self.acked_at_most })
+        Ok(Detached { fd, kind, acked_before: self.acked_at_most, user_timeout: self.user_timeout })
     }
 
     /// Puts the socket into the reactor of this thread.
     pub(crate) fn attach(detached: Detached) -> io::Result<Self> {
-        let Detached { fd, kind, acked_before } = detached;
+        let Detached { fd, kind, acked_before, user_timeout } = detached;
         let io = match kind {
             Kind::Tcp => Io::Tcp(TcpStream::from_std(fd.into())?),
             Kind::Unix => Io::Unix(UnixStream::from_std(fd.into())?),
         };
-        Ok(Self { io, acked_at_most: acked_before })
+        Ok(Self { io, acked_at_most: acked_before, user_timeout })
     }
 }
 
@@ -167,15 +186,20 @@ async fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     result
 }
 
-fn tune_tcp(stream: &TcpStream) {
+/// Probes an idle connection so early that the last answer is awaited when the user timeout ends. The kernel counts in whole
+/// seconds, and lets the user timeout decide in place of a number of retries.
+fn keepalive_within(user_timeout: Duration) -> TcpKeepalive {
+    let second = Duration::from_secs(1);
+    TcpKeepalive::new()
+        .with_time((user_timeout / 2).clamp(second, KEEPALIVE_IDLE))
+        .with_interval((user_timeout / 6).clamp(second, KEEPALIVE_INTERVAL))
+}
+
+fn tune_tcp(stream: &TcpStream, keepalive: &TcpKeepalive) {
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
     // Neither fails on a connected socket; if one does, data flows all the same.
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_keepalive(keepalive);
 }
 
 #[cfg(test)]

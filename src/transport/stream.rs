@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -16,6 +17,7 @@ use crate::transport::Backend;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::epoll;
+use crate::transport::liveness::Liveness;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
 use crate::transport::uring;
@@ -52,6 +54,8 @@ struct Shared {
     // Unix: the peer closed, and the kernel did not say that it left bytes unread.
     read_to_the_end: Cell<bool>,
     shut_down: Cell<bool>,
+    // `None` where the kernel's own patience is enough.
+    liveness: Option<Liveness>,
 }
 
 enum Io {
@@ -62,7 +66,7 @@ enum Io {
 impl Stream {
     /// Takes over a socket, on a thread that runs this backend.
     pub(super) fn new(socket: Detached, backend: Backend) -> io::Result<Self> {
-        let Detached { fd, kind, acked_before } = socket;
+        let Detached { fd, kind, acked_before, user_timeout } = socket;
         let io = match backend {
             Backend::Uring => {
                 // Kernels differ in what a ring read does on O_NONBLOCK sockets; older ones answer EAGAIN.
@@ -80,6 +84,7 @@ impl Stream {
             last_write_whole: Cell::new(true),
             read_to_the_end: Cell::new(false),
             shut_down: Cell::new(false),
+            liveness: user_timeout.map(|timeout| Liveness::new(timeout, Instant::now())),
         };
         Ok(Self { shared: Rc::new(shared) })
     }
@@ -95,17 +100,29 @@ impl Stream {
     /// Appends what comes next to `buffer`, within its capacity and at most `len_max` bytes; 0 is the end.
     ///
     /// # Errors
-    /// [`is_cancelled`](crate::transport::cancel::is_cancelled) after [`Stream::cancel`], with no byte lost; what the
-    /// socket says.
+    /// [`is_cancelled`](crate::transport::cancel::is_cancelled) after [`Stream::cancel`], with no byte lost; `TimedOut`
+    /// when the peer's host did not answer for the user timeout of the connection; what the socket says.
     pub(crate) async fn read(&self, buffer: BytesMut, len_max: usize) -> (io::Result<usize>, BytesMut) {
-        let (result, buffer) = match &self.shared.io {
-            Io::Uring(stream) => stream.read(buffer, len_max).await,
-            Io::Epoll(stream) => stream.read(buffer, len_max).await,
+        let read = async {
+            match &self.shared.io {
+                Io::Uring(stream) => stream.read(buffer, len_max).await,
+                Io::Epoll(stream) => stream.read(buffer, len_max).await,
+            }
+        };
+        // Who waits for the peer's bytes looks after its host, too. The read is not dropped before it is ready: the other
+        // branch never is.
+        let (result, buffer) = match &self.shared.liveness {
+            None => read.await,
+            Some(liveness) => tokio::select! {
+                biased;
+                done = read => done,
+                never = liveness.watch(self.fd()) => never,
+            },
         };
         if matches!(result, Ok(0)) {
             self.note_end();
         }
-        (result, buffer)
+        (result.map_err(|error| self.explain(error)), buffer)
     }
 
     /// Appends what has arrived, without waiting, within the capacity of `buffer` and at most `len_max` bytes; 0 is the
@@ -130,7 +147,7 @@ impl Stream {
             Io::Epoll(stream) => stream.write_now(list),
         };
         self.count(&result, list.byte_len());
-        result
+        result.map_err(|error| self.explain(error))
     }
 
     /// Writes a control frame without waiting: it is short, and nothing else goes that way.
@@ -156,7 +173,7 @@ impl Stream {
             Io::Epoll(stream) => stream.write(list).await,
         };
         self.count(&result, list.byte_len());
-        (result, list)
+        (result.map_err(|error| self.explain(error)), list)
     }
 
     /// Ends the operations that are under way now; later ones are not concerned.
@@ -228,6 +245,13 @@ impl Stream {
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Both);
     }
 
+    fn explain(&self, error: io::Error) -> io::Error {
+        match &self.shared.liveness {
+            Some(liveness) => liveness.explain(error),
+            None => error,
+        }
+    }
+
     /// Counts the result of a write that was given `asked` bytes.
     fn count(&self, result: &io::Result<usize>, asked: usize) {
         match result {
@@ -243,7 +267,7 @@ impl Stream {
 
     /// TCP: bytes of this stream that the peer's kernel has acknowledged; readable after a reset too.
     fn acknowledged_bytes(&self) -> Option<u64> {
-        let acked = sys::tcp_bytes_acked(&self.fd()).ok()?;
+        let acked = sys::tcp_state(&self.fd()).ok()?.bytes_acked;
         // The end of a stream counts as one byte more.
         Some(acked.saturating_sub(self.shared.acked_before).min(self.written_bytes()))
     }
@@ -303,7 +327,6 @@ mod tests {
     use std::net::TcpStream;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
-    use std::time::Instant;
 
     use rustix::net::SendAncillaryBuffer;
     use rustix::net::SendAncillaryMessage;
@@ -316,7 +339,10 @@ mod tests {
     use crate::transport::cancel::is_cancelled;
     use crate::transport::listener;
     use crate::transport::listener::Listener;
+    use crate::transport::socket::ConnectOptions;
     use crate::transport::socket::Socket;
+
+    const OPTIONS: ConnectOptions = ConnectOptions { user_timeout: Duration::from_secs(30) };
 
     /// Runs `test` with a unix stream and its peer, on every backend that this machine has.
     fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(Stream, UnixStream, Backend) -> F) {
@@ -328,7 +354,8 @@ mod tests {
             runtime.block_on(async {
                 let (ours, peer) = UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
-                let socket = Detached { fd: ours.into(), kind: Kind::Unix, acked_before: 0 };
+                let socket =
+                    Detached { fd: ours.into(), kind: Kind::Unix, acked_before: 0, user_timeout: None };
                 test(Stream::new(socket, backend).unwrap(), peer, backend).await;
             });
         }
@@ -341,7 +368,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             socket2::SockRef::from(&listener).set_recv_buffer_size(16 << 10).unwrap();
             let address = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
-            let socket = Socket::connect(&address).await.unwrap();
+            let socket = Socket::connect(&address, &OPTIONS).await.unwrap();
             test(socket, listener.accept().unwrap().0, backend).await;
         });
     }
@@ -521,7 +548,8 @@ mod tests {
             let address = "tcp://127.0.0.1:0".parse().unwrap();
             let mut bound = listener::bind(&address, 1, None).unwrap().remove(0);
             let listener = Listener::new(bound.listeners.remove(0)).unwrap();
-            let (socket, accepted) = tokio::join!(Socket::connect(&bound.address), listener.accept());
+            let (socket, accepted) =
+                tokio::join!(Socket::connect(&bound.address, &OPTIONS), listener.accept());
             let (_peer, mut socket) = (socket.unwrap(), accepted.unwrap().0);
             socket.write_all(&[1; 10]).await.unwrap();
             let stream = Socket::attach(socket.detach().unwrap()).unwrap().into_stream(backend).unwrap();

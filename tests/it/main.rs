@@ -37,4 +37,5 @@ mod spool;
 mod stop;
 mod timeouts;
 mod unix_sockets;
+mod vanished;
 mod writer_side;

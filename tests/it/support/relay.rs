@@ -389,6 +389,11 @@ impl OutputBuilder {
         self
     }
 
+    pub(crate) fn user_timeout(mut self, timeout: Duration) -> Self {
+        self.0.user_timeout = timeout;
+        self
+    }
+
     pub(crate) fn finish_timeout(mut self, timeout: Duration) -> Self {
         self.0.finish_timeout = timeout;
         self
