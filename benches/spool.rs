@@ -12,11 +12,11 @@ use std::time::Instant;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::RecordHeader;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::Moment;
+use tapster::spool::RecordHeader;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::Sync;
 use tempfile::TempDir;
 
 fn main() {

@@ -4,18 +4,18 @@ use std::time::Instant;
 
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Content;
-use tapster::queue::spool::Contents;
-use tapster::queue::spool::CursorSlot;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Part;
-use tapster::queue::spool::SEGMENT_HEADER_LEN;
-use tapster::queue::spool::SegmentItems;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::inspect;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::CursorSlot;
+use tapster::spool::Found;
+use tapster::spool::Moment;
+use tapster::spool::Part;
+use tapster::spool::SEGMENT_HEADER_LEN;
+use tapster::spool::SegmentItems;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::inspect;
 
 /// A cursor file: what decodes is what was encoded.
 pub(crate) fn cursor(input: &[u8]) {

@@ -12,10 +12,10 @@ use std::time::Duration;
 use std::time::Instant;
 
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::Moment;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::Sync;
 
 /// For each policy.
 const CUTS: u32 = 110;

@@ -8,7 +8,7 @@ use tapster::config::to_toml;
 use tapster::config::units::format_size;
 use tapster::output::OutputConfig;
 use tapster::queue::SpoolUse;
-use tapster::queue::spool::Folder;
+use tapster::spool::Folder;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;

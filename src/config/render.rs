@@ -19,10 +19,10 @@ use crate::output::Rotate;
 use crate::protocol::ContentType;
 use crate::queue::SpoolUse;
 use crate::queue::Takes;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::SpoolConfig;
-use crate::queue::spool::Sync;
 use crate::relay::RelayConfig;
+use crate::spool::OnFull;
+use crate::spool::SpoolConfig;
+use crate::spool::Sync;
 use crate::transport::Address;
 use crate::transport::BackendChoice;
 

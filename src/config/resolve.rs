@@ -225,9 +225,9 @@ mod tests {
     use crate::output::Rotate;
     use crate::queue::Takes;
     use crate::queue::WhenFull;
-    use crate::queue::spool::OnFull;
-    use crate::queue::spool::SpoolConfig;
-    use crate::queue::spool::Sync;
+    use crate::spool::OnFull;
+    use crate::spool::SpoolConfig;
+    use crate::spool::Sync;
     use crate::transport::Address;
 
     fn from_file(text: &str) -> Result<Resolved, Faults> {

@@ -10,9 +10,9 @@ use crate::output::Connections;
 use crate::output::OutputConfig;
 use crate::queue::SpoolUse;
 use crate::queue::Takes;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::SpoolConfig;
-use crate::queue::spool::Sync;
+use crate::spool::OnFull;
+use crate::spool::SpoolConfig;
+use crate::spool::Sync;
 
 /// Takes `buffer` and `spool` of an output, whose `when_full` is `spill` or not.
 pub(super) fn take_spool(section: &mut Section<'_>, spills: bool) -> Option<SpoolUse> {

@@ -17,7 +17,7 @@ pub use crate::output::balance::Balance;
 use crate::protocol::ContentType;
 use crate::queue::SpoolUse;
 use crate::queue::WhenFull;
-use crate::queue::spool::OnFull;
+use crate::spool::OnFull;
 use crate::transport::Address;
 
 /// One output: where it writes and what happens when it cannot.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::protocol::FrameBatch;
 use crate::queue::Queued;
 use crate::queue::channel::charge;
-use crate::queue::spool::Position;
+use crate::spool::Position;
 
 /// A batch that an output has taken from its queue.
 #[derive(Debug)]

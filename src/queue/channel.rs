@@ -23,8 +23,8 @@ use crate::observability::metrics::LaneMetrics;
 use crate::protocol::FrameBatch;
 use crate::queue::WhenFull;
 use crate::queue::arrivals::Arrivals;
-use crate::queue::spool::Position;
 use crate::queue::thinning::Thinning;
+use crate::spool::Position;
 
 /// What a batch costs beside its bytes: its place in the channel and its reference count.
 const BATCH_OVERHEAD: usize = 256;

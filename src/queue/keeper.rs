@@ -32,12 +32,12 @@ use crate::queue::channel::charge;
 use crate::queue::outstanding::Outstanding;
 use crate::queue::receipts::Receipt;
 use crate::queue::receipts::ReceiptReceiver;
-use crate::queue::spool::LossReason;
-use crate::queue::spool::Moment;
-use crate::queue::spool::RecoveryReport;
-use crate::queue::spool::Spool;
-use crate::queue::spool::SpoolConfig;
-use crate::queue::spool::SpoolError;
+use crate::spool::LossReason;
+use crate::spool::Moment;
+use crate::spool::RecoveryReport;
+use crate::spool::Spool;
+use crate::spool::SpoolConfig;
+use crate::spool::SpoolError;
 
 /// What an output puts on disk, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,6 @@ pub(crate) mod channel;
 pub(crate) mod keeper;
 pub(crate) mod outstanding;
 pub(crate) mod receipts;
-pub mod spool;
 mod thinning;
 pub mod when_full;
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::queue::spool::Position;
+use crate::spool::Position;
 
 /// The batches, in the order of the spool. They are settled in any order.
 #[derive(Debug, Default)]
@@ -83,10 +83,10 @@ mod tests {
 
     use super::*;
     use crate::protocol::FrameBatch;
-    use crate::queue::spool::Moment;
-    use crate::queue::spool::SimFolder;
-    use crate::queue::spool::Spool;
-    use crate::queue::spool::SpoolConfig;
+    use crate::spool::Moment;
+    use crate::spool::SimFolder;
+    use crate::spool::Spool;
+    use crate::spool::SpoolConfig;
 
     /// The places behind batches of one frame, two frames, and so on.
     fn places(count: u64) -> Vec<Position> {

@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 use tokio::sync::mpsc;
 
 use crate::queue::Queued;
-use crate::queue::spool::Position;
+use crate::spool::Position;
 
 /// What a lane has to say of a batch.
 #[derive(Debug)]

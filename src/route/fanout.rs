@@ -11,7 +11,7 @@ use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::Queued;
 use crate::queue::WhenFull;
-use crate::queue::spool::RecordHeader;
+use crate::spool::RecordHeader;
 
 /// The entrance of a lane, as inputs see it.
 #[derive(Clone, Debug)]

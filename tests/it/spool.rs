@@ -13,11 +13,11 @@ use tapster::observability::OutputLedger;
 use tapster::output::Balance;
 use tapster::output::Checkpoint;
 use tapster::queue::WhenFull;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::Sync;
 
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;

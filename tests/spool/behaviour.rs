@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::RecordHeader;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::Storage;
-use tapster::queue::spool::Sync;
+use tapster::spool::Folder;
+use tapster::spool::OnFull;
+use tapster::spool::RecordHeader;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
+use tapster::spool::Storage;
+use tapster::spool::Sync;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -327,7 +327,7 @@ fn a_second_spool_in_the_folder_is_refused_and_access_is_the_owners() {
         assert_eq!(mode(&entry.unwrap().path()), 0o600);
     }
     // A look takes no lock.
-    let inspected = tapster::queue::spool::inspect(&Folder::open_to_inspect(&folder).unwrap()).unwrap();
+    let inspected = tapster::spool::inspect(&Folder::open_to_inspect(&folder).unwrap()).unwrap();
     assert_eq!(inspected.segments.len(), 1);
     drop(spool);
     Spool::open(&folder, config, None, clock.now()).unwrap();

@@ -7,17 +7,17 @@ use std::thread;
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
-use tapster::queue::spool::Content;
-use tapster::queue::spool::Contents;
-use tapster::queue::spool::Flaw;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Part;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::Sync;
-use tapster::queue::spool::inspect;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::Flaw;
+use tapster::spool::Folder;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::Part;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::Sync;
+use tapster::spool::inspect;
 
 use crate::corruption::FIRST;
 use crate::corruption::FRAMES;

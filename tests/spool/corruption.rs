@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::SpoolConfig;
+use tapster::spool::Sync;
 
 use crate::support::Books;
 use crate::support::Clock;

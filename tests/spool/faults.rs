@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::Sync;
 
 use crate::support::Books;
 use crate::support::Clock;

@@ -6,16 +6,16 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use tapster::protocol::ContentType;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::RecoveryReport;
-use tapster::queue::spool::SegmentItems;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::Sync;
-use tapster::queue::spool::inspect;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::RecoveryReport;
+use tapster::spool::SegmentItems;
+use tapster::spool::Spool;
+use tapster::spool::SpoolError;
+use tapster::spool::Sync;
+use tapster::spool::inspect;
 
 use crate::support::batch;
 use crate::support::numbers;

@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Appended;
-use tapster::queue::spool::LossReason;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Position;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::Storage;
-use tapster::queue::spool::Sync;
+use tapster::spool::Appended;
+use tapster::spool::LossReason;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::Position;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
+use tapster::spool::Storage;
+use tapster::spool::Sync;
 
 /// A spool of 512 KiB, segments of 64 KiB.
 pub(crate) fn small(sync: Sync, on_full: OnFull) -> SpoolConfig {

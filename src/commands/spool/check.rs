@@ -6,14 +6,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tapster::queue::spool::Content;
-use tapster::queue::spool::Contents;
-use tapster::queue::spool::Flaw;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Part;
-use tapster::queue::spool::SegmentItems;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::Flaw;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::Moment;
+use tapster::spool::Part;
+use tapster::spool::SegmentItems;
 
 use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
+use tapster::spool::Moment;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
 
 use crate::cli::spool::SpoolDropArgs;
 use crate::commands::CommandError;

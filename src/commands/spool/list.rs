@@ -6,15 +6,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tapster::queue::spool::CursorSlot;
-use tapster::queue::spool::Entry;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Inspected;
-use tapster::queue::spool::InspectedSegment;
-use tapster::queue::spool::SegmentItems;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::inspect;
+use tapster::spool::CursorSlot;
+use tapster::spool::Entry;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::Inspected;
+use tapster::spool::InspectedSegment;
+use tapster::spool::SegmentItems;
+use tapster::spool::SpoolError;
+use tapster::spool::inspect;
 
 use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::Serializer;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Inspected;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::inspect;
+use tapster::spool::Folder;
+use tapster::spool::Inspected;
+use tapster::spool::SpoolError;
+use tapster::spool::inspect;
 
 use crate::cli::spool::SpoolCommand;
 use crate::commands::CommandError;

@@ -1,6 +1,6 @@
 //! The frames in the folder of a spool, and what is wrong with them, without touching it: in use or not.
 //!
-//! What waits is what [`Spool::next`](crate::queue::spool::Spool::next) would give, found by the same rules.
+//! What waits is what [`Spool::next`](crate::spool::Spool::next) would give, found by the same rules.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,16 +9,16 @@ use serde::Serialize;
 
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
-use crate::queue::spool::Inspected;
-use crate::queue::spool::Moment;
-use crate::queue::spool::RecordHeader;
-use crate::queue::spool::SegmentItems;
-use crate::queue::spool::cursor::CURSOR_NAME;
-use crate::queue::spool::cursor::Cursor;
-use crate::queue::spool::segment::Found;
-use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
-use crate::queue::spool::segment::segment_of;
-use crate::queue::spool::storage::Storage;
+use crate::spool::Inspected;
+use crate::spool::Moment;
+use crate::spool::RecordHeader;
+use crate::spool::SegmentItems;
+use crate::spool::cursor::CURSOR_NAME;
+use crate::spool::cursor::Cursor;
+use crate::spool::segment::Found;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::segment_of;
+use crate::spool::storage::Storage;
 
 /// How much of a spool is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,17 +4,17 @@
 use std::io;
 
 use crate::protocol::FrameBatch;
-use crate::queue::spool::LossReason;
-use crate::queue::spool::Moment;
-use crate::queue::spool::Position;
-use crate::queue::spool::Spool;
-use crate::queue::spool::SpoolError;
-use crate::queue::spool::record::RecordHeader;
-use crate::queue::spool::segment::Found;
-use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
-use crate::queue::spool::segment::Scan;
-use crate::queue::spool::segment::segment_name;
-use crate::queue::spool::storage::Storage;
+use crate::spool::LossReason;
+use crate::spool::Moment;
+use crate::spool::Position;
+use crate::spool::Spool;
+use crate::spool::SpoolError;
+use crate::spool::record::RecordHeader;
+use crate::spool::segment::Found;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::Scan;
+use crate::spool::segment::segment_name;
+use crate::spool::storage::Storage;
 use crate::transport::buffer::ReadBuffer;
 
 /// Where the reader is.
@@ -62,7 +62,7 @@ impl<F> Reader<F> {
 impl<S: Storage> Spool<S> {
     /// The next batch and the place behind it, for [`Spool::done`]. `None` when everything readable was read.
     ///
-    /// Under [`Sync::Batch`](crate::queue::spool::Sync::Batch) only what is durable is readable. Batches of one read
+    /// Under [`Sync::Batch`](crate::spool::Sync::Batch) only what is durable is readable. Batches of one read
     /// share its memory.
     ///
     /// # Errors

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::queue::spool::record::RECORD_LEN_MAX;
-use crate::queue::spool::record::RecordHeader;
-use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::record::RECORD_LEN_MAX;
+use crate::spool::record::RecordHeader;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
 
 /// Limits and policies of one spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +30,12 @@ pub enum Sync {
     /// A power cut loses no more than the frames of this time (or of 16 MiB, if they come sooner). Those that are
     /// acknowledged within it are not made durable at all.
     Interval(Duration),
-    /// Before [`append`](crate::queue::spool::Spool::append) returns: a power cut loses nothing that was appended.
+    /// Before [`append`](crate::spool::Spool::append) returns: a power cut loses nothing that was appended.
     Batch,
 }
 
 /// What a full spool does with data. Every frame lost by it is reported, reason
-/// [`LossReason::Full`](crate::queue::spool::LossReason::Full).
+/// [`LossReason::Full`](crate::spool::LossReason::Full).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFull {
     /// The oldest frames are dropped, a whole segment at a time.

@@ -7,19 +7,19 @@ use bytes::BufMut;
 use bytes::Bytes;
 
 use crate::protocol::ContentType;
-use crate::queue::spool::FRAME_SEQ_MAX;
-use crate::queue::spool::SEGMENT_MAX;
-use crate::queue::spool::record::RecordHeader;
-use crate::queue::spool::record::checksum;
-use crate::queue::spool::storage::Storage;
-use crate::queue::spool::storage::read_full;
+use crate::spool::FRAME_SEQ_MAX;
+use crate::spool::SEGMENT_MAX;
+use crate::spool::record::RecordHeader;
+use crate::spool::record::checksum;
+use crate::spool::storage::Storage;
+use crate::spool::storage::read_full;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
 
 /// Length of the header of a segment, in bytes.
 pub const SEGMENT_HEADER_LEN: usize = 4096;
 
-/// What stands at the beginning of a segment. The format is drawn in [`spool`](crate::queue::spool).
+/// What stands at the beginning of a segment. The format is drawn in [`spool`](crate::spool).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
     /// The spool that the segment belongs to.

@@ -6,14 +6,14 @@ use std::io::IoSlice;
 use bytes::Buf;
 use bytes::BufMut;
 
-use crate::queue::spool::FRAME_SEQ_MAX;
-use crate::queue::spool::Position;
-use crate::queue::spool::SEGMENT_MAX;
-use crate::queue::spool::storage::Storage;
-use crate::queue::spool::storage::read_full;
-use crate::queue::spool::storage::write_all;
+use crate::spool::FRAME_SEQ_MAX;
+use crate::spool::Position;
+use crate::spool::SEGMENT_MAX;
+use crate::spool::storage::Storage;
+use crate::spool::storage::read_full;
+use crate::spool::storage::write_all;
 
-/// One slot of the cursor file. The format is drawn in [`spool`](crate::queue::spool).
+/// One slot of the cursor file. The format is drawn in [`spool`](crate::spool).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CursorSlot {
     /// The slot with the higher generation counts.

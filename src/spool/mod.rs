@@ -5,7 +5,7 @@
 //!
 //! ```
 //! # use tapster::protocol::{ContentType, FrameBatch};
-//! use tapster::queue::spool::{Moment, Spool, SpoolConfig};
+//! use tapster::spool::{Moment, Spool, SpoolConfig};
 //!
 //! # let folder = tempfile::tempdir()?;
 //! # let folder = folder.path().join("spool");
@@ -120,11 +120,11 @@ pub use storage::Storage;
 pub use writer::Appended;
 
 use crate::protocol::ContentType;
-use crate::queue::spool::cursor::Cursor;
-use crate::queue::spool::gaps::Gaps;
-use crate::queue::spool::reader::Reader;
-use crate::queue::spool::writer::Kept;
-use crate::queue::spool::writer::OpenSegment;
+use crate::spool::cursor::Cursor;
+use crate::spool::gaps::Gaps;
+use crate::spool::reader::Reader;
+use crate::spool::writer::Kept;
+use crate::spool::writer::OpenSegment;
 
 /// A queue of batches on disk, with one writer and one reader. See the [module](self).
 #[derive(Debug)]

@@ -6,22 +6,22 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::protocol::FrameBatch;
-use crate::queue::spool::LossReason;
-use crate::queue::spool::Moment;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::Position;
-use crate::queue::spool::Segment;
-use crate::queue::spool::Spool;
-use crate::queue::spool::SpoolError;
-use crate::queue::spool::Sync;
-use crate::queue::spool::cursor::CURSOR_NAME;
-use crate::queue::spool::nanos;
-use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
-use crate::queue::spool::segment::segment_name;
-use crate::queue::spool::segment::segment_of;
-use crate::queue::spool::storage::Entry;
-use crate::queue::spool::storage::Storage;
-use crate::queue::spool::writer::AGE_STEPS;
+use crate::spool::LossReason;
+use crate::spool::Moment;
+use crate::spool::OnFull;
+use crate::spool::Position;
+use crate::spool::Segment;
+use crate::spool::Spool;
+use crate::spool::SpoolError;
+use crate::spool::Sync;
+use crate::spool::cursor::CURSOR_NAME;
+use crate::spool::nanos;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::segment_name;
+use crate::spool::segment::segment_of;
+use crate::spool::storage::Entry;
+use crate::spool::storage::Storage;
+use crate::spool::writer::AGE_STEPS;
 
 impl<S: Storage> Spool<S> {
     /// When [`Spool::handle_timeout`] is due.

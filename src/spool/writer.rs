@@ -8,21 +8,21 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use crate::protocol::FrameBatch;
-use crate::queue::spool::LossReason;
-use crate::queue::spool::Moment;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::Position;
-use crate::queue::spool::Segment;
-use crate::queue::spool::Spool;
-use crate::queue::spool::SpoolError;
-use crate::queue::spool::Sync;
-use crate::queue::spool::nanos;
-use crate::queue::spool::record::RecordHeader;
-use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
-use crate::queue::spool::segment::SegmentHeader;
-use crate::queue::spool::segment::segment_name;
-use crate::queue::spool::storage::Storage;
-use crate::queue::spool::storage::write_all;
+use crate::spool::LossReason;
+use crate::spool::Moment;
+use crate::spool::OnFull;
+use crate::spool::Position;
+use crate::spool::Segment;
+use crate::spool::Spool;
+use crate::spool::SpoolError;
+use crate::spool::Sync;
+use crate::spool::nanos;
+use crate::spool::record::RecordHeader;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::SegmentHeader;
+use crate::spool::segment::segment_name;
+use crate::spool::storage::Storage;
+use crate::spool::storage::write_all;
 
 /// What became of the batches given to [`Spool::append`].
 #[derive(Clone, Debug, PartialEq, Eq)]

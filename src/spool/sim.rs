@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use crate::queue::spool::storage::Entry;
-use crate::queue::spool::storage::Storage;
+use crate::spool::storage::Entry;
+use crate::spool::storage::Storage;
 
 /// A folder in memory. Clones are the same folder.
 ///

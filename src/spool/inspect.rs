@@ -5,22 +5,22 @@
 
 use std::io;
 
-use crate::queue::spool::CursorSlot;
-use crate::queue::spool::SpoolError;
-use crate::queue::spool::cursor::CURSOR_NAME;
-use crate::queue::spool::cursor::Cursor;
-use crate::queue::spool::recovery::identify;
-use crate::queue::spool::segment::Found;
-use crate::queue::spool::segment::SEGMENT_HEADER_LEN;
-use crate::queue::spool::segment::Scan;
-use crate::queue::spool::segment::SegmentHeader;
-use crate::queue::spool::segment::read_footer;
-use crate::queue::spool::segment::read_header;
-use crate::queue::spool::segment::segment_name;
-use crate::queue::spool::segment::segment_of;
-use crate::queue::spool::storage::Entry;
-use crate::queue::spool::storage::Storage;
-use crate::queue::spool::upkeep::is_set_aside;
+use crate::spool::CursorSlot;
+use crate::spool::SpoolError;
+use crate::spool::cursor::CURSOR_NAME;
+use crate::spool::cursor::Cursor;
+use crate::spool::recovery::identify;
+use crate::spool::segment::Found;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::Scan;
+use crate::spool::segment::SegmentHeader;
+use crate::spool::segment::read_footer;
+use crate::spool::segment::read_header;
+use crate::spool::segment::segment_name;
+use crate::spool::segment::segment_of;
+use crate::spool::storage::Entry;
+use crate::spool::storage::Storage;
+use crate::spool::upkeep::is_set_aside;
 
 /// What is in the folder of a spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,11 +18,11 @@ use rustix::fs::OFlags;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use crate::queue::spool::SpoolError;
+use crate::spool::SpoolError;
 
 /// One folder and its files. Names are plain: no path leads out of the folder, no link is followed.
 ///
-/// [`Folder`] is the kernel's; [`SimFolder`](crate::queue::spool::SimFolder) forgets, fails and tears on request.
+/// [`Folder`] is the kernel's; [`SimFolder`](crate::spool::SimFolder) forgets, fails and tears on request.
 pub trait Storage {
     /// An open regular file.
     type File;

@@ -3,9 +3,9 @@
 use bytes::Buf;
 use bytes::BufMut;
 
-use crate::queue::spool::FRAME_SEQ_MAX;
+use crate::spool::FRAME_SEQ_MAX;
 
-/// What stands before the frames of a batch. The format is drawn in [`spool`](crate::queue::spool).
+/// What stands before the frames of a batch. The format is drawn in [`spool`](crate::spool).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
     /// Length of the encoded frames behind the header, in bytes.
