@@ -15,7 +15,7 @@ use tapster::protocol::FrameBatch;
 use tapster::spool::Moment;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 /// For each policy.
 const CUTS: u32 = 110;
@@ -24,15 +24,15 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 #[test]
 fn a_power_cut_loses_nothing_that_was_appended_with_sync_batch() {
-    cut_power_many_times(Sync::Batch);
+    cut_power_many_times(SyncPolicy::Batch);
 }
 
 #[test]
 fn a_power_cut_loses_no_more_than_the_interval() {
-    cut_power_many_times(Sync::Interval(INTERVAL));
+    cut_power_many_times(SyncPolicy::Interval(INTERVAL));
 }
 
-fn cut_power_many_times(sync: Sync) {
+fn cut_power_many_times(sync: SyncPolicy) {
     let Some(image) = Image::new() else { return };
     let seed = fastrand::u64(..);
     println!("seed {seed}");
@@ -45,7 +45,7 @@ fn cut_power_many_times(sync: Sync) {
         let config = SpoolConfig { max: 16 << 20, min_free: 0, sync, ..SpoolConfig::default() };
         let (mut spool, _) = Spool::open(&disk.path.join("spool"), config, None, clock).expect("it opens");
         let missing = life.read_back(&mut spool, clock);
-        if sync == Sync::Batch {
+        if sync == SyncPolicy::Batch {
             assert_eq!(missing, 0, "lost by cut {cut}");
         }
         lost_in_all += missing;
@@ -53,7 +53,7 @@ fn cut_power_many_times(sync: Sync) {
         disk.cut_power(spool);
     }
     println!("{CUTS} cuts with {sync:?}: {} frames appended, {lost_in_all} lost", life.next);
-    if sync != Sync::Batch {
+    if sync != SyncPolicy::Batch {
         assert!(lost_in_all > 0, "the cuts did not cut anything");
     }
 }

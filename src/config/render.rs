@@ -22,7 +22,7 @@ use crate::queue::Takes;
 use crate::relay::RelayConfig;
 use crate::spool::OnFull;
 use crate::spool::SpoolConfig;
-use crate::spool::Sync;
+use crate::spool::SyncPolicy;
 use crate::transport::Address;
 use crate::transport::BackendChoice;
 
@@ -122,9 +122,9 @@ fn write_spool(document: &mut String, spool: &SpoolUse) {
     }
     let SpoolConfig { max, max_age, min_free, sync, on_full } = &spool.config;
     let sync = match sync {
-        Sync::None => "none".to_owned(),
-        Sync::Interval(interval) => format_duration(*interval),
-        Sync::Batch => "batch".to_owned(),
+        SyncPolicy::None => "none".to_owned(),
+        SyncPolicy::Interval(interval) => format_duration(*interval),
+        SyncPolicy::Batch => "batch".to_owned(),
     };
     let on_full = match on_full {
         OnFull::DropOldest => "drop_oldest",

@@ -227,7 +227,7 @@ mod tests {
     use crate::queue::WhenFull;
     use crate::spool::OnFull;
     use crate::spool::SpoolConfig;
-    use crate::spool::Sync;
+    use crate::spool::SyncPolicy;
     use crate::transport::Address;
 
     fn from_file(text: &str) -> Result<Resolved, Faults> {
@@ -420,7 +420,7 @@ mod tests {
         let all = spool(query);
         assert_eq!(
             (all.takes, all.config.sync, all.config.on_full),
-            (Takes::All, Sync::Batch, OnFull::Block)
+            (Takes::All, SyncPolicy::Batch, OnFull::Block)
         );
         for query in [
             query,

@@ -12,7 +12,7 @@ use crate::queue::SpoolUse;
 use crate::queue::Takes;
 use crate::spool::OnFull;
 use crate::spool::SpoolConfig;
-use crate::spool::Sync;
+use crate::spool::SyncPolicy;
 
 /// Takes `buffer` and `spool` of an output, whose `when_full` is `spill` or not.
 pub(super) fn take_spool(section: &mut Section<'_>, spills: bool) -> Option<SpoolUse> {
@@ -78,12 +78,12 @@ pub(super) fn check_spool(section: &mut Section<'_>, output: &OutputConfig, fram
 }
 
 /// `none`, `batch` or a time.
-fn sync(written: &Value) -> Result<Sync, String> {
-    let words = [("none", Sync::None), ("batch", Sync::Batch)];
+fn sync(written: &Value) -> Result<SyncPolicy, String> {
+    let words = [("none", SyncPolicy::None), ("batch", SyncPolicy::Batch)];
     let is_time =
         matches!(written, Value::Text(text) if text.starts_with(|first: char| first.is_ascii_digit()));
     if is_time {
-        return value::duration(SYNC_MIN..=SYNC_MAX)(written).map(Sync::Interval);
+        return value::duration(SYNC_MIN..=SYNC_MAX)(written).map(SyncPolicy::Interval);
     }
     value::choice(&words)(written).map_err(|error| format!("{error}; or a time as in \"100ms\""))
 }

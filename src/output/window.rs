@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::protocol::FrameBatch;
 use crate::queue::Queued;
 use crate::queue::channel::charge;
-use crate::spool::Position;
+use crate::spool::LogPosition;
 
 /// A batch that an output has taken from its queue.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct Taken {
     /// The connection that it came from.
     pub(crate) upstream: u32,
     /// The place behind it in the spool, if it is there too.
-    pub(crate) place: Option<Position>,
+    pub(crate) place: Option<LogPosition>,
     /// Its place among all that were taken from the queue; 0 where that is the order of the lane.
     pub(crate) number: u64,
     /// What the queue charged, to be given back whole.

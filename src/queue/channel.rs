@@ -24,7 +24,7 @@ use crate::protocol::FrameBatch;
 use crate::queue::WhenFull;
 use crate::queue::arrivals::Arrivals;
 use crate::queue::thinning::Thinning;
-use crate::spool::Position;
+use crate::spool::LogPosition;
 
 /// What a batch costs beside its bytes: its place in the channel and its reference count.
 const BATCH_OVERHEAD: usize = 256;
@@ -36,7 +36,7 @@ pub(crate) struct Queued {
     pub(crate) upstream: u32,
     pub(crate) batch: FrameBatch,
     /// The place behind it in the spool, if it is there too.
-    pub(crate) place: Option<Position>,
+    pub(crate) place: Option<LogPosition>,
 }
 
 /// A queue, shared by its producers and its one consumer.

@@ -32,6 +32,7 @@ use crate::queue::channel::charge;
 use crate::queue::outstanding::Outstanding;
 use crate::queue::receipts::Receipt;
 use crate::queue::receipts::ReceiptReceiver;
+use crate::spool::ConnectionId;
 use crate::spool::LossReason;
 use crate::spool::Moment;
 use crate::spool::RecoveryReport;
@@ -288,8 +289,8 @@ impl Keeping {
     fn store(&mut self, now: Moment) -> bool {
         // What the lane gets at once is not read again.
         let mut passes = self.keeper.settings.takes == Takes::All && self.spool_is_read();
-        let from = |Queued { upstream, batch, .. }: &Queued| (*upstream, batch.clone());
-        let batches: Vec<(u32, FrameBatch)> =
+        let from = |Queued { upstream, batch, .. }: &Queued| (ConnectionId::new(*upstream), batch.clone());
+        let batches: Vec<(ConnectionId, FrameBatch)> =
             self.arrived.iter().map(|arrived| from(&arrived.queued)).collect();
         let Some(spool) = self.spool.as_mut().filter(|_| !batches.is_empty()) else { return false };
         let appended = match spool.append_from(&batches, now) {
@@ -340,7 +341,8 @@ impl Keeping {
         self.read_at = None;
         match spool.next_from(now) {
             Ok(read) => {
-                let (upstream, batch, place) = read?;
+                let (connection, batch, place) = read?;
+                let upstream = connection.get();
                 self.out.push(place, u64::from(batch.frames()));
                 Some(Queued { upstream, batch, place: Some(place) })
             }

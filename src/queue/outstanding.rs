@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::spool::Position;
+use crate::spool::LogPosition;
 
 /// The batches, in the order of the spool. They are settled in any order.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub(crate) struct Outstanding {
 #[derive(Debug)]
 struct Batch {
     // The place behind it.
-    place: Position,
+    place: LogPosition,
     frames: u64,
     settled: bool,
     // Its segment was dropped.
@@ -24,13 +24,13 @@ struct Batch {
 
 impl Outstanding {
     /// Adds the batch before `place`, which is the next of the spool.
-    pub(crate) fn push(&mut self, place: Position, frames: u64) {
+    pub(crate) fn push(&mut self, place: LogPosition, frames: u64) {
         self.batches.push_back(Batch { place, frames, settled: false, gone: false });
         self.frames += frames;
     }
 
     /// Notes that the batch before `place` is settled. Returns the place up to which all are, if that has moved.
-    pub(crate) fn settled(&mut self, place: Position) -> Option<Position> {
+    pub(crate) fn settled(&mut self, place: LogPosition) -> Option<LogPosition> {
         let index = self.index_of(place)?;
         self.batches[index].settled = true;
         let mut done = None;
@@ -44,7 +44,7 @@ impl Outstanding {
 
     /// Notes that everything before `place` that is here was dropped from the disk. Returns how many frames of it were
     /// not noted before.
-    pub(crate) fn drop_before(&mut self, place: Position) -> u64 {
+    pub(crate) fn drop_before(&mut self, place: LogPosition) -> u64 {
         let mut frames = 0;
         for batch in &mut self.batches {
             if batch.place.frame_seq() > place.frame_seq() {
@@ -59,7 +59,7 @@ impl Outstanding {
     }
 
     /// Whether the batch before `place` is here, and still on disk.
-    pub(crate) fn is_on_disk(&self, place: Position) -> bool {
+    pub(crate) fn is_on_disk(&self, place: LogPosition) -> bool {
         self.index_of(place).is_some_and(|index| !self.batches[index].gone)
     }
 
@@ -72,7 +72,7 @@ impl Outstanding {
         self.batches.is_empty()
     }
 
-    fn index_of(&self, place: Position) -> Option<usize> {
+    fn index_of(&self, place: LogPosition) -> Option<usize> {
         self.batches.binary_search_by_key(&place.frame_seq(), |batch| batch.place.frame_seq()).ok()
     }
 }
@@ -89,7 +89,7 @@ mod tests {
     use crate::spool::SpoolConfig;
 
     /// The places behind batches of one frame, two frames, and so on.
-    fn places(count: u64) -> Vec<Position> {
+    fn places(count: u64) -> Vec<LogPosition> {
         let now = Moment::now();
         let (mut spool, _) = Spool::open_in(SimFolder::new(), SpoolConfig::default(), None, now).unwrap();
         let batch =
@@ -97,7 +97,7 @@ mod tests {
         spool.append(&(1..=count).map(batch).collect::<Vec<_>>(), now).unwrap().positions
     }
 
-    fn with_all(places: &[Position]) -> Outstanding {
+    fn with_all(places: &[LogPosition]) -> Outstanding {
         let mut outstanding = Outstanding::default();
         (1..).zip(places).for_each(|(frames, place)| outstanding.push(*place, frames));
         outstanding

@@ -7,13 +7,13 @@ use crossbeam_channel::Sender;
 use tokio::sync::mpsc;
 
 use crate::queue::Queued;
-use crate::spool::Position;
+use crate::spool::LogPosition;
 
 /// What a lane has to say of a batch.
 #[derive(Debug)]
 pub(crate) enum Receipt {
     /// Everything up to this place of the spool that the lane has got, and had not settled before, is settled.
-    Settled(Position),
+    Settled(LogPosition),
     /// The lane has ended with this batch, of which so many frames were never sent.
     Left { queued: Queued, frames_never_sent: u64 },
 }

@@ -11,7 +11,7 @@ use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::Queued;
 use crate::queue::WhenFull;
-use crate::spool::RecordHeader;
+use crate::spool::ConnectionId;
 
 /// The entrance of a lane, as inputs see it.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ impl Fanout {
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
         inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        Self { upstream: NEXT.fetch_add(1, Ordering::Relaxed) & RecordHeader::UPSTREAM_MAX, inlets }
+        Self { upstream: ConnectionId::new(NEXT.fetch_add(1, Ordering::Relaxed)).get(), inlets }
     }
 
     /// Whether nobody takes this content type.

@@ -17,14 +17,14 @@ pub struct SpoolConfig {
     /// Bytes of the file system that are left to others. Default 1 GiB.
     pub min_free: u64,
     /// When frames are safe from a power cut. Default: every 100 ms.
-    pub sync: Sync,
+    pub sync: SyncPolicy,
     /// What happens to frames that find no room. Default: [`OnFull::DropOldest`].
     pub on_full: OnFull,
 }
 
 /// When frames are made durable. A kill of the process loses nothing under any of these: the kernel has the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
+pub enum SyncPolicy {
     /// When the kernel pleases: a power cut loses up to half a minute of frames.
     None,
     /// A power cut loses no more than the frames of this time (or of 16 MiB, if they come sooner). Those that are
@@ -87,7 +87,7 @@ impl Default for SpoolConfig {
             max: 10 << 30,
             max_age: Duration::from_secs(7 * 24 * 60 * 60),
             min_free: 1 << 30,
-            sync: Sync::Interval(Duration::from_millis(100)),
+            sync: SyncPolicy::Interval(Duration::from_millis(100)),
             on_full: OnFull::DropOldest,
         }
     }

@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
-use crate::spool::Inspected;
-use crate::spool::Moment;
-use crate::spool::RecordHeader;
-use crate::spool::SegmentItems;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
+use crate::spool::inspect::Inspected;
+use crate::spool::inspect::SegmentItems;
+use crate::spool::moment::Moment;
+use crate::spool::record::RecordHeader;
 use crate::spool::segment::Found;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::segment_of;

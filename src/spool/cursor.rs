@@ -6,9 +6,9 @@ use std::io::IoSlice;
 use bytes::Buf;
 use bytes::BufMut;
 
-use crate::spool::FRAME_SEQ_MAX;
-use crate::spool::Position;
-use crate::spool::SEGMENT_MAX;
+use crate::spool::limits::FRAME_SEQ_MAX;
+use crate::spool::limits::SEGMENT_MAX;
+use crate::spool::position::LogPosition;
 use crate::spool::storage::Storage;
 use crate::spool::storage::read_full;
 use crate::spool::storage::write_all;
@@ -19,7 +19,7 @@ pub struct CursorSlot {
     /// The slot with the higher generation counts.
     pub generation: u64,
     /// Everything before it was acknowledged.
-    pub position: Position,
+    pub position: LogPosition,
     /// The spool that the cursor belongs to.
     pub spool: [u8; 16],
 }
@@ -51,8 +51,11 @@ impl CursorSlot {
         }
         let mut rest = checked.strip_prefix(MAGIC)?;
         let generation = rest.get_u64_le();
-        let position =
-            Position { segment: rest.get_u64_le(), offset: rest.get_u64_le(), frame_seq: rest.get_u64_le() };
+        let position = LogPosition {
+            segment: rest.get_u64_le(),
+            offset: rest.get_u64_le(),
+            frame_seq: rest.get_u64_le(),
+        };
         let slot = Self { generation, position, spool: *rest.first_chunk()? };
         let possible = position.segment <= SEGMENT_MAX && position.frame_seq <= FRAME_SEQ_MAX;
         (possible && generation < u64::MAX).then_some(slot)
@@ -90,7 +93,7 @@ impl<F> Cursor<F> {
     }
 
     /// Where the cursor stands on disk.
-    pub(super) fn position(&self) -> Position {
+    pub(super) fn position(&self) -> LogPosition {
         self.newest.position
     }
 
@@ -101,7 +104,7 @@ impl<F> Cursor<F> {
     pub(super) fn commit<S: Storage<File = F>>(
         &mut self,
         storage: &S,
-        position: Position,
+        position: LogPosition,
         durable: bool,
     ) -> io::Result<()> {
         let next = CursorSlot { generation: self.newest.generation + 1, position, ..self.newest };
@@ -129,7 +132,7 @@ mod tests {
     use super::*;
 
     fn slot(generation: u64) -> CursorSlot {
-        let position = Position { segment: generation + 1, offset: 4096, frame_seq: 10 * generation };
+        let position = LogPosition { segment: generation + 1, offset: 4096, frame_seq: 10 * generation };
         CursorSlot { generation, position, spool: [7; 16] }
     }
 

@@ -5,10 +5,10 @@
 
 use std::io;
 
-use crate::spool::CursorSlot;
-use crate::spool::SpoolError;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
+use crate::spool::cursor::CursorSlot;
+use crate::spool::error::SpoolError;
 use crate::spool::recovery::identify;
 use crate::spool::segment::Found;
 use crate::spool::segment::SEGMENT_HEADER_LEN;

@@ -44,7 +44,7 @@
 //!   8     8  number of the segment            │ 40 bytes
 //!  16     8  number of the first frame        │
 //!  24     4  how many frames                  │
-//!  28     4  1 in a footer, else twice upstream│
+//!  28     4  1 in a footer, else 2 × connection│
 //!  32     8  when they were read              ┘
 //!  40        data frames as on the wire: length word (big-endian), payload, …
 //!            … and at the end of a segment that was closed in order, a footer: a record of no frames, with the
@@ -72,10 +72,16 @@
 //!   again, to another segment, under the same numbers.
 
 mod config;
+mod connection;
 mod contents;
 mod cursor;
+mod error;
 mod gaps;
 mod inspect;
+mod limits;
+mod loss;
+mod moment;
+mod position;
 mod reader;
 mod record;
 mod recovery;
@@ -86,25 +92,26 @@ mod upkeep;
 mod writer;
 
 use std::collections::VecDeque;
-use std::io;
-use std::path::PathBuf;
-use std::time::Duration;
 use std::time::Instant;
-use std::time::SystemTime;
 
 pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
-pub use config::Sync;
+pub use config::SyncPolicy;
+pub use connection::ConnectionId;
 pub use contents::Content;
 pub use contents::Contents;
 pub use contents::Flaw;
 pub use contents::Part;
 pub use cursor::CursorSlot;
+pub use error::SpoolError;
 pub use inspect::Inspected;
 pub use inspect::InspectedSegment;
 pub use inspect::SegmentItems;
 pub use inspect::inspect;
+pub use loss::LossReason;
+pub use moment::Moment;
+pub use position::LogPosition;
 pub use record::RECORD_LEN_MAX;
 pub use record::RecordHeader;
 pub use recovery::RecoveryReport;
@@ -145,7 +152,7 @@ pub struct Spool<S: Storage = Folder> {
     /// Number of the next frame to be appended.
     head: u64,
     /// Everything before it is acknowledged or lost.
-    watermark: Position,
+    watermark: LogPosition,
     /// Numbers between watermark and head that are lost: reported, or by another.
     gaps: Gaps,
     reader: Reader<S::File>,
@@ -178,129 +185,6 @@ struct Segment {
     damaged: bool,
 }
 
-/// A place between two records. Positions are in the order of their frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// Number of the segment.
-    segment: u64,
-    /// Offset in it, in bytes.
-    offset: u64,
-    /// Number of the next frame.
-    frame_seq: u64,
-}
-
-impl Position {
-    /// Number of the frame behind it. The frames of a spool are numbered from 0, and no number is used twice.
-    pub fn frame_seq(&self) -> u64 {
-        self.frame_seq
-    }
-
-    /// Number of its segment.
-    pub fn segment(&self) -> u64 {
-        self.segment
-    }
-
-    /// Its offset within the segment, in bytes.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-}
-
-/// One moment on two clocks: deadlines go by the one that never jumps, ages by the one that outlives the process.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// On the monotonic clock.
-    pub instant: Instant,
-    /// Nanoseconds of Unix time.
-    pub unix: u64,
-}
-
-impl Moment {
-    /// Reads both clocks.
-    pub fn now() -> Self {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { instant: Instant::now(), unix: nanos(unix) }
-    }
-
-    /// Unix time of an instant before this moment.
-    fn unix_of(&self, instant: Instant) -> u64 {
-        self.unix.saturating_sub(nanos(self.instant.saturating_duration_since(instant)))
-    }
-
-    /// The instant of a Unix time before this moment; this moment itself for one that is too long ago.
-    fn instant_of(&self, unix: u64) -> Instant {
-        let age = Duration::from_nanos(self.unix.saturating_sub(unix));
-        self.instant.checked_sub(age).unwrap_or(self.instant)
-    }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Why frames were lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LossReason {
-    /// The spool, or its disk, was full.
-    Full,
-    /// They were older than [`SpoolConfig::max_age`].
-    Age,
-    /// They could not be read back: their segment was damaged, or is gone.
-    Damaged,
-}
-
-impl LossReason {
-    /// All reasons.
-    pub const ALL: [Self; 3] = [Self::Full, Self::Age, Self::Damaged];
-
-    /// The reason as it stands in a ledger.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "spool_full",
-            Self::Age => "spool_age",
-            Self::Damaged => "spool_damaged",
-        }
-    }
-}
-
-/// Why a spool cannot be opened, or cannot do what it is asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpoolError {
-    /// Another spool has the folder.
-    #[error(
-        "the spool folder {} is in use by another process: stop that one, or give this output a folder of its own",
-        folder.display()
-    )]
-    InUse {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// The system refused something. It may work later.
-    #[error("cannot {action} {}: {source}", name.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        name: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Nothing can be written. What was appended before and is not durable stays in memory, and is tried again.
-    #[error("the spool cannot be written: {source}")]
-    Degraded {
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-impl SpoolError {
-    fn io(action: &'static str, name: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let name = name.into();
-        move |source| Self::Io { action, name, source }
-    }
-}
-
 impl<S: Storage> Spool<S> {
     /// Frames in the spool that are neither acknowledged nor lost.
     pub fn frames(&self) -> u64 {
@@ -308,7 +192,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Everything before it is acknowledged, or was lost.
-    pub fn acknowledged(&self) -> Position {
+    pub fn acknowledged(&self) -> LogPosition {
         self.watermark
     }
 
@@ -348,7 +232,3 @@ impl<S: Storage> Spool<S> {
         (index < self.segments.len()).then_some(index)
     }
 }
-
-/// Segments and frames have lower numbers than any that could be counted to. Higher ones are forged or damaged.
-const SEGMENT_MAX: u64 = 1 << 62;
-const FRAME_SEQ_MAX: u64 = 1 << 62;

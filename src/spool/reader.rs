@@ -4,14 +4,14 @@
 use std::io;
 
 use crate::protocol::FrameBatch;
-use crate::spool::LossReason;
-use crate::spool::Moment;
-use crate::spool::Position;
 use crate::spool::Spool;
-use crate::spool::SpoolError;
+use crate::spool::connection::ConnectionId;
+use crate::spool::error::SpoolError;
+use crate::spool::loss::LossReason;
+use crate::spool::moment::Moment;
+use crate::spool::position::LogPosition;
 use crate::spool::record::RecordHeader;
 use crate::spool::segment::Found;
-use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::Scan;
 use crate::spool::segment::segment_name;
 use crate::spool::storage::Storage;
@@ -20,7 +20,7 @@ use crate::transport::buffer::ReadBuffer;
 /// Where the reader is.
 #[derive(Debug)]
 pub(super) struct Reader<F> {
-    pub(super) position: Position,
+    pub(super) position: LogPosition,
     /// The segment of the position, once it is open.
     scan: Option<(Scan, F)>,
     /// Attempts that failed since the last that did not.
@@ -30,11 +30,11 @@ pub(super) struct Reader<F> {
 }
 
 impl<F> Reader<F> {
-    pub(super) fn new(position: Position) -> Self {
+    pub(super) fn new(position: LogPosition) -> Self {
         Self { position, scan: None, failures: 0, blocks: ReadBuffer::default() }
     }
 
-    pub(super) fn seek(&mut self, position: Position) {
+    pub(super) fn seek(&mut self, position: LogPosition) {
         self.close();
         self.position = position;
         self.failures = 0;
@@ -47,7 +47,7 @@ impl<F> Reader<F> {
         Some(file)
     }
 
-    fn open(&mut self, position: Position, file: F) -> &mut (Scan, F) {
+    fn open(&mut self, position: LogPosition, file: F) -> &mut (Scan, F) {
         let blocks = std::mem::take(&mut self.blocks);
         self.scan.insert((Scan::reusing(position.segment, position.offset, blocks), file))
     }
@@ -62,12 +62,12 @@ impl<F> Reader<F> {
 impl<S: Storage> Spool<S> {
     /// The next batch and the place behind it, for [`Spool::done`]. `None` when everything readable was read.
     ///
-    /// Under [`Sync::Batch`](crate::spool::Sync::Batch) only what is durable is readable. Batches of one read
+    /// Under [`SyncPolicy::Batch`](crate::spool::SyncPolicy::Batch) only what is durable is readable. Batches of one read
     /// share its memory.
     ///
     /// # Errors
     /// [`SpoolError::Io`]: it may be asked again; a segment that cannot be read three times is passed over.
-    pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, Position)>, SpoolError> {
+    pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, LogPosition)>, SpoolError> {
         let read = self.next_from(now)?;
         Ok(read.map(|(_, batch, position)| (batch, position)))
     }
@@ -76,7 +76,10 @@ impl<S: Storage> Spool<S> {
     ///
     /// # Errors
     /// As [`Spool::next`].
-    pub fn next_from(&mut self, now: Moment) -> Result<Option<(u32, FrameBatch, Position)>, SpoolError> {
+    pub fn next_from(
+        &mut self,
+        now: Moment,
+    ) -> Result<Option<(ConnectionId, FrameBatch, LogPosition)>, SpoolError> {
         loop {
             let Some(index) = self.segment_from(self.reader.position.segment) else {
                 return Ok(self.next_beyond_segments());
@@ -85,7 +88,7 @@ impl<S: Storage> Spool<S> {
             let Some(segment) = self.segments.get_mut(index) else { return Ok(None) };
             if segment.number != self.reader.position.segment {
                 let frame_seq = self.reader.position.frame_seq;
-                self.reader.seek(Position::at_start(segment.number, frame_seq));
+                self.reader.seek(LogPosition::at_start(segment.number, frame_seq));
             }
             let found = scan_on(&self.storage, &mut self.reader, segment.len);
             let found = match found {
@@ -97,7 +100,8 @@ impl<S: Storage> Spool<S> {
                         return Err(SpoolError::io("read", name)(source));
                     }
                     segment.damaged = true;
-                    self.reader.seek(Position::at_start(segment.number + 1, self.reader.position.frame_seq));
+                    self.reader
+                        .seek(LogPosition::at_start(segment.number + 1, self.reader.position.frame_seq));
                     continue;
                 }
             };
@@ -117,7 +121,7 @@ impl<S: Storage> Spool<S> {
                     if self.is_new(&header) {
                         self.miss_until(header.frame_seq);
                         self.reader.position = behind;
-                        return Ok(Some((header.upstream, batch, behind)));
+                        return Ok(Some((header.connection, batch, behind)));
                     }
                 }
                 Some(Found::Record(..)) => {}
@@ -132,7 +136,8 @@ impl<S: Storage> Spool<S> {
                     return Ok(None);
                 }
                 None => {
-                    self.reader.seek(Position::at_start(segment.number + 1, self.reader.position.frame_seq));
+                    self.reader
+                        .seek(LogPosition::at_start(segment.number + 1, self.reader.position.frame_seq));
                 }
             }
         }
@@ -140,7 +145,7 @@ impl<S: Storage> Spool<S> {
 
     /// Everything up to `position`, which [`Spool::next`] or [`Spool::append`] gave, is delivered. Returns how many
     /// frames were acknowledged by it: not those that were reported as lost in the meantime.
-    pub fn done(&mut self, position: Position, now: Moment) -> u64 {
+    pub fn done(&mut self, position: LogPosition, now: Moment) -> u64 {
         if position.frame_seq <= self.watermark.frame_seq || position.frame_seq > self.head {
             return 0;
         }
@@ -165,7 +170,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Takes everything up to `position`, which [`Spool::append`] gave, as read: the caller has it.
-    pub fn skip_to(&mut self, position: Position) {
+    pub fn skip_to(&mut self, position: LogPosition) {
         if position.frame_seq > self.reader.position.frame_seq {
             let file = self.reader.close().filter(|_| position.segment == self.reader.position.segment);
             if let Some(file) = file {
@@ -176,7 +181,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Behind the last segment: what is in memory only, or nothing.
-    fn next_beyond_segments(&mut self) -> Option<(u32, FrameBatch, Position)> {
+    fn next_beyond_segments(&mut self) -> Option<(ConnectionId, FrameBatch, LogPosition)> {
         if !self.homeless {
             self.miss_until(self.head);
             return None;
@@ -184,10 +189,10 @@ impl<S: Storage> Spool<S> {
         let frame_seq = self.reader.position.frame_seq;
         let kept = self.unsynced.iter().find(|kept| kept.frame_seq >= frame_seq)?;
         let end = kept.frame_seq + u64::from(kept.batch.frames());
-        let (first, upstream, batch) = (kept.frame_seq, kept.upstream, kept.batch.clone());
+        let (first, connection, batch) = (kept.frame_seq, kept.connection, kept.batch.clone());
         self.miss_until(first);
-        self.reader.position = Position { frame_seq: end, ..self.reader.position };
-        Some((upstream, batch, self.reader.position))
+        self.reader.position = LogPosition { frame_seq: end, ..self.reader.position };
+        Some((connection, batch, self.reader.position))
     }
 
     /// Whether a record is neither one that was read before, nor one that is lost.
@@ -221,15 +226,9 @@ impl<S: Storage> Spool<S> {
 
 impl<F> Reader<F> {
     /// The place behind the record that was found last.
-    fn behind(&self, header: &RecordHeader) -> Position {
+    fn behind(&self, header: &RecordHeader) -> LogPosition {
         let offset = self.scan.as_ref().map_or(self.position.offset, |(scan, _)| scan.offset());
-        Position { offset, frame_seq: header.frame_seq_end(), ..self.position }
-    }
-}
-
-impl Position {
-    pub(super) fn at_start(segment: u64, frame_seq: u64) -> Self {
-        Self { segment, offset: SEGMENT_HEADER_LEN as u64, frame_seq }
+        LogPosition { offset, frame_seq: header.frame_seq_end(), ..self.position }
     }
 }
 

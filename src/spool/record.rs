@@ -3,7 +3,8 @@
 use bytes::Buf;
 use bytes::BufMut;
 
-use crate::spool::FRAME_SEQ_MAX;
+use crate::spool::connection::ConnectionId;
+use crate::spool::limits::FRAME_SEQ_MAX;
 
 /// What stands before the frames of a batch. The format is drawn in [`spool`](crate::spool).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +19,8 @@ pub struct RecordHeader {
     pub frames: u32,
     /// Whether the record ends its segment, which holds nothing behind it.
     pub footer: bool,
-    /// Where the frames came from, as the writer of the spool has told: at most [`RecordHeader::UPSTREAM_MAX`]; 0 in a
-    /// footer.
-    pub upstream: u32,
+    /// The connection that brought the frames, as the writer of the spool has told; 0 in a footer.
+    pub connection: ConnectionId,
     /// When the frames were read, in nanoseconds of Unix time; of the youngest of them in a footer.
     pub received: u64,
 }
@@ -28,9 +28,6 @@ pub struct RecordHeader {
 impl RecordHeader {
     /// Encoded length, in bytes.
     pub const LEN: usize = 40;
-
-    /// Largest [`RecordHeader::upstream`].
-    pub const UPSTREAM_MAX: u32 = u32::MAX >> 1;
 
     /// The header of `payload`, encoded with the checksum over both.
     pub fn encode(&self, payload: &[u8]) -> [u8; Self::LEN] {
@@ -41,7 +38,7 @@ impl RecordHeader {
         rest.put_u64_le(self.segment);
         rest.put_u64_le(self.frame_seq);
         rest.put_u32_le(self.frames);
-        rest.put_u32_le(self.upstream << 1 | u32::from(self.footer));
+        rest.put_u32_le(self.connection.get() << 1 | u32::from(self.footer));
         rest.put_u64_le(self.received);
         let crc = checksum(&bytes, payload);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -57,18 +54,18 @@ impl RecordHeader {
         let own_segment = rest.get_u64_le();
         let (frame_seq, frames) = (rest.get_u64_le(), rest.get_u32_le());
         let flags = rest.get_u32_le();
-        let (footer, upstream) = (flags & 1 == 1, flags >> 1);
+        let (footer, connection) = (flags & 1 == 1, ConnectionId::new(flags >> 1));
         let header = Self {
             len,
             segment: own_segment,
             frame_seq,
             frames,
             footer,
-            upstream,
+            connection,
             received: rest.get_u64_le(),
         };
         let shape = if footer {
-            frames == 0 && len == 0 && upstream == 0
+            frames == 0 && len == 0 && connection == ConnectionId::default()
         } else {
             // A frame is a length word and at least one byte.
             frames > 0 && u64::from(frames) * 5 <= u64::from(len) && len <= RECORD_LEN_MAX
@@ -106,7 +103,7 @@ mod tests {
         frame_seq: 1000,
         frames: 1,
         footer: false,
-        upstream: 9,
+        connection: ConnectionId::new(9),
         received: 123_456_789,
     };
     const PAYLOAD: &[u8] = b"\0\0\0\x01x";

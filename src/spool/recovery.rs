@@ -9,20 +9,21 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use crate::protocol::ContentType;
-use crate::spool::FRAME_SEQ_MAX;
-use crate::spool::LossReason;
-use crate::spool::Moment;
-use crate::spool::Position;
-use crate::spool::SEGMENT_MAX;
 use crate::spool::Segment;
 use crate::spool::Spool;
-use crate::spool::SpoolConfig;
-use crate::spool::SpoolError;
-use crate::spool::Sync;
+use crate::spool::config::SpoolConfig;
+use crate::spool::config::SyncPolicy;
+use crate::spool::connection::ConnectionId;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
 use crate::spool::cursor::CursorSlot;
+use crate::spool::error::SpoolError;
 use crate::spool::gaps::Gaps;
+use crate::spool::limits::FRAME_SEQ_MAX;
+use crate::spool::limits::SEGMENT_MAX;
+use crate::spool::loss::LossReason;
+use crate::spool::moment::Moment;
+use crate::spool::position::LogPosition;
 use crate::spool::reader::Reader;
 use crate::spool::record::RecordHeader;
 use crate::spool::segment::Found;
@@ -364,7 +365,7 @@ impl<S: Storage> Recovery<S> {
             frame_seq: summary.end,
             frames: 0,
             footer: true,
-            upstream: 0,
+            connection: ConnectionId::default(),
             received: summary.youngest,
         };
         let footer = footer.encode(&[]);
@@ -404,7 +405,7 @@ impl<S: Storage> Recovery<S> {
             || {
                 let first = segments.front();
                 let number = first.map_or(self.segment_next, |first| first.number);
-                Position::at_start(number, first.map_or(head, |first| first.frame_seq))
+                LogPosition::at_start(number, first.map_or(head, |first| first.frame_seq))
             },
             |slot| slot.position,
         );
@@ -421,7 +422,7 @@ impl<S: Storage> Recovery<S> {
         let newest = CursorSlot { generation: 0, position: watermark, spool: id };
         let mut cursor = Cursor::new(file, slot.unwrap_or(newest));
         if slot.is_none() {
-            let durable = config.sync != Sync::None;
+            let durable = config.sync != SyncPolicy::None;
             cursor.commit(&self.storage, watermark, durable).map_err(failed())?;
             if durable {
                 self.storage.sync_folder().map_err(failed())?;

@@ -7,8 +7,8 @@ use bytes::BufMut;
 use bytes::Bytes;
 
 use crate::protocol::ContentType;
-use crate::spool::FRAME_SEQ_MAX;
-use crate::spool::SEGMENT_MAX;
+use crate::spool::limits::FRAME_SEQ_MAX;
+use crate::spool::limits::SEGMENT_MAX;
 use crate::spool::record::RecordHeader;
 use crate::spool::record::checksum;
 use crate::spool::storage::Storage;

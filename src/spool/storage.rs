@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use crate::spool::SpoolError;
+use crate::spool::error::SpoolError;
 
 /// One folder and its files. Names are plain: no path leads out of the folder, no link is followed.
 ///

@@ -6,16 +6,17 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::protocol::FrameBatch;
-use crate::spool::LossReason;
-use crate::spool::Moment;
-use crate::spool::OnFull;
-use crate::spool::Position;
 use crate::spool::Segment;
 use crate::spool::Spool;
-use crate::spool::SpoolError;
-use crate::spool::Sync;
+use crate::spool::config::OnFull;
+use crate::spool::config::SyncPolicy;
+use crate::spool::connection::ConnectionId;
 use crate::spool::cursor::CURSOR_NAME;
-use crate::spool::nanos;
+use crate::spool::error::SpoolError;
+use crate::spool::loss::LossReason;
+use crate::spool::moment::Moment;
+use crate::spool::moment::nanos;
+use crate::spool::position::LogPosition;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::segment_name;
 use crate::spool::segment::segment_of;
@@ -81,8 +82,8 @@ impl<S: Storage> Spool<S> {
     /// Duplicates after a crash are those of this time.
     pub(super) fn cursor_interval(&self) -> Duration {
         match self.config.sync {
-            Sync::Interval(interval) => interval,
-            Sync::None | Sync::Batch => CURSOR_INTERVAL,
+            SyncPolicy::Interval(interval) => interval,
+            SyncPolicy::None | SyncPolicy::Batch => CURSOR_INTERVAL,
         }
     }
 
@@ -94,8 +95,8 @@ impl<S: Storage> Spool<S> {
         self.write_cursor(self.watermark)
     }
 
-    pub(super) fn write_cursor(&mut self, position: Position) -> Result<(), SpoolError> {
-        let durable = self.config.sync != Sync::None;
+    pub(super) fn write_cursor(&mut self, position: LogPosition) -> Result<(), SpoolError> {
+        let durable = self.config.sync != SyncPolicy::None;
         self.cursor.commit(&self.storage, position, durable).map_err(SpoolError::io("write", "the cursor"))
     }
 
@@ -125,7 +126,7 @@ impl<S: Storage> Spool<S> {
 
     /// Whether a batch can be appended without the loss of any frame. Removes for it what nobody waits for.
     pub fn has_room_for(&mut self, batch: &FrameBatch) -> bool {
-        let batch = (0, batch.clone());
+        let batch = (ConnectionId::default(), batch.clone());
         loop {
             if !self.run_that_fits(std::slice::from_ref(&batch)).is_empty() {
                 return true;
@@ -144,7 +145,7 @@ impl<S: Storage> Spool<S> {
         let frame_seq = self.frame_seq_end(0);
         if frame_seq > self.watermark.frame_seq {
             let segment = self.segments.get(1).map_or(self.segment_next, |next| next.number);
-            let position = Position::at_start(segment, frame_seq);
+            let position = LogPosition::at_start(segment, frame_seq);
             self.write_cursor(position)?;
             let dropped = frame_seq - self.watermark.frame_seq;
             let lost = dropped - self.gaps.remove_below(frame_seq);
@@ -153,7 +154,7 @@ impl<S: Storage> Spool<S> {
             self.pass_gaps();
             self.forget_acknowledged();
             if self.reader.position.segment < segment {
-                self.reader.seek(Position::at_start(segment, self.reader.position.frame_seq));
+                self.reader.seek(LogPosition::at_start(segment, self.reader.position.frame_seq));
             }
         } else {
             self.write_cursor(self.watermark)?;

@@ -8,15 +8,16 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use crate::protocol::FrameBatch;
-use crate::spool::LossReason;
-use crate::spool::Moment;
-use crate::spool::OnFull;
-use crate::spool::Position;
 use crate::spool::Segment;
 use crate::spool::Spool;
-use crate::spool::SpoolError;
-use crate::spool::Sync;
-use crate::spool::nanos;
+use crate::spool::config::OnFull;
+use crate::spool::config::SyncPolicy;
+use crate::spool::connection::ConnectionId;
+use crate::spool::error::SpoolError;
+use crate::spool::loss::LossReason;
+use crate::spool::moment::Moment;
+use crate::spool::moment::nanos;
+use crate::spool::position::LogPosition;
 use crate::spool::record::RecordHeader;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::SegmentHeader;
@@ -28,7 +29,7 @@ use crate::spool::storage::write_all;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The place behind each batch that was taken, from the first on.
-    pub positions: Vec<Position>,
+    pub positions: Vec<LogPosition>,
     /// How many of the batches behind those are lost; [`Spool::poll_loss`] reports their frames.
     pub dropped: usize,
 }
@@ -55,33 +56,32 @@ pub(super) struct Kept {
     pub(super) frame_seq: u64,
     received: u64,
     appended: Instant,
-    pub(super) upstream: u32,
+    pub(super) connection: ConnectionId,
     pub(super) batch: FrameBatch,
 }
 
-/// Where a batch came from, and the batch.
-type From = (u32, FrameBatch);
+/// The connection that brought a batch, and the batch.
+type Arriving = (ConnectionId, FrameBatch);
 
 impl<S: Storage> Spool<S> {
     /// Appends batches, in order, each as one record; as many as there is room for.
     ///
-    /// Under [`Sync::Batch`] they are durable when this returns. Batches of no frames take no room.
+    /// Under [`SyncPolicy::Batch`] they are durable when this returns. Batches of no frames take no room.
     ///
     /// # Errors
     /// [`SpoolError::Degraded`]: none of these batches is in the spool, and their frames are the caller's to count.
     pub fn append(&mut self, batches: &[FrameBatch], now: Moment) -> Result<Appended, SpoolError> {
-        let batches: Vec<_> = batches.iter().map(|batch| (0, batch.clone())).collect();
+        let batches: Vec<_> = batches.iter().map(|batch| (ConnectionId::default(), batch.clone())).collect();
         self.append_from(&batches, now)
     }
 
-    /// The same, with a number for each batch that tells where it came from: 0 to [`RecordHeader::UPSTREAM_MAX`], of larger
-    /// ones the lower bits. [`Spool::next_from`] gives it back.
+    /// The same, with the connection that brought each batch. [`Spool::next_from`] gives it back.
     ///
     /// # Errors
     /// As [`Spool::append`].
     pub fn append_from(
         &mut self,
-        batches: &[(u32, FrameBatch)],
+        batches: &[(ConnectionId, FrameBatch)],
         now: Moment,
     ) -> Result<Appended, SpoolError> {
         self.settle(now)?;
@@ -98,7 +98,7 @@ impl<S: Storage> Spool<S> {
         result
     }
 
-    fn append_and_sync(&mut self, batches: &[From], now: Moment) -> Result<Appended, SpoolError> {
+    fn append_and_sync(&mut self, batches: &[Arriving], now: Moment) -> Result<Appended, SpoolError> {
         let mut appended = Appended { positions: Vec::with_capacity(batches.len()), dropped: 0 };
         while let Some(rest) = batches.get(appended.settled()..).filter(|rest| !rest.is_empty()) {
             if rest.first().is_some_and(|(_, first)| record_len(first) > self.config.record_len_max()) {
@@ -137,14 +137,14 @@ impl<S: Storage> Spool<S> {
             }
             break;
         }
-        if self.config.sync == Sync::Batch || self.unsynced_bytes >= self.config.unsynced_max() {
+        if self.config.sync == SyncPolicy::Batch || self.unsynced_bytes >= self.config.unsynced_max() {
             self.sync(now)?;
         }
         Ok(appended)
     }
 
     /// Those batches from the front that may be written at once: within the limits, and to one segment.
-    pub(super) fn run_that_fits<'a>(&self, batches: &'a [From]) -> &'a [From] {
+    pub(super) fn run_that_fits<'a>(&self, batches: &'a [Arriving]) -> &'a [Arriving] {
         let free = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
         let overhead = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
         let room = self.config.max.saturating_sub(self.bytes).min(free).saturating_sub(overhead);
@@ -154,7 +154,7 @@ impl<S: Storage> Spool<S> {
             None => fresh.saturating_sub(overhead),
         };
         let mut run_len = 0;
-        let fits = |(index, (_, batch)): &(usize, &From)| {
+        let fits = |(index, (_, batch)): &(usize, &Arriving)| {
             let len = record_len(batch);
             run_len += len;
             let within = run_len <= room && len <= self.config.record_len_max() && batch.frames() > 0;
@@ -166,14 +166,19 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Writes batches behind the last. They have their numbers even when that fails.
-    fn write(&mut self, run: &[From], now: Moment) -> io::Result<Vec<Position>> {
+    fn write(&mut self, run: &[Arriving], now: Moment) -> io::Result<Vec<LogPosition>> {
         let first = self.unsynced.len();
         let frame_seq = self.head;
-        for (upstream, batch) in run {
+        for (connection, batch) in run {
             let received = now.unix_of(batch.read_at());
-            let upstream = upstream & RecordHeader::UPSTREAM_MAX;
             let appended = now.instant;
-            let kept = Kept { frame_seq: self.head, received, appended, upstream, batch: batch.clone() };
+            let kept = Kept {
+                frame_seq: self.head,
+                received,
+                appended,
+                connection: *connection,
+                batch: batch.clone(),
+            };
             self.unsynced_bytes += kept.record_len();
             self.unsynced.push_back(kept);
             self.head += u64::from(batch.frames());
@@ -183,9 +188,9 @@ impl<S: Storage> Spool<S> {
         let first = first.min(self.unsynced.len() - run.len());
         let positions = self.write_kept(first)?;
         match self.config.sync {
-            Sync::None => self.forget_kept(),
-            Sync::Batch => {}
-            Sync::Interval(interval) => {
+            SyncPolicy::None => self.forget_kept(),
+            SyncPolicy::Batch => {}
+            SyncPolicy::Interval(interval) => {
                 self.sync_due.get_or_insert(now.instant + interval);
             }
         }
@@ -193,7 +198,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Writes what is kept, from index `first` on, to the end of the open segment.
-    fn write_kept(&mut self, first: usize) -> io::Result<Vec<Position>> {
+    fn write_kept(&mut self, first: usize) -> io::Result<Vec<LogPosition>> {
         let (Some(open), Some(segment)) = (&self.open, self.segments.back_mut()) else {
             return Err(io::ErrorKind::NotFound.into());
         };
@@ -207,7 +212,7 @@ impl<S: Storage> Spool<S> {
             buffers.push(IoSlice::new(kept.batch.bytes()));
             offset += kept.record_len();
             let frame_seq = kept.frame_seq + u64::from(kept.batch.frames());
-            positions.push(Position { segment: segment.number, offset, frame_seq });
+            positions.push(LogPosition { segment: segment.number, offset, frame_seq });
         }
         write_all(&self.storage, &open.file, &mut buffers, segment.len)?;
         let youngest = self.unsynced.iter().skip(first).map(|kept| kept.received).max();
@@ -218,11 +223,11 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Takes back what a full disk has left of a write, and the numbers of the batches. Fails where it cannot be sure.
-    fn undo_write(&mut self, run: &[From]) -> bool {
+    fn undo_write(&mut self, run: &[Arriving]) -> bool {
         if let (Some(open), Some(segment)) = (&self.open, self.segments.back()) {
             let undone = self.storage.truncate(&open.file, segment.len);
             let undone = undone.and_then(|()| match self.config.sync {
-                Sync::None => Ok(()),
+                SyncPolicy::None => Ok(()),
                 _ => self.storage.sync(&open.file),
             });
             if undone.is_err() {
@@ -239,7 +244,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Has a segment open with room for the first batch of `run`, whose number is `frame_seq`.
-    fn open_segment_for(&mut self, run: &[From], frame_seq: u64, now: Moment) -> io::Result<()> {
+    fn open_segment_for(&mut self, run: &[Arriving], frame_seq: u64, now: Moment) -> io::Result<()> {
         if let (Some(_), Some(segment)) = (&self.open, self.segments.back()) {
             let len = segment.len
                 + run.first().map_or(0, |(_, batch)| record_len(batch))
@@ -275,7 +280,7 @@ impl<S: Storage> Spool<S> {
             };
             let written = write_all(&self.storage, &file, &mut [IoSlice::new(&header.encode())], 0);
             let durable = written.and_then(|()| match self.config.sync {
-                Sync::None => Ok(()),
+                SyncPolicy::None => Ok(()),
                 _ => self.storage.sync(&file).and_then(|()| self.storage.sync_folder()),
             });
             if let Err(error) = durable {
@@ -309,7 +314,7 @@ impl<S: Storage> Spool<S> {
     /// One that is acknowledged is passed by a durable cursor instead of being made durable itself.
     pub(super) fn close_segment(&mut self, kept: usize, frame_seq: u64) -> io::Result<()> {
         let acknowledged = self.open.is_some()
-            && self.config.sync != Sync::None
+            && self.config.sync != SyncPolicy::None
             && frame_seq <= self.watermark.frame_seq
             && self.write_cursor(self.watermark).is_ok();
         let (Some(open), Some(segment)) = (&self.open, self.segments.back_mut()) else { return Ok(()) };
@@ -319,7 +324,7 @@ impl<S: Storage> Spool<S> {
             frame_seq,
             frames: 0,
             footer: true,
-            upstream: 0,
+            connection: ConnectionId::default(),
             received: segment.youngest,
         };
         // Without it the segment is scanned at the next start.
@@ -330,7 +335,7 @@ impl<S: Storage> Spool<S> {
         }
         // Gives back what was reserved.
         let _ = self.storage.truncate(&open.file, segment.len);
-        if self.config.sync != Sync::None && !acknowledged {
+        if self.config.sync != SyncPolicy::None && !acknowledged {
             self.storage.sync(&open.file)?;
         }
         self.open = None;
@@ -365,7 +370,7 @@ impl<S: Storage> Spool<S> {
 
     fn sync_open(&mut self) -> io::Result<()> {
         if let (Some(open), Some(segment)) = (&mut self.open, self.segments.back()) {
-            if self.config.sync != Sync::None {
+            if self.config.sync != SyncPolicy::None {
                 self.storage.sync(&open.file)?;
             }
             open.synced = segment.len;
@@ -378,7 +383,7 @@ impl<S: Storage> Spool<S> {
     ///
     /// # Errors
     /// [`SpoolError::Degraded`]: it waits in memory.
-    pub(super) fn settle(&mut self, now: Moment) -> Result<Vec<Position>, SpoolError> {
+    pub(super) fn settle(&mut self, now: Moment) -> Result<Vec<LogPosition>, SpoolError> {
         let Some(first) = self.unsynced.front().filter(|_| self.homeless) else { return Ok(Vec::new()) };
         let frame_seq = first.frame_seq;
         // What was acknowledged, and is gone with the old segment, is not to be missed after a crash.
@@ -405,7 +410,7 @@ impl<S: Storage> Spool<S> {
     /// kernel takes its pages for clean, and the next sync would succeed with the data gone.)
     fn abandon_open(&mut self) {
         let (Some(open), Some(segment)) = (self.open.take(), self.segments.back_mut()) else { return };
-        let good = if self.config.sync == Sync::None { segment.len } else { open.synced };
+        let good = if self.config.sync == SyncPolicy::None { segment.len } else { open.synced };
         self.bytes -= segment.len - good;
         segment.len = good;
         // What stays in the file is a torn tail, or copies under the same numbers.
@@ -424,7 +429,7 @@ impl<S: Storage> Spool<S> {
             self.unsynced.pop_front();
         }
         self.homeless &= !self.unsynced.is_empty();
-        if let (Sync::Interval(interval), Some(_)) = (self.config.sync, self.sync_due) {
+        if let (SyncPolicy::Interval(interval), Some(_)) = (self.config.sync, self.sync_due) {
             self.sync_due = self.unsynced.front().map(|kept| kept.appended + interval);
         }
     }
@@ -434,19 +439,19 @@ impl<S: Storage> Spool<S> {
         self.unsynced_bytes = 0;
     }
 
-    fn drop_arriving(&mut self, batches: &[From]) -> usize {
+    fn drop_arriving(&mut self, batches: &[Arriving]) -> usize {
         let frames = batches.iter().map(|(_, batch)| u64::from(batch.frames())).sum();
         self.count_lost(LossReason::Full, frames);
         batches.len()
     }
 
     /// The place behind everything.
-    pub(super) fn end(&self) -> Position {
+    pub(super) fn end(&self) -> LogPosition {
         let (segment, offset) = match self.segments.back() {
             Some(last) => (last.number, last.len),
             None => (self.segment_next, SEGMENT_HEADER_LEN as u64),
         };
-        Position { segment, offset, frame_seq: self.head }
+        LogPosition { segment, offset, frame_seq: self.head }
     }
 }
 
@@ -466,7 +471,7 @@ impl Kept {
             frame_seq: self.frame_seq,
             frames: self.batch.frames(),
             footer: false,
-            upstream: self.upstream,
+            connection: self.connection,
             received: self.received,
         };
         header.encode(self.batch.bytes())

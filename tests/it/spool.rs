@@ -17,7 +17,7 @@ use tapster::spool::Moment;
 use tapster::spool::OnFull;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
@@ -386,7 +386,7 @@ on_both_backends! {
 
     /// Also where every append is synced, and where none is.
     fn every_way_to_sync_delivers_the_same(backend) {
-        for sync in [Sync::None, Sync::Batch, Sync::Interval(millis(5))] {
+        for sync in [SyncPolicy::None, SyncPolicy::Batch, SyncPolicy::Interval(millis(5))] {
             let folder = folder();
             let reader = CollectingReader::tcp();
             let output = small(to(&reader).on_disk(&spool_of(folder.path())));

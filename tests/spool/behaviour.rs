@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
+use tapster::spool::ConnectionId;
 use tapster::spool::Folder;
 use tapster::spool::OnFull;
-use tapster::spool::RecordHeader;
 use tapster::spool::SimFolder;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
 use tapster::spool::SpoolError;
 use tapster::spool::Storage;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -19,11 +19,11 @@ use crate::support::numbers;
 use crate::support::open;
 use crate::support::small;
 
-const INTERVAL: Sync = Sync::Interval(Duration::from_millis(100));
+const INTERVAL: SyncPolicy = SyncPolicy::Interval(Duration::from_millis(100));
 
 #[test]
 fn what_is_appended_comes_back_in_order_and_once() {
-    for sync in [Sync::None, INTERVAL, Sync::Batch] {
+    for sync in [SyncPolicy::None, INTERVAL, SyncPolicy::Batch] {
         let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
         let mut spool = open(&folder, &small(sync, OnFull::Block), clock.now()).unwrap();
         for _ in 0..20 {
@@ -68,7 +68,7 @@ fn what_is_not_acknowledged_comes_again_after_a_restart() {
 #[test]
 fn a_rewind_reads_again_from_the_watermark() {
     let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
-    let mut spool = open(&folder, &small(Sync::Batch, OnFull::Block), clock.now()).unwrap();
+    let mut spool = open(&folder, &small(SyncPolicy::Batch, OnFull::Block), clock.now()).unwrap();
     for _ in 0..4 {
         let batch = books.batch(1, 100, clock.now());
         books.append(&mut spool, &[batch], clock.now()).unwrap();
@@ -247,7 +247,7 @@ fn what_is_acknowledged_before_its_time_is_never_synced_and_never_missed() {
         for cut in 0..20 {
             let mut spool = open(&folder, &config, clock.now()).unwrap();
             for _ in 0..40 {
-                let batches = [(0, books.batch(3, 2000, clock.now()))];
+                let batches = [(ConnectionId::default(), books.batch(3, 2000, clock.now()))];
                 let appended = spool.append_from(&batches, clock.now()).unwrap();
                 spool.skip_to(appended.positions[0]);
                 clock.advance(step);
@@ -354,15 +354,15 @@ fn a_spool_tells_where_batches_came_from() {
     let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
     let config = small(INTERVAL, OnFull::Block);
     let mut spool = open(&folder, &config, clock.now()).unwrap();
-    let upstreams = [0, 7, RecordHeader::UPSTREAM_MAX, 7];
-    let batches = upstreams.map(|upstream| (upstream, books.batch(1, 100, clock.now())));
+    let connections = [0, 7, u32::MAX >> 1, 7].map(ConnectionId::new);
+    let batches = connections.map(|connection| (connection, books.batch(1, 100, clock.now())));
     spool.append_from(&batches, clock.now()).unwrap();
     let read = |spool: &mut Spool<_>| {
         let read = std::iter::from_fn(|| spool.next_from(clock.now()).unwrap());
-        read.map(|(upstream, _, _)| upstream).collect::<Vec<_>>()
+        read.map(|(connection, _, _)| connection).collect::<Vec<_>>()
     };
-    assert_eq!(read(&mut spool), upstreams);
+    assert_eq!(read(&mut spool), connections);
     spool.close(clock.now()).unwrap();
     drop(spool);
-    assert_eq!(read(&mut open(&folder, &config, clock.now()).unwrap()), upstreams);
+    assert_eq!(read(&mut open(&folder, &config, clock.now()).unwrap()), connections);
 }

@@ -16,7 +16,7 @@ use tapster::spool::OnFull;
 use tapster::spool::Part;
 use tapster::spool::SimFolder;
 use tapster::spool::Spool;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 use tapster::spool::inspect;
 
 use crate::corruption::FIRST;
@@ -219,7 +219,7 @@ fn a_spool_at_work_looks_sound_at_any_moment() {
     let (begun, at_work) = (Barrier::new(2), AtomicBool::new(true));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let (mut clock, config) = (Clock::new(), small(Sync::None, OnFull::DropOldest));
+            let (mut clock, config) = (Clock::new(), small(SyncPolicy::None, OnFull::DropOldest));
             let (mut spool, _) = Spool::open(&path, config, None, clock.now()).unwrap();
             begun.wait();
             for round in 0..4000 {
@@ -279,7 +279,7 @@ fn what_cannot_be_read_is_told_and_the_rest_is_read() {
 #[test]
 fn what_was_read_before_a_moment_is_dropped_by_whole_segments() {
     let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
-    let config = small(Sync::Batch, OnFull::Block);
+    let config = small(SyncPolicy::Batch, OnFull::Block);
     let begin = clock.now().unix;
     for _ in 0..3 {
         let mut spool = open(&folder, &config, clock.now()).unwrap();

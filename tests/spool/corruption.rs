@@ -5,7 +5,7 @@ use std::time::Duration;
 use tapster::spool::OnFull;
 use tapster::spool::SimFolder;
 use tapster::spool::SpoolConfig;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -21,7 +21,7 @@ pub(crate) const FRAMES: u64 = 3;
 pub(crate) const RECORDS: u64 = 4;
 
 pub(crate) fn config() -> SpoolConfig {
-    small(Sync::Interval(Duration::from_millis(100)), OnFull::Block)
+    small(SyncPolicy::Interval(Duration::from_millis(100)), OnFull::Block)
 }
 
 /// A folder with two closed segments.

@@ -7,22 +7,28 @@ use tapster::spool::OnFull;
 use tapster::spool::SimFolder;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
 use crate::support::open;
 use crate::support::small;
 
-const SYNCS: [Sync; 3] = [Sync::None, Sync::Interval(Duration::from_millis(100)), Sync::Batch];
+const SYNCS: [SyncPolicy; 3] =
+    [SyncPolicy::None, SyncPolicy::Interval(Duration::from_millis(100)), SyncPolicy::Batch];
 
-fn config(sync: Sync) -> SpoolConfig {
+fn config(sync: SyncPolicy) -> SpoolConfig {
     SpoolConfig { max: 256 << 10, ..small(sync, OnFull::DropOldest) }
 }
 
 /// A life that sees every kind of operation: a spool is opened, filled until it drops, read in part, rewound and drained.
 /// The books balance after every step; what the spool refused is not in them. `None` where it could not be opened.
-fn live(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) -> Option<Spool<SimFolder>> {
+fn live(
+    folder: &SimFolder,
+    sync: SyncPolicy,
+    clock: &mut Clock,
+    books: &mut Books,
+) -> Option<Spool<SimFolder>> {
     let mut spool = (0..5).find_map(|_| open(folder, &config(sync), clock.now()).ok())?;
     for step in 0..STEPS {
         clock.advance(Duration::from_millis(70));
@@ -66,7 +72,7 @@ fn drain(spool: &mut Spool<SimFolder>, clock: &mut Clock, books: &mut Books) {
 }
 
 /// Opens what a life has left, and reads it all.
-fn live_again(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) {
+fn live_again(folder: &SimFolder, sync: SyncPolicy, clock: &mut Clock, books: &mut Books) {
     let mut spool = open(folder, &config(sync), clock.now()).expect("a spool opens whatever was left");
     books.restart(spool.frames());
     drain(&mut spool, clock, books);
@@ -144,7 +150,7 @@ fn a_power_cut_after_any_operation_loses_only_what_was_not_synced() {
                 break;
             }
             live_again(&cut, sync, &mut clock, &mut books);
-            if sync != Sync::None {
+            if sync != SyncPolicy::None {
                 let allowed = books.lost() + unsynced;
                 assert!(books.missing() <= allowed, "{} missing, not {allowed}", books.missing());
             }

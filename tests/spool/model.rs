@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tapster::protocol::FrameBatch;
+use tapster::spool::LogPosition;
 use tapster::spool::OnFull;
-use tapster::spool::Position;
 use tapster::spool::SimFolder;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -68,7 +68,7 @@ struct Model {
     /// So many of the waiting were read.
     read: usize,
     /// Places behind what was read, and how many frames had been appended before them.
-    positions: VecDeque<(Position, u64)>,
+    positions: VecDeque<(LogPosition, u64)>,
 }
 
 struct Pair {
@@ -81,7 +81,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(sync: Sync, on_full: OnFull) -> Self {
+    fn new(sync: SyncPolicy, on_full: OnFull) -> Self {
         let (folder, clock) = (SimFolder::new(), Clock::new());
         let config = SpoolConfig { max: 256 << 10, ..small(sync, on_full) };
         let spool = open(&folder, &config, clock.now()).expect("an empty folder");
@@ -145,7 +145,7 @@ impl Pair {
         self.check();
     }
 
-    fn append(&mut self, batches: &[FrameBatch]) -> Vec<Position> {
+    fn append(&mut self, batches: &[FrameBatch]) -> Vec<LogPosition> {
         let Ok(appended) = self.spool.append(batches, self.clock.now()) else {
             // Only a disk that is full can be the reason.
             return Vec::new();
@@ -168,7 +168,7 @@ impl Pair {
         appended.positions
     }
 
-    fn was_read(&mut self, batch: &FrameBatch, position: Position) {
+    fn was_read(&mut self, batch: &FrameBatch, position: LogPosition) {
         let numbers = numbers(batch);
         let expected: Vec<_> =
             self.model.waiting.iter().skip(self.model.read).take(numbers.len()).copied().collect();
@@ -227,7 +227,7 @@ proptest! {
     fn a_spool_is_a_queue(
         steps in prop::collection::vec(step(), 1..120),
         sync in prop_oneof![
-            Just(Sync::None), Just(Sync::Batch), Just(Sync::Interval(Duration::from_millis(100)))
+            Just(SyncPolicy::None), Just(SyncPolicy::Batch), Just(SyncPolicy::Interval(Duration::from_millis(100)))
         ],
         on_full in prop_oneof![Just(OnFull::DropOldest), Just(OnFull::DropNewest), Just(OnFull::Block)],
     ) {

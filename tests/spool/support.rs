@@ -7,19 +7,19 @@ use std::time::Instant;
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
 use tapster::spool::Appended;
+use tapster::spool::LogPosition;
 use tapster::spool::LossReason;
 use tapster::spool::Moment;
 use tapster::spool::OnFull;
-use tapster::spool::Position;
 use tapster::spool::SimFolder;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
 use tapster::spool::SpoolError;
 use tapster::spool::Storage;
-use tapster::spool::Sync;
+use tapster::spool::SyncPolicy;
 
 /// A spool of 512 KiB, segments of 64 KiB.
-pub(crate) fn small(sync: Sync, on_full: OnFull) -> SpoolConfig {
+pub(crate) fn small(sync: SyncPolicy, on_full: OnFull) -> SpoolConfig {
     SpoolConfig { max: 512 << 10, min_free: 0, sync, on_full, ..SpoolConfig::default() }
 }
 
@@ -128,7 +128,7 @@ impl Books {
         &mut self,
         spool: &mut Spool<S>,
         now: Moment,
-    ) -> Result<Option<Position>, SpoolError> {
+    ) -> Result<Option<LogPosition>, SpoolError> {
         let next = spool.next(now);
         self.losses(spool);
         let Some((batch, position)) = next? else { return Ok(None) };
