@@ -15,7 +15,7 @@ use crate::spool::inspect::Inspected;
 use crate::spool::inspect::SegmentItems;
 use crate::spool::moment::Moment;
 use crate::spool::record::RecordHeader;
-use crate::spool::segment::Found;
+use crate::spool::scan::Found;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::segment_of;
 use crate::spool::storage::Storage;

@@ -5,14 +5,15 @@
 
 use std::io;
 
+use crate::spool::aside::is_set_aside;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
 use crate::spool::cursor::CursorSlot;
 use crate::spool::error::SpoolError;
-use crate::spool::recovery::identify;
-use crate::spool::segment::Found;
+use crate::spool::identity::identify;
+use crate::spool::scan::Found;
+use crate::spool::scan::Scan;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
-use crate::spool::segment::Scan;
 use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::read_footer;
 use crate::spool::segment::read_header;
@@ -20,7 +21,6 @@ use crate::spool::segment::segment_name;
 use crate::spool::segment::segment_of;
 use crate::spool::storage::Entry;
 use crate::spool::storage::Storage;
-use crate::spool::upkeep::is_set_aside;
 
 /// What is in the folder of a spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

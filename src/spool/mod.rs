@@ -71,29 +71,39 @@
 //! - **A failed sync is not trusted to have lost nothing**: what was not known durable is still in memory, and is written
 //!   again, to another segment, under the same numbers.
 
+mod appended;
+mod aside;
 mod config;
 mod connection;
 mod contents;
 mod cursor;
+mod disk_queue;
+mod durability;
 mod error;
+#[cfg(test)]
+mod fixture;
+mod folder;
 mod gaps;
+mod identity;
 mod inspect;
 mod limits;
+mod log;
 mod loss;
 mod moment;
+mod numbered;
+mod open_segment;
 mod position;
-mod reader;
+mod progress;
+mod read_head;
 mod record;
 mod recovery;
+mod scan;
 mod segment;
 mod sim;
 mod storage;
-mod upkeep;
-mod writer;
+mod summary;
 
-use std::collections::VecDeque;
-use std::time::Instant;
-
+pub use appended::Appended;
 pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
@@ -104,7 +114,9 @@ pub use contents::Contents;
 pub use contents::Flaw;
 pub use contents::Part;
 pub use cursor::CursorSlot;
+pub use disk_queue::Spool;
 pub use error::SpoolError;
+pub use folder::Folder;
 pub use inspect::Inspected;
 pub use inspect::InspectedSegment;
 pub use inspect::SegmentItems;
@@ -116,119 +128,10 @@ pub use record::RECORD_LEN_MAX;
 pub use record::RecordHeader;
 pub use recovery::RecoveryReport;
 pub use recovery::SetAside;
-pub use segment::Found;
+pub use scan::Found;
 pub use segment::SEGMENT_HEADER_LEN;
 pub use segment::SegmentHeader;
 pub use sim::SimFile;
 pub use sim::SimFolder;
 pub use storage::Entry;
-pub use storage::Folder;
 pub use storage::Storage;
-pub use writer::Appended;
-
-use crate::protocol::ContentType;
-use crate::spool::cursor::Cursor;
-use crate::spool::gaps::Gaps;
-use crate::spool::reader::Reader;
-use crate::spool::writer::Kept;
-use crate::spool::writer::OpenSegment;
-
-/// A queue of batches on disk, with one writer and one reader. See the [module](self).
-#[derive(Debug)]
-pub struct Spool<S: Storage = Folder> {
-    storage: S,
-    config: SpoolConfig,
-    /// Which spool this is, in every file of it.
-    id: [u8; 16],
-    content_type: Option<ContentType>,
-    /// Oldest first. The last is written to while `open` is there.
-    segments: VecDeque<Segment>,
-    open: Option<OpenSegment<S::File>>,
-    segment_next: u64,
-    /// Files that were set aside, oldest first.
-    bad: VecDeque<Entry>,
-    /// Bytes of all of these on disk.
-    bytes: u64,
-    /// Number of the next frame to be appended.
-    head: u64,
-    /// Everything before it is acknowledged or lost.
-    watermark: LogPosition,
-    /// Numbers between watermark and head that are lost: reported, or by another.
-    gaps: Gaps,
-    reader: Reader<S::File>,
-    cursor: Cursor<S::File>,
-    /// Written, but not known to be durable, oldest first.
-    unsynced: VecDeque<Kept>,
-    unsynced_bytes: u64,
-    /// `unsynced` is in no segment that could be relied on.
-    homeless: bool,
-    /// Lost and not yet polled, by reason.
-    lost: [u64; LossReason::ALL.len()],
-    sync_due: Option<Instant>,
-    cursor_due: Option<Instant>,
-    retry_due: Option<Instant>,
-    upkeep_due: Instant,
-}
-
-/// A segment on disk.
-#[derive(Debug)]
-struct Segment {
-    number: u64,
-    /// Number of its first frame.
-    frame_seq: u64,
-    /// Bytes that hold records, or are the header.
-    len: u64,
-    created: u64,
-    /// When its youngest frame was read.
-    youngest: u64,
-    /// Something in it is damaged: it is set aside in the end, not removed.
-    damaged: bool,
-}
-
-impl<S: Storage> Spool<S> {
-    /// Frames in the spool that are neither acknowledged nor lost.
-    pub fn frames(&self) -> u64 {
-        self.head - self.watermark.frame_seq - self.gaps.len()
-    }
-
-    /// Everything before it is acknowledged, or was lost.
-    pub fn acknowledged(&self) -> LogPosition {
-        self.watermark
-    }
-
-    /// Bytes on disk.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Bytes that a power cut would lose now.
-    pub fn unsynced_bytes(&self) -> u64 {
-        self.unsynced_bytes
-    }
-
-    /// Whether what was written last could not be made durable anywhere: it waits in memory until that works.
-    pub fn is_degraded(&self) -> bool {
-        self.homeless
-    }
-
-    /// Frames that were lost since this was asked last, one reason at a time.
-    pub fn poll_loss(&mut self) -> Option<(LossReason, u64)> {
-        let (reason, lost) = LossReason::ALL.into_iter().zip(&mut self.lost).find(|(_, lost)| **lost > 0)?;
-        Some((reason, std::mem::take(lost)))
-    }
-
-    fn count_lost(&mut self, reason: LossReason, frames: u64) {
-        self.lost[reason as usize] += frames;
-    }
-
-    /// Number of the first frame behind a segment, or of one that is in the next as well.
-    fn frame_seq_end(&self, index: usize) -> u64 {
-        self.segments.get(index + 1).map_or(self.head, |next| next.frame_seq)
-    }
-
-    /// The index of the first segment from `number` on.
-    fn segment_from(&self, number: u64) -> Option<usize> {
-        let index = self.segments.partition_point(|segment| segment.number < number);
-        (index < self.segments.len()).then_some(index)
-    }
-}

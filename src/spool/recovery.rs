@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::io;
 use std::io::IoSlice;
-use std::path::Path;
 
 use rustix::io::Errno;
 
 use crate::protocol::ContentType;
-use crate::spool::Segment;
-use crate::spool::Spool;
+use crate::spool::aside::is_set_aside;
+use crate::spool::aside::set_aside;
 use crate::spool::config::SpoolConfig;
 use crate::spool::config::SyncPolicy;
 use crate::spool::connection::ConnectionId;
@@ -18,28 +17,26 @@ use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
 use crate::spool::cursor::CursorSlot;
 use crate::spool::error::SpoolError;
-use crate::spool::gaps::Gaps;
+use crate::spool::identity::identify;
 use crate::spool::limits::FRAME_SEQ_MAX;
 use crate::spool::limits::SEGMENT_MAX;
-use crate::spool::loss::LossReason;
-use crate::spool::moment::Moment;
+use crate::spool::log::Log;
+use crate::spool::log::LogFiles;
 use crate::spool::position::LogPosition;
-use crate::spool::reader::Reader;
+use crate::spool::progress::Progress;
 use crate::spool::record::RecordHeader;
-use crate::spool::segment::Found;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
-use crate::spool::segment::Scan;
+use crate::spool::segment::Segment;
 use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::read_footer;
 use crate::spool::segment::read_header;
 use crate::spool::segment::segment_name;
 use crate::spool::segment::segment_of;
 use crate::spool::storage::Entry;
-use crate::spool::storage::Folder;
 use crate::spool::storage::Storage;
 use crate::spool::storage::write_all;
-use crate::spool::upkeep::is_set_aside;
-use crate::spool::upkeep::set_aside;
+use crate::spool::summary::Summary;
+use crate::spool::summary::patiently;
 
 /// What was found in the folder of a spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,52 +68,58 @@ pub struct SetAside {
     pub reason: &'static str,
 }
 
-impl Spool {
-    /// Opens the spool in `folder`, which is created (mode 0700) where it is missing, and goes on with what is there.
-    ///
-    /// Segments of another content type are set aside. Reads the header of every segment and, if it was not closed in
-    /// order, the last one.
-    ///
-    /// # Errors
-    /// [`SpoolError::InUse`] and [`SpoolError::Io`]; never for what is in the files.
-    pub fn open(
-        folder: &Path,
-        config: SpoolConfig,
-        content_type: Option<ContentType>,
-        now: Moment,
-    ) -> Result<(Self, RecoveryReport), SpoolError> {
-        Self::open_in(Folder::open(folder)?, config, content_type, now)
-    }
+/// A spool as it was found.
+pub(super) struct Recovered<S: Storage> {
+    pub(super) log: Log<S>,
+    pub(super) progress: Progress<S::File>,
+    /// What was found; the caller fills in what is left after the delivered segments are removed.
+    pub(super) report: RecoveryReport,
 }
 
-impl<S: Storage> Spool<S> {
-    /// Opens the spool in a folder that is open and locked. See [`Spool::open`].
-    ///
-    /// # Errors
-    /// [`SpoolError::Io`].
-    pub fn open_in(
-        storage: S,
-        config: SpoolConfig,
-        content_type: Option<ContentType>,
-        now: Moment,
-    ) -> Result<(Self, RecoveryReport), SpoolError> {
-        let mut recovery = Recovery::new(storage, content_type);
-        recovery.list()?;
-        let cursor_file = recovery.open_cursor()?;
-        // A cursor that cannot be read is as good as lost.
-        let read = |file| patiently(|| Cursor::read(&recovery.storage, file)).unwrap_or(None);
-        let slot = cursor_file.as_ref().and_then(read);
-        recovery.examine_segments()?;
-        let (id, slot) = recovery.identify(slot);
-        recovery.report.cursor_found = slot.is_some();
-        if let Some(slot) = slot {
-            // The last segment may have been acknowledged, and be gone.
-            recovery.segment_next = recovery.segment_next.max(slot.position.segment + 1);
-        }
-        let (mut segments, mut head) = recovery.order(&id, slot)?;
-        recovery.end_last(&mut segments, &mut head)?;
-        recovery.into_spool(config, id, slot, cursor_file, segments, head, now)
+/// Finds out what is in the folder of a spool, and mends it.
+///
+/// # Errors
+/// [`SpoolError::Io`]; never for what is in the files.
+pub(super) fn recover<S: Storage>(
+    storage: S,
+    config: SpoolConfig,
+    content_type: Option<ContentType>,
+) -> Result<Recovered<S>, SpoolError> {
+    let mut recovery = Recovery::new(storage, content_type);
+    recovery.list()?;
+    let cursor_file = recovery.open_cursor()?;
+    // A cursor that cannot be read is as good as lost.
+    let read = |file| patiently(|| Cursor::read(&recovery.storage, file)).unwrap_or(None);
+    let slot = cursor_file.as_ref().and_then(read);
+    recovery.examine_segments()?;
+    let (id, slot) = recovery.identify(slot);
+    recovery.report.cursor_found = slot.is_some();
+    if let Some(slot) = slot {
+        // The last segment may have been acknowledged, and be gone.
+        recovery.segment_next = recovery.segment_next.max(slot.position.segment + 1);
     }
+    let (mut segments, mut head) = recovery.order(&id, slot)?;
+    recovery.end_last(&mut segments, &mut head)?;
+    let watermark = slot.map_or_else(
+        || {
+            let first = segments.front();
+            let number = first.map_or(recovery.segment_next, |first| first.number);
+            LogPosition::at_start(number, first.map_or(head, |first| first.frame_seq))
+        },
+        |slot| slot.position,
+    );
+    let newest = CursorSlot { generation: 0, position: watermark, spool: id };
+    let durable = config.sync != SyncPolicy::None;
+    let cursor = match cursor_file.zip(slot) {
+        Some((file, slot)) => Cursor::new(file, slot),
+        None => recovery.create_cursor(newest, durable)?,
+    };
+    let Recovery { storage, content_type, report, mut bad, segment_next, .. } = recovery;
+    bad.sort_by_key(|entry| entry.modified);
+    let progress = Progress::new(cursor, watermark, config.sync);
+    let head = head.max(watermark.frame_seq);
+    let files = LogFiles { id, content_type, segments, segment_next, aside: bad.into(), head };
+    Ok(Recovered { log: Log::new(storage, config, files), progress, report })
 }
 
 /// A spool that is being opened.
@@ -130,22 +133,6 @@ struct Recovery<S: Storage> {
     segments: BTreeMap<u64, (Entry, Option<SegmentHeader>)>,
     /// Higher than the number of any segment that was ever here, as far as can be seen.
     segment_next: u64,
-}
-
-/// What the records of a segment tell.
-#[derive(Default)]
-struct Summary {
-    /// Number of the first frame; `None` where there is no sound record.
-    first: Option<u64>,
-    /// Number of the frame after the last.
-    end: u64,
-    youngest: u64,
-    /// Offset behind the last sound record, in bytes.
-    len: u64,
-    /// Something before it is damaged.
-    damaged: bool,
-    /// There is a footer at its end.
-    closed: bool,
 }
 
 impl<S: Storage> Recovery<S> {
@@ -269,7 +256,7 @@ impl<S: Storage> Recovery<S> {
             let (first, end) = if other_type || first.is_none() {
                 let file = patiently(|| self.storage.open(&entry.name));
                 let file = file.map_err(SpoolError::io("open", &entry.name))?;
-                let summary = self.summarize(&file, number, entry.len);
+                let summary = Summary::read(&self.storage, &file, number, entry.len);
                 (first.or(summary.first), summary.end)
             } else {
                 (first, 0)
@@ -306,7 +293,7 @@ impl<S: Storage> Recovery<S> {
         while let Some(last) = segments.back_mut() {
             let name = segment_name(last.number);
             let file = patiently(|| self.storage.open(&name)).map_err(SpoolError::io("open", name))?;
-            let summary = self.summarize(&file, last.number, last.len);
+            let summary = Summary::read(&self.storage, &file, last.number, last.len);
             *head = (*head).max(summary.end);
             last.damaged |= summary.damaged;
             last.youngest = summary.youngest;
@@ -316,34 +303,6 @@ impl<S: Storage> Recovery<S> {
             segments.pop_back();
         }
         Ok(())
-    }
-
-    /// Goes through the records of a segment; only to the footer of one that was closed in order.
-    fn summarize(&self, file: &S::File, number: u64, len: u64) -> Summary {
-        let start = SEGMENT_HEADER_LEN as u64;
-        let mut summary = Summary { len: start, ..Summary::default() };
-        if let Ok(Some(footer)) = patiently(|| read_footer(&self.storage, file, number, len)) {
-            let (end, youngest) = (footer.frame_seq, footer.received);
-            summary = Summary { end, youngest, len, closed: true, ..summary };
-        }
-        let mut scan = Scan::new(number, start);
-        let mut damage = false;
-        // What cannot be read is damage that reaches to the end.
-        while let Ok(Some(found)) = patiently(|| scan.next(&self.storage, file, len)) {
-            let Found::Record(header, _) = found else {
-                damage = true;
-                continue;
-            };
-            summary.damaged |= damage;
-            summary.first.get_or_insert(header.frame_seq);
-            if summary.closed {
-                break;
-            }
-            summary.end = summary.end.max(header.frame_seq_end());
-            summary.youngest = summary.youngest.max(header.received);
-            summary.len = scan.offset();
-        }
-        summary
     }
 
     /// Cuts off what a crash left behind the last record, and ends the segment in order, so that the next start is
@@ -388,102 +347,21 @@ impl<S: Storage> Recovery<S> {
         self.report.set_aside.push(SetAside { name: entry.name.clone(), reason });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of a spool, each made by a step before")]
-    fn into_spool(
-        mut self,
-        config: SpoolConfig,
-        id: [u8; 16],
-        slot: Option<CursorSlot>,
-        cursor_file: Option<S::File>,
-        segments: VecDeque<Segment>,
-        head: u64,
-        now: Moment,
-    ) -> Result<(Spool<S>, RecoveryReport), SpoolError> {
-        self.bad.sort_by_key(|entry| entry.modified);
+    /// A cursor file that begins with `newest`. A file that has no sound cursor is set aside.
+    fn create_cursor(&mut self, newest: CursorSlot, durable: bool) -> Result<Cursor<S::File>, SpoolError> {
         let failed = || SpoolError::io("write", "the cursor");
-        let watermark = slot.map_or_else(
-            || {
-                let first = segments.front();
-                let number = first.map_or(self.segment_next, |first| first.number);
-                LogPosition::at_start(number, first.map_or(head, |first| first.frame_seq))
-            },
-            |slot| slot.position,
-        );
-        let file = match cursor_file.filter(|_| slot.is_some()) {
-            Some(file) => file,
-            None => {
-                if self.has_cursor {
-                    let entry = Entry { name: CURSOR_NAME.to_owned(), regular: false, len: 0, modified: 0 };
-                    self.set_aside(&entry, "there is no sound cursor in it");
-                }
-                self.storage.create(CURSOR_NAME).map_err(failed())?
-            }
-        };
-        let newest = CursorSlot { generation: 0, position: watermark, spool: id };
-        let mut cursor = Cursor::new(file, slot.unwrap_or(newest));
-        if slot.is_none() {
-            let durable = config.sync != SyncPolicy::None;
-            cursor.commit(&self.storage, watermark, durable).map_err(failed())?;
-            if durable {
-                self.storage.sync_folder().map_err(failed())?;
-            }
+        if self.has_cursor {
+            let entry = Entry { name: CURSOR_NAME.to_owned(), regular: false, len: 0, modified: 0 };
+            self.set_aside(&entry, "there is no sound cursor in it");
         }
-        let bytes = segments.iter().map(|segment| segment.len).sum::<u64>();
-        let bad_bytes = self.bad.iter().map(|entry| entry.len).sum::<u64>();
-        let mut spool = Spool {
-            storage: self.storage,
-            config,
-            id,
-            content_type: self.content_type,
-            segments,
-            open: None,
-            segment_next: self.segment_next,
-            bad: self.bad.into(),
-            bytes: bytes.saturating_add(bad_bytes),
-            head: head.max(watermark.frame_seq),
-            watermark,
-            gaps: Gaps::default(),
-            reader: Reader::new(watermark),
-            cursor,
-            unsynced: VecDeque::new(),
-            unsynced_bytes: 0,
-            homeless: false,
-            lost: [0; LossReason::ALL.len()],
-            sync_due: None,
-            cursor_due: None,
-            retry_due: None,
-            upkeep_due: now.instant,
-        };
-        // What was delivered before goes; if that fails, with the next segment.
-        let _ = spool.retire();
-        let mut report = self.report;
-        report.frames = spool.frames();
-        report.bytes = spool.bytes;
-        report.segments = spool.segments.len();
-        report.bad_files = spool.bad.len();
-        Ok((spool, report))
+        let file = self.storage.create(CURSOR_NAME).map_err(failed())?;
+        let mut cursor = Cursor::new(file, newest);
+        cursor.commit(&self.storage, newest.position, durable).map_err(failed())?;
+        if durable {
+            self.storage.sync_folder().map_err(failed())?;
+        }
+        Ok(cursor)
     }
-}
-
-/// Which spool files are of: the one that most of them are of. And its cursor, if the one that was found is of it.
-pub(super) fn identify<'a>(
-    headers: impl Iterator<Item = &'a SegmentHeader>,
-    slot: Option<CursorSlot>,
-) -> (Option<[u8; 16]>, Option<CursorSlot>) {
-    let within = |slot: &CursorSlot| {
-        slot.position.segment <= SEGMENT_MAX / 2 && slot.position.frame_seq <= FRAME_SEQ_MAX / 2
-    };
-    let slot = slot.filter(within);
-    let mut votes = BTreeMap::<[u8; 16], usize>::new();
-    let ids = headers.map(|header| header.spool).chain(slot.map(|slot| slot.spool));
-    ids.for_each(|id| *votes.entry(id).or_default() += 1);
-    let id = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id);
-    (id, slot.filter(|slot| Some(slot.spool) == id))
-}
-
-/// Tries three times: a failure that passes is not to cost a segment.
-fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    attempt().or_else(|_| attempt()).or_else(|_| attempt())
 }
 
 /// Whether an error is about this process, not about the file.
