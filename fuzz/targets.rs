@@ -56,6 +56,11 @@ pub(crate) fn folder(input: &[u8]) {
         let name = &names[usize::from(file) % names.len()];
         let mut bytes = folder.content(name).expect("a file");
         let at = usize::from(at) % (bytes.len() + 1);
+        if action >= 240 {
+            // A cursor that goes too far, and is sound.
+            forge_cursor(&folder, value);
+            continue;
+        }
         match action % 6 {
             0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= value),
             1 => bytes.truncate(at),
@@ -77,7 +82,7 @@ pub(crate) fn folder(input: &[u8]) {
             let mut frames = 0;
             while let Some((batch, position)) = spool.next(now).expect("nothing fails") {
                 batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
-                frames += spool.done(position, now);
+                frames += spool.acknowledge(position.after(batch.frames()), now);
             }
             frames
         };
@@ -113,7 +118,17 @@ fn look(folder: &SimFolder) -> u64 {
     waiting
 }
 
-/// Two closed segments and a cursor.
+/// Moves the cursor on by `frames` frames.
+fn forge_cursor(folder: &SimFolder, frames: u8) {
+    let Some(mut cursor) = folder.content("cursor") else { return };
+    let Some(newest) = CursorSlot::newest(&cursor) else { return };
+    let position = newest.position.after(u32::from(frames));
+    let forged = CursorSlot { generation: newest.generation.saturating_add(1), position, ..newest };
+    cursor.splice(..CursorSlot::LEN.min(cursor.len()), forged.encode());
+    folder.put("cursor", cursor);
+}
+
+/// Two closed segments and a cursor within a record.
 fn sound_folder() -> SimFolder {
     let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
     let folder = SimFolder::new();
@@ -123,6 +138,8 @@ fn sound_folder() -> SimFolder {
         for number in 0..3 {
             spool.append(&[batch(number)], now).expect("nothing fails");
         }
+        let (_, first) = spool.next(now).expect("nothing fails").expect("what was appended");
+        spool.acknowledge(first.after(1), now);
         spool.close(now).expect("nothing fails");
     }
     folder

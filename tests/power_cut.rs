@@ -80,7 +80,7 @@ impl Life {
                 assert!(rest.iter().all(|byte| *byte == number[7]), "a frame is as it was");
                 read.push(u64::from_be_bytes(*number));
             }
-            spool.done(position, now);
+            spool.acknowledge(position.after(batch.frames()), now);
         }
         assert!(read.is_sorted_by(|a, b| a < b), "in order, and once");
         assert_eq!(spool.poll_loss(), None, "a cut is no damage");
@@ -115,7 +115,7 @@ impl Life {
             {
                 let last = batch.payloads().last().expect("a frame");
                 let last = u64::from_be_bytes(*last.first_chunk().expect("a numbered frame"));
-                spool.done(position, *clock);
+                spool.acknowledge(position.after(batch.frames()), *clock);
                 self.acknowledged = self.acknowledged.max(last + 1);
             }
             let step = Duration::from_millis(random.u64(..20));

@@ -189,7 +189,7 @@ impl Keeping {
             match receipt {
                 Receipt::Settled(place) => {
                     if let (Some(done), Some(spool)) = (self.out.settled(place), &mut self.spool) {
-                        spool.done(done, now);
+                        spool.acknowledge(done, now);
                     }
                 }
                 Receipt::Left { queued, frames_never_sent } => self.left.push((queued, frames_never_sent)),
@@ -301,9 +301,10 @@ impl Keeping {
             }
         };
         let settled = appended.settled();
-        for (arrived, place) in self.arrived.drain(..appended.positions.len()).zip(appended.positions) {
+        for (arrived, start) in self.arrived.drain(..appended.positions.len()).zip(appended.positions) {
             self.keeper.front.release(arrived.charge);
             let frames = u64::from(arrived.queued.batch.frames());
+            let place = start.after(arrived.queued.batch.frames());
             passes =
                 passes && self.keeper.back.offer(Queued { place: Some(place), ..arrived.queued }).is_ok();
             if passes {
@@ -341,7 +342,8 @@ impl Keeping {
         self.read_at = None;
         match spool.next_from(now) {
             Ok(read) => {
-                let (connection, batch, place) = read?;
+                let (connection, batch, start) = read?;
+                let place = start.after(batch.frames());
                 let upstream = connection.get();
                 self.out.push(place, u64::from(batch.frames()));
                 Some(Queued { upstream, batch, place: Some(place) })

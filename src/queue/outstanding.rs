@@ -94,7 +94,9 @@ mod tests {
         let (mut spool, _) = Spool::open_in(SimFolder::new(), SpoolConfig::default(), None, now).unwrap();
         let batch =
             |frames: u64| FrameBatch::from_payloads((0..frames).map(|_| "a frame"), Instant::now()).unwrap();
-        spool.append(&(1..=count).map(batch).collect::<Vec<_>>(), now).unwrap().positions
+        let batches: Vec<_> = (1..=count).map(batch).collect();
+        let starts = spool.append(&batches, now).unwrap().positions;
+        starts.into_iter().zip(batches).map(|(start, batch)| start.after(batch.frames())).collect()
     }
 
     fn with_all(places: &[LogPosition]) -> Outstanding {

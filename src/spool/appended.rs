@@ -5,7 +5,7 @@ use crate::spool::position::LogPosition;
 /// What became of the batches given to [`Spool::append`](crate::spool::Spool::append).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// The place behind each batch that was taken, from the first on.
+    /// Where each batch that was taken begins, from the first on.
     pub positions: Vec<LogPosition>,
     /// How many of the batches behind those are lost; [`Spool::poll_loss`](crate::spool::Spool::poll_loss) reports their frames.
     pub dropped: usize,

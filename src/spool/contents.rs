@@ -14,6 +14,7 @@ use crate::spool::cursor::Cursor;
 use crate::spool::inspect::Inspected;
 use crate::spool::inspect::SegmentItems;
 use crate::spool::moment::Moment;
+use crate::spool::numbered::without_first;
 use crate::spool::record::RecordHeader;
 use crate::spool::scan::Found;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
@@ -34,7 +35,8 @@ pub enum Part {
 /// What is found in a spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// The frames of a sound record.
+    /// The frames of a sound record; where the first of them are delivered, or were found before, the others, with a
+    /// header that says so.
     Batch(RecordHeader, FrameBatch),
     /// Something that is not as it should be.
     Flaw(Flaw),
@@ -280,8 +282,9 @@ impl<'a, S: Storage> Contents<'a, S> {
                 if is_new && !header.footer {
                     match FrameBatch::parse(payload, u32::MAX, self.now.instant_of(header.received)) {
                         Ok(batch) if batch.frames() == header.frames => {
+                            let first = self.position.max(Some(header.frame_seq)).unwrap_or_default();
                             self.position = Some(end);
-                            self.found.push_back(Content::Batch(header, batch));
+                            self.found.push_back(rest_from(first, header, batch));
                         }
                         _ => self.found(Flaw::Damaged { file: file.clone(), offset, bytes }),
                     }
@@ -304,6 +307,13 @@ impl<'a, S: Storage> Contents<'a, S> {
         }
         self.position = self.position.max(Some(frame_seq));
     }
+}
+
+/// The frames of a record from number `first` on, which it has.
+fn rest_from(first: u64, header: RecordHeader, batch: FrameBatch) -> Content {
+    let batch = without_first(batch, first.saturating_sub(header.frame_seq));
+    let len = batch.byte_len() as u32; // no longer than the record
+    Content::Batch(RecordHeader { len, frame_seq: first, frames: batch.frames(), ..header }, batch)
 }
 
 impl<S: Storage> Iterator for Contents<'_, S> {

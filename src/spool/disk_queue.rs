@@ -23,6 +23,7 @@ use crate::spool::moment::nanos;
 use crate::spool::numbered::ArrivingBatch;
 use crate::spool::numbered::NumberedBatch;
 use crate::spool::numbered::record_len;
+use crate::spool::numbered::without_first;
 use crate::spool::position::LogPosition;
 use crate::spool::progress::Progress;
 use crate::spool::read_head::ReadHead;
@@ -103,9 +104,10 @@ impl<S: Storage> Spool<S> {
         self.durability.bytes()
     }
 
-    /// Frames that were appended and are not known to be durable.
+    /// Frames that were appended and are neither acknowledged nor known to be durable.
     pub fn unsynced_frames(&self) -> u64 {
-        self.durability.first().map_or(0, |first| self.log.head() - first)
+        let acknowledged = self.progress.acknowledged().frame_seq;
+        self.durability.first().map_or(0, |first| self.log.head() - first.max(acknowledged))
     }
 
     /// Whether what was written last could not be made durable anywhere: it waits in memory until that works.
@@ -286,7 +288,9 @@ impl<S: Storage> Spool<S> {
 
     // The reading end.
 
-    /// The next batch and the place behind it, for [`Spool::done`]. `None` when everything readable was read.
+    /// The next batch, and where it begins. `None` when everything readable was read.
+    ///
+    /// Of a record whose first frames are acknowledged, the batch has the rest.
     ///
     /// Under [`SyncPolicy::Batch`](crate::spool::SyncPolicy::Batch) only what is durable is readable. Batches of one read
     /// share its memory.
@@ -309,13 +313,17 @@ impl<S: Storage> Spool<S> {
         self.read_head.pass(self.progress.acknowledged().frame_seq);
         while let Some(record) = self.read_head.next_record(&mut self.log, now)? {
             let header = record.header;
-            let was_read = header.frame_seq_end() <= self.read_head.position().frame_seq;
-            if was_read || self.progress.is_lost(header.frame_seq) {
+            // The first frames of the record may be delivered.
+            let first = header.frame_seq.max(self.read_head.position().frame_seq);
+            let first = self.progress.first_not_lost(first);
+            if first >= header.frame_seq_end() {
                 continue;
             }
-            self.miss_until(header.frame_seq);
+            self.miss_until(first);
             self.read_head.pass(header.frame_seq_end());
-            return Ok(Some((header.connection, record.batch, record.position)));
+            let batch = without_first(record.batch, first - header.frame_seq);
+            let position = LogPosition { frame_seq: first, ..record.position };
+            return Ok(Some((header.connection, batch, position)));
         }
         if self.durability.is_homeless() {
             return Ok(self.next_in_memory());
@@ -326,12 +334,14 @@ impl<S: Storage> Spool<S> {
 
     /// Behind the last segment: what is in memory only.
     fn next_in_memory(&mut self) -> Option<(ConnectionId, FrameBatch, LogPosition)> {
-        let kept = self.durability.batch_from(self.read_head.position().frame_seq)?;
-        let (first, end) = (kept.frame_seq, kept.frame_seq_end());
-        let (connection, batch) = (kept.connection, kept.batch.clone());
+        let read = self.read_head.position();
+        let kept = self.durability.batch_from(read.frame_seq)?;
+        let first = kept.frame_seq.max(read.frame_seq);
+        let (connection, end) = (kept.connection, kept.frame_seq_end());
+        let batch = without_first(kept.batch.clone(), first - kept.frame_seq);
         self.miss_until(first);
         self.read_head.pass(end);
-        Some((connection, batch, self.read_head.position()))
+        Some((connection, batch, LogPosition { frame_seq: first, ..read }))
     }
 
     /// Counts as lost what lies before `frame_seq` and was not read.
@@ -344,9 +354,12 @@ impl<S: Storage> Spool<S> {
         }
     }
 
-    /// Everything up to `position`, which [`Spool::next`] or [`Spool::append`] gave, is delivered. Returns how many
-    /// frames were acknowledged by it: not those that were reported as lost in the meantime.
-    pub fn done(&mut self, position: LogPosition, now: Moment) -> u64 {
+    /// Notes that everything before `position` is delivered: a batch that begins at a position which [`Spool::next`] or
+    /// [`Spool::append`] gave, and its first `n` frames, are delivered with [`position.after(n)`](LogPosition::after).
+    ///
+    /// Returns how many frames that acknowledges: not those that were reported as lost in the meantime. A position that
+    /// goes back, or beyond what was appended, changes nothing.
+    pub fn acknowledge(&mut self, position: LogPosition, now: Moment) -> u64 {
         if position.frame_seq > self.log.head() {
             return 0;
         }
@@ -367,7 +380,7 @@ impl<S: Storage> Spool<S> {
         self.read_head.position().frame_seq.max(acknowledged) >= self.log.head()
     }
 
-    /// Takes everything up to `position`, which [`Spool::append`] gave, as read: the caller has it.
+    /// Takes everything before `position` as read: the caller has it. See [`Spool::acknowledge`].
     pub fn skip_to(&mut self, position: LogPosition) {
         self.read_head.skip_to(position);
     }

@@ -89,7 +89,7 @@ impl Durability {
 
     /// The batch in memory that holds frame `frame_seq`, or else the next one.
     pub(super) fn batch_from(&self, frame_seq: u64) -> Option<&NumberedBatch> {
-        self.unsynced.iter().find(|batch| batch.frame_seq >= frame_seq)
+        self.unsynced.iter().find(|batch| batch.frame_seq_end() > frame_seq)
     }
 
     /// Takes back the last `count` batches, which were not written. Returns how many frames they have.
@@ -155,7 +155,7 @@ impl Durability {
         self.homeless = !self.unsynced.is_empty();
     }
 
-    /// Writes the homeless batches to a segment of their own, durable. Returns the place behind each.
+    /// Writes the homeless batches to a segment of their own, durable. Returns where each begins.
     ///
     /// # Errors
     /// [`SpoolError::Degraded`]: they wait in memory, and this is due again soon.
@@ -257,6 +257,7 @@ mod tests {
         assert_eq!(durability.bytes(), bytes / 4 * 3);
         durability.forget_from(2);
         assert_eq!((durability.bytes(), durability.first()), (bytes / 4, Some(0)));
-        assert_eq!(durability.batch_from(1).map(|batch| batch.frame_seq), None);
+        assert_eq!(durability.batch_from(1).map(|batch| batch.frame_seq), Some(0));
+        assert!(durability.batch_from(2).is_none());
     }
 }

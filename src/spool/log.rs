@@ -191,7 +191,7 @@ impl<S: Storage> Log<S> {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// Writes batches to the end of the open segment, as one write. Returns the place behind each.
+    /// Writes batches to the end of the open segment, as one write. Returns where each begins.
     ///
     /// # Errors
     /// What the system says. Any part of the batches may be in the file; the log does not count it.

@@ -16,7 +16,8 @@
 //! spool.append(&[batch.clone()], Moment::now())?;
 //! let (read, position) = spool.next(Moment::now())?.expect("what was appended");
 //! assert_eq!(read.bytes(), batch.bytes());
-//! spool.done(position, Moment::now()); // delivered: not read again, and its segment may go
+//! // Delivered: it is not read again, and its segment may go.
+//! spool.acknowledge(position.after(read.frames()), Moment::now());
 //! spool.close(Moment::now())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -50,9 +51,12 @@
 //!            … and at the end of a segment that was closed in order, a footer: a record of no frames, with the
 //!            number of the next frame and the time of the youngest
 //!
-//! cursor                        everything below it was acknowledged
-//!   0    64  slot ┐ 0 8 magic "tapcurs1", 8 8 generation, 16 8 number of a segment, 24 8 offset in it,
+//! cursor                        everything before it was acknowledged
+//!   0    64  slot ┐ 0 8 magic "tapcurs1", 8 8 generation, 16 8 number of a segment, 24 8 offset of a record in it,
 //! 4096   64  slot ┘ 32 8 number of the next frame, 40 16 spool, 60 4 checksum of 0..60
+//!            … if the record begins with an earlier frame, those before it are
+//!            acknowledged. A reader that does not know this gives the whole record again: duplicates, and no loss.
+//!            So the version stays 1.
 //!
 //! *.bad                         files that were set aside because something in them was damaged
 //! ```

@@ -54,6 +54,19 @@ impl NumberedBatch {
     }
 }
 
+/// The batch without its first `frames` frames.
+pub(super) fn without_first(mut batch: FrameBatch, frames: u64) -> FrameBatch {
+    let frames = usize::try_from(frames).unwrap_or(usize::MAX);
+    if frames > 0 {
+        let len = batch.payloads().take(frames).map(|payload| LENGTH_WORD_LEN + payload.len()).sum();
+        batch.advance(len);
+    }
+    batch
+}
+
+/// Length of the word before each payload, in bytes.
+const LENGTH_WORD_LEN: usize = 4;
+
 /// Length of the record of a batch, in bytes.
 pub(super) fn record_len(batch: &FrameBatch) -> u64 {
     (RecordHeader::LEN + batch.byte_len()) as u64

@@ -54,7 +54,7 @@ impl<F> OpenSegment<F> {
         let _ = storage.reserve(&self.file, len);
     }
 
-    /// Writes batches to the end of the segment, as one write. Returns the place behind each.
+    /// Writes batches to the end of the segment, as one write. Returns where each begins.
     ///
     /// # Errors
     /// What the system says. Any part of the batches may be in the file; the segment does not count it.
@@ -71,9 +71,8 @@ impl<F> OpenSegment<F> {
         for (header, batch) in headers.iter().zip(batches.clone()) {
             buffers.push(IoSlice::new(header));
             buffers.push(IoSlice::new(batch.batch.bytes()));
+            positions.push(LogPosition { segment: segment.number, offset, frame_seq: batch.frame_seq });
             offset += batch.record_len();
-            let frame_seq = batch.frame_seq_end();
-            positions.push(LogPosition { segment: segment.number, offset, frame_seq });
         }
         write_all(storage, &self.file, &mut buffers, segment.len)?;
         let youngest = batches.map(|batch| batch.received).max();

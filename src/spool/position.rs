@@ -2,12 +2,15 @@
 
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 
-/// A place between two records. Positions are in the order of their frames.
+/// A place in the log of a spool, before one of its frames. Positions are in the order of their frames.
+///
+/// The frame is in the record at the offset, or behind it; records before the offset have only frames before it. So a
+/// position may be within a record: [`LogPosition::after`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogPosition {
     /// Number of the segment.
     pub(super) segment: u64,
-    /// Offset in the segment, in bytes.
+    /// Offset in the segment, in bytes: where a record begins or ends.
     pub(super) offset: u64,
     /// Number of the next frame.
     pub(super) frame_seq: u64,
@@ -17,6 +20,12 @@ impl LogPosition {
     /// The place before the first record of a segment.
     pub(super) fn at_start(segment: u64, frame_seq: u64) -> Self {
         Self { segment, offset: SEGMENT_HEADER_LEN as u64, frame_seq }
+    }
+
+    /// The place after the first `frames` frames of the batch that begins here: within its record, or behind it.
+    #[must_use]
+    pub fn after(self, frames: u32) -> Self {
+        Self { frame_seq: self.frame_seq.saturating_add(u64::from(frames)), ..self }
     }
 
     /// Number of the frame behind it. The frames of a spool are numbered from 0, and no number is used twice.
@@ -29,7 +38,7 @@ impl LogPosition {
         self.segment
     }
 
-    /// Its offset within the segment, in bytes.
+    /// Offset within the segment, in bytes: no record before it has a frame from [`LogPosition::frame_seq`] on.
     pub fn offset(&self) -> u64 {
         self.offset
     }

@@ -47,9 +47,9 @@ impl<F> Progress<F> {
         head - self.watermark.frame_seq - self.gaps.len()
     }
 
-    /// Whether nobody will get this frame.
-    pub(super) fn is_lost(&self, frame_seq: u64) -> bool {
-        self.gaps.end_of(frame_seq).is_some()
+    /// Number of the first frame from `frame_seq` on that is not lost.
+    pub(super) fn first_not_lost(&self, frame_seq: u64) -> u64 {
+        self.gaps.end_of(frame_seq).unwrap_or(frame_seq)
     }
 
     /// Notes that everything up to `position` is delivered. Returns how many frames that acknowledges: not those that
@@ -209,6 +209,7 @@ mod tests {
         progress.lose(4..6, LossReason::Damaged);
         progress.count_lost(3, LossReason::Full);
         assert_eq!(progress.waiting(10), 6);
+        assert_eq!([1, 2, 5, 6].map(|frame_seq| progress.first_not_lost(frame_seq)), [1, 6, 6, 6]);
         assert_eq!(progress.poll_loss(), Some((LossReason::Full, 3)));
         assert_eq!(progress.poll_loss(), Some((LossReason::Damaged, 4)));
         assert_eq!(progress.poll_loss(), None);

@@ -33,7 +33,7 @@ pub(super) struct ReadHead<F> {
 pub(super) struct ReadRecord {
     pub(super) header: RecordHeader,
     pub(super) batch: FrameBatch,
-    /// The place behind it.
+    /// Where it begins.
     pub(super) position: LogPosition,
 }
 
@@ -114,8 +114,11 @@ impl<F> ReadHead<F> {
                     // The frames of a record that makes no sense are missed when the next one is read.
                     match FrameBatch::parse(payload, u32::MAX, now.instant_of(header.received)) {
                         Ok(batch) if batch.frames() == header.frames => {
-                            self.position.offset = self.offset();
-                            let position = LogPosition { frame_seq: header.frame_seq_end(), ..self.position };
+                            let end = self.offset();
+                            let offset = end.saturating_sub(header.record_len());
+                            let position =
+                                LogPosition { offset, frame_seq: header.frame_seq, ..self.position };
+                            self.position.offset = end;
                             return Ok(Some(ReadRecord { header, batch, position }));
                         }
                         _ => log.mark_damaged(segment.number),
@@ -216,10 +219,12 @@ mod tests {
         let (folder, now) = (SimFolder::new(), Moment::now());
         let (mut log, mut head) = two_segments(&folder, now);
         let first = head.next_record(&mut log, now).unwrap().unwrap();
-        head.pass(first.header.frame_seq_end());
-        let second = LogPosition { offset: first.position.offset * 2 - 4096, frame_seq: 4, segment: 1 };
-        head.skip_to(second);
-        assert_eq!(read(&mut head, &mut log, now), [4, 6]);
+        assert_eq!(first.position, LogPosition::at_start(1, 0));
+        head.pass(2);
+        head.skip_to(LogPosition { offset: head.position().offset, frame_seq: 4, segment: 1 });
+        assert_eq!(head.position().frame_seq, 4);
+        // The record that was skipped comes, and its numbers tell.
+        assert_eq!(read(&mut head, &mut log, now), [2, 4, 6]);
         head.skip_to(LogPosition::at_start(1, 0));
         assert_eq!(read(&mut head, &mut log, now), [0; 0], "a place behind it changes nothing");
     }

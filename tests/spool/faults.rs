@@ -37,10 +37,12 @@ fn live(
             let _ = books.append(&mut spool, &batches, clock.now());
         }
         if step % 2 == 0
-            && let Ok(Some(position)) = books.read(&mut spool, clock.now())
+            && let Ok(Some((batch, start))) = books.read_batch(&mut spool, clock.now())
             && step % 4 == 0
         {
-            books.acknowledged += spool.done(position, clock.now());
+            // Every other time only the first frame of the batch.
+            let frames = if step % 8 == 0 { batch.frames() } else { 1 };
+            books.acknowledged += spool.acknowledge(start.after(frames), clock.now());
         }
         if step == STEPS / 2 {
             spool.rewind();
@@ -61,7 +63,7 @@ const STEPS: usize = 40;
 fn drain(spool: &mut Spool<SimFolder>, clock: &mut Clock, books: &mut Books) {
     for _ in 0..3 {
         while let Ok(Some(position)) = books.read(spool, clock.now()) {
-            books.acknowledged += spool.done(position, clock.now());
+            books.acknowledged += spool.acknowledge(position, clock.now());
         }
         clock.advance(Duration::from_secs(2));
         let _ = spool.handle_timeout(clock.now());

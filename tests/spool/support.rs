@@ -123,17 +123,27 @@ impl Books {
         Ok(appended)
     }
 
-    /// Reads one batch: later than the one before, but after a rewind.
+    /// Reads one batch, and returns the place behind it. The batch is later than the one before, except after a rewind.
     pub(crate) fn read<S: Storage>(
         &mut self,
         spool: &mut Spool<S>,
         now: Moment,
     ) -> Result<Option<LogPosition>, SpoolError> {
+        let read = self.read_batch(spool, now)?;
+        Ok(read.map(|(batch, start)| start.after(batch.frames())))
+    }
+
+    /// The same, and returns the batch and where it begins.
+    pub(crate) fn read_batch<S: Storage>(
+        &mut self,
+        spool: &mut Spool<S>,
+        now: Moment,
+    ) -> Result<Option<(FrameBatch, LogPosition)>, SpoolError> {
         let next = spool.next(now);
         self.losses(spool);
-        let Some((batch, position)) = next? else { return Ok(None) };
+        let Some((batch, start)) = next? else { return Ok(None) };
         self.delivered(&batch);
-        Ok(Some(position))
+        Ok(Some((batch, start)))
     }
 
     /// Notes a batch that was delivered.

@@ -96,9 +96,8 @@ impl Report {
                     let frames = u64::from(header.frames);
                     self.frames += frames;
                     self.bytes += batch.byte_len() as u64;
-                    if header.frame_seq_end() > acknowledged {
-                        self.frames_waiting += frames;
-                    }
+                    let waiting = header.frame_seq_end().saturating_sub(acknowledged);
+                    self.frames_waiting += waiting.min(frames);
                 }
                 Content::Flaw(flaw) => {
                     if flaw.is_damage() {

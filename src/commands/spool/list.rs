@@ -131,7 +131,10 @@ impl Listing {
         writeln!(out, "{segments} of {bytes} bytes{}", span(self.oldest, self.youngest))?;
         match &self.cursor {
             Some(ListedCursor { segment, offset, frame }) => {
-                writeln!(out, "  cursor: before frame {frame}, in segment {segment} at offset {offset}")?;
+                writeln!(
+                    out,
+                    "  cursor: before frame {frame}, in segment {segment} from offset {offset} on"
+                )?;
             }
             None if self.cursor_damaged => writeln!(out, "  cursor: damaged, or of another spool")?,
             None => writeln!(out, "  cursor: none")?,
