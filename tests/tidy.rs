@@ -1,5 +1,5 @@
-//! Rules that the compiler does not know: which module may import which, that the pure ones do no I/O, and where
-//! `unsafe` may stand.
+//! Rules that the compiler does not know: which module may import which, that the pure ones do no I/O, which ones are
+//! told the time, and where `unsafe` may stand.
 //!
 //! Only what is compiled into the relay is looked at: not comments, and not tests.
 
@@ -51,6 +51,12 @@ const IMPURE: &[&str] = &[
     "eprintln!",
     "dbg!",
 ];
+
+/// What is told the time, and the one file of it that reads a clock for others.
+const CLOCKLESS: &[(&str, &str)] = &[("spool", "spool/moment.rs")];
+
+/// How a clock is read.
+const CLOCKS: &[&str] = &["Instant::now", "SystemTime", "Moment::now", "elapsed"];
 
 /// The only file with `unsafe` code.
 const UNSAFE: &str = "transport/sys.rs";
@@ -107,6 +113,11 @@ fn check(path: &str, text: &str) -> Vec<String> {
         if PURE.contains(&module) {
             for word in IMPURE.iter().filter(|word| contains_word(line, word)) {
                 fault(format!("`{module}` is pure and does not use `{word}`"));
+            }
+        }
+        if CLOCKLESS.iter().any(|(told, except)| *told == module && *except != path) {
+            for word in CLOCKS.iter().filter(|word| contains_word(line, word)) {
+                fault(format!("`{module}` is told the time and does not use `{word}`"));
             }
         }
         if contains_word(line, "unsafe") && path != UNSAFE {
@@ -232,6 +243,15 @@ mod the_checker {
             assert_eq!(faults("protocol/reader.rs", &format!("#[cfg(test)]\nmod tests {{\n{line}\n}}\n")), 0);
             assert_eq!(faults("protocol/reader/tests.rs", line), 0);
             assert_eq!(faults("output/backoff.rs", line), 0);
+        }
+    }
+
+    #[test]
+    fn finds_clocks_where_the_time_is_told() {
+        for line in ["let now = Instant::now();", "let now = Moment::now();", "begin.elapsed()"] {
+            assert_eq!(faults("spool/log.rs", line), 1, "{line}");
+            assert_eq!(faults("spool/moment.rs", line), 0, "{line}");
+            assert_eq!(faults("queue/channel.rs", line), 0, "{line}");
         }
     }
 

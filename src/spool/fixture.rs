@@ -31,12 +31,12 @@ pub(super) fn empty_log(folder: &SimFolder, sync: SyncPolicy) -> Log<SimFolder> 
 }
 
 /// `frames` frames of 1000 payload bytes.
-pub(super) fn batch(frames: usize) -> FrameBatch {
-    FrameBatch::from_payloads(vec![[b'x'; 1000]; frames], Moment::now().instant).expect("short payloads")
+pub(super) fn batch(frames: usize, now: Moment) -> FrameBatch {
+    FrameBatch::from_payloads(vec![[b'x'; 1000]; frames], now.instant).expect("short payloads")
 }
 
 /// The same, with the next numbers of the log.
 pub(super) fn numbered(log: &mut Log<SimFolder>, frames: usize, now: Moment) -> NumberedBatch {
-    let batch = batch(frames);
+    let batch = batch(frames, now);
     NumberedBatch::new(log.take_numbers(batch.frames()), (ConnectionId::default(), batch), now)
 }

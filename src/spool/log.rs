@@ -470,7 +470,7 @@ mod tests {
     fn a_run_keeps_within_a_segment_and_the_spool() {
         let (folder, now) = (SimFolder::new(), Moment::now());
         let mut log = empty_log(&folder, SyncPolicy::Batch);
-        let batches: Vec<_> = (0..100).map(|_| (ConnectionId::default(), batch(10))).collect();
+        let batches: Vec<_> = (0..100).map(|_| (ConnectionId::default(), batch(10, now))).collect();
         let run = log.run_that_fits(&batches);
         assert_eq!(run.len(), 6, "a segment has 64 KiB, and 6 of 10 080 bytes fit");
         folder.limit(Some(20_000));

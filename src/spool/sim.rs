@@ -1,22 +1,24 @@
 //! A folder in memory that forgets, fails and tears on request: for tests of what runs a spool.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::io::IoSlice;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 
 use rustix::io::Errno;
 
 use crate::spool::storage::Entry;
 use crate::spool::storage::Storage;
 
-/// A folder in memory. Clones are the same folder.
+/// A folder in memory. Clones are the same folder: a test keeps one while a thread runs the spool in another.
 ///
 /// It keeps apart what was written and what is durable. [`SimFolder::cut_power`] forgets the difference, in whole or in
 /// part, as a real disk does: blocks of 512 bytes that were written may or may not be there, names likewise.
 #[derive(Clone, Debug, Default)]
-pub struct SimFolder(Rc<RefCell<Sim>>);
+pub struct SimFolder(Arc<Mutex<Sim>>);
 
 /// An open file of a [`SimFolder`]: its number, which stays when its name is changed or removed.
 pub type SimFile = usize;
@@ -54,39 +56,39 @@ impl SimFolder {
     /// Lets `count` operations fail with `EIO` after the next `after` have passed. A write that fails has written half of
     /// its bytes; a sync that fails leaves nothing that a later sync would write, as with a real disk.
     pub fn fail_after(&self, after: u64, count: u64) {
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         sim.fail = Some((sim.operations + after, count));
     }
 
     /// Lets all operations fail and do nothing after the next `after` have passed: the power is gone, and
     /// [`SimFolder::cut_power`] tells what is left.
     pub fn die_after(&self, after: u64) {
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         sim.dead_after = Some(sim.operations + after);
     }
 
     /// Nothing fails any more. Returns how many operations have failed until now.
     pub fn heal(&self) -> u64 {
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         (sim.fail, sim.dead_after) = (None, None);
         sim.failures
     }
 
     /// Operations so far.
     pub fn operations(&self) -> u64 {
-        self.0.borrow().operations
+        self.sim().operations
     }
 
     /// Limits the bytes of all files together; writes beyond fail with `ENOSPC`.
     pub fn limit(&self, bytes: Option<u64>) {
-        self.0.borrow_mut().capacity = bytes;
+        self.sim().capacity = bytes;
     }
 
     /// The folder as a power cut leaves it: another folder, all of it durable. What was written and not synced is there
     /// or not, by block, as `random` says.
     #[must_use]
     pub fn cut_power(&self, random: &mut fastrand::Rng) -> Self {
-        let sim = self.0.borrow();
+        let sim = self.sim();
         // A change of names that was not synced has come to the disk, or has not.
         let names = if random.bool() { &sim.names } else { &sim.names_durable };
         let mut cut = Sim { time: sim.time, ..Sim::default() };
@@ -109,24 +111,24 @@ impl SimFolder {
             cut.files.push(Content { bytes: durable.clone(), durable, modified: content.modified });
         }
         cut.names_durable = cut.names.clone();
-        Self(Rc::new(RefCell::new(cut)))
+        Self(Arc::new(Mutex::new(cut)))
     }
 
     /// The names in the folder.
     pub fn names(&self) -> Vec<String> {
-        self.0.borrow().names.keys().cloned().collect()
+        self.sim().names.keys().cloned().collect()
     }
 
     /// What is in a file; `None` where there is none.
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
-        let sim = self.0.borrow();
+        let sim = self.sim();
         let content = sim.files.get(*sim.names.get(name)?)?;
         Some(content.bytes.clone())
     }
 
     /// Puts a durable file into the folder, in place of one of that name.
     pub fn put(&self, name: &str, bytes: Vec<u8>) {
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         let number = sim.files.len();
         sim.files.push(Content { durable: bytes.clone(), bytes, modified: 0 });
         sim.names.insert(name.to_owned(), number);
@@ -135,12 +137,17 @@ impl SimFolder {
 
     /// Bytes of all files together.
     pub fn bytes(&self) -> u64 {
-        self.0.borrow().bytes()
+        self.sim().bytes()
+    }
+
+    fn sim(&self) -> MutexGuard<'_, Sim> {
+        // A test that failed with the lock held has said so.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts an operation. `Err` where it does nothing, otherwise whether it is to succeed.
     fn begin(&self) -> io::Result<io::Result<()>> {
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         sim.operations += 1;
         let number = sim.operations;
         let dead = sim.dead_after.is_some_and(|after| number > after);
@@ -175,7 +182,7 @@ impl Storage for SimFolder {
 
     fn list(&self) -> io::Result<Vec<Entry>> {
         self.operate()?;
-        let sim = self.0.borrow();
+        let sim = self.sim();
         let entries = sim.names.iter().filter_map(|(name, &number)| {
             let content = sim.files.get(number)?;
             let len = content.bytes.len() as u64;
@@ -186,7 +193,7 @@ impl Storage for SimFolder {
 
     fn create(&self, name: &str) -> io::Result<SimFile> {
         self.operate()?;
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         if sim.names.contains_key(name) {
             return Err(Errno::EXIST.into());
         }
@@ -198,12 +205,12 @@ impl Storage for SimFolder {
 
     fn open(&self, name: &str) -> io::Result<SimFile> {
         self.operate()?;
-        self.0.borrow().names.get(name).copied().ok_or_else(|| Errno::NOENT.into())
+        self.sim().names.get(name).copied().ok_or_else(|| Errno::NOENT.into())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.operate()?;
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         if sim.names.contains_key(to) {
             return Err(Errno::EXIST.into());
         }
@@ -214,29 +221,29 @@ impl Storage for SimFolder {
 
     fn unlink(&self, name: &str) -> io::Result<()> {
         self.operate()?;
-        self.0.borrow_mut().names.remove(name).map(drop).ok_or_else(|| Errno::NOENT.into())
+        self.sim().names.remove(name).map(drop).ok_or_else(|| Errno::NOENT.into())
     }
 
     fn sync_folder(&self) -> io::Result<()> {
         self.operate()?;
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         sim.names_durable = sim.names.clone();
         Ok(())
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let sim = self.0.borrow();
+        let sim = self.sim();
         Ok(sim.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(sim.bytes())))
     }
 
     fn len(&self, file: &SimFile) -> io::Result<u64> {
         self.operate()?;
-        Ok(self.0.borrow_mut().file(*file)?.bytes.len() as u64)
+        Ok(self.sim().file(*file)?.bytes.len() as u64)
     }
 
     fn read_at(&self, file: &SimFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.operate()?;
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let bytes = sim.file(*file)?.bytes.get(offset..).unwrap_or_default();
         let count = bytes.len().min(buffer.len());
@@ -252,7 +259,7 @@ impl Storage for SimFolder {
         if fate.is_err() {
             bytes.truncate(bytes.len() / 2);
         }
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         sim.time += 1;
         let (time, used, capacity) = (sim.time, sim.bytes(), sim.capacity.unwrap_or(u64::MAX));
         let content = sim.file(*file)?;
@@ -279,14 +286,14 @@ impl Storage for SimFolder {
 
     fn truncate(&self, file: &SimFile, len: u64) -> io::Result<()> {
         self.operate()?;
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         sim.file(*file)?.bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
         Ok(())
     }
 
     fn sync(&self, file: &SimFile) -> io::Result<()> {
         let fate = self.begin()?;
-        let mut sim = self.0.borrow_mut();
+        let mut sim = self.sim();
         let content = sim.file(*file)?;
         match fate {
             Ok(()) => content.durable = content.bytes.clone(),

@@ -3,12 +3,13 @@
 use std::io;
 use std::io::IoSlice;
 
-/// One folder and its files. Names are plain: no path leads out of the folder, no link is followed.
+/// One folder and its files. Names are plain: no path leads out of the folder, no link is followed. A thread of its own
+/// may have it.
 ///
 /// [`Folder`](crate::spool::Folder) is the kernel's; [`SimFolder`](crate::spool::SimFolder) forgets, fails and tears on request.
-pub trait Storage {
+pub trait Storage: Send {
     /// An open regular file.
-    type File;
+    type File: Send;
 
     /// What is in the folder, in any order.
     ///

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
+use tapster::protocol::FrameBatch;
 use tapster::spool::ConnectionId;
 use tapster::spool::Folder;
+use tapster::spool::Moment;
 use tapster::spool::OnFull;
 use tapster::spool::SimFolder;
 use tapster::spool::Spool;
@@ -367,6 +369,25 @@ fn some_of_the_disk_is_left_to_others() {
     }
     assert!(folder.free_bytes().unwrap() >= 100 << 10);
     assert!(folder.free_bytes().unwrap() <= 120 << 10);
+}
+
+/// A test keeps the folder, and makes it fail, while another thread drives the spool, whatever its storage is.
+#[test]
+fn a_spool_runs_on_another_thread_in_whatever_storage() {
+    fn append_on_a_thread<S: Storage + 'static>(mut spool: Spool<S>, batch: FrameBatch, now: Moment) -> bool
+    where
+        S::File: 'static,
+    {
+        std::thread::spawn(move || spool.append(&[batch], now).is_ok()).join().expect("no panic")
+    }
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    for fails in [false, true] {
+        let spool = open(&folder, &small(SyncPolicy::Batch, OnFull::Block), clock.now()).unwrap();
+        folder.fail_after(0, if fails { 1000 } else { 0 });
+        let appended = append_on_a_thread(spool, books.batch(1, 100, clock.now()), clock.now());
+        folder.heal();
+        assert_eq!(appended, !fails);
+    }
 }
 
 #[test]
