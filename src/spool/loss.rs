@@ -5,7 +5,7 @@
 pub enum LossReason {
     /// The spool, or its disk, was full.
     Full,
-    /// They were older than [`SpoolConfig::max_age`].
+    /// They were older than [`SpoolConfig::max_age`](crate::spool::SpoolConfig::max_age).
     Age,
     /// They could not be read back: their segment was damaged, or is gone.
     Damaged,

@@ -1,7 +1,11 @@
 //! Batches on disk: what an output could not deliver yet, safe from a kill and, as far as configured, from a power cut.
 //!
-//! A [`Spool`] is a queue of [`FrameBatch`](crate::protocol::FrameBatch)es in files of one folder. It has no thread and reads no clock: one thread
-//! that may wait for the disk drives it.
+//! A [`Spool`] is a queue of [`FrameBatch`](crate::protocol::FrameBatch)es in files of one folder. It has no thread and
+//! reads no clock: one thread that may wait for the disk drives it, and tells it the time.
+//!
+//! A spool has four parts: the log (the segments on disk), durability (what a power cut would lose), progress (what is
+//! acknowledged or lost, and the cursor) and the read head. None of them knows a limit for frames: whoever reads a spool
+//! checks the lengths.
 //!
 //! ```
 //! # use tapster::protocol::{ContentType, FrameBatch};
@@ -54,26 +58,27 @@
 //! cursor                        everything before it was acknowledged
 //!   0    64  slot ┐ 0 8 magic "tapcurs1", 8 8 generation, 16 8 number of a segment, 24 8 offset of a record in it,
 //! 4096   64  slot ┘ 32 8 number of the next frame, 40 16 spool, 60 4 checksum of 0..60
-//!            … if the record begins with an earlier frame, those before it are
-//!            acknowledged. A reader that does not know this gives the whole record again: duplicates, and no loss.
-//!            So the version stays 1.
+//!            … where the record at the offset begins with an earlier frame, its frames before the next one are
+//!            acknowledged. A version of tapster that does not know such cursors reads the whole record again: this
+//!            costs duplicates and no loss, so the version of the format is the same.
 //!
 //! *.bad                         files that were set aside because something in them was damaged
 //! ```
 //!
 //! # What holds
 //!
-//! - **The segments alone decide what is there.** Frames are numbered through all of them, so a record that was seen
-//!   before is skipped, and what is missing is known by its count. A cursor that is lost or old costs duplicates.
-//! - **Damage is passed over.** Whatever is in the folder, a spool opens, finds every sound record, and goes on; torn
-//!   tails are what a crash leaves, and no damage.
+//! - **The segments alone decide what is there.** Frames are numbered through all segments. So the spool skips a record
+//!   that it has seen before, and knows how many frames are missing. A cursor that is lost or old costs duplicates.
+//! - **Damage is passed over.** Whatever is in the folder, a spool opens, finds every sound record, and goes on. A torn
+//!   tail is what a crash leaves, and no damage.
 //! - **A record is bound to its place**: its checksum covers the numbers of segment and frame, so that no stale block
 //!   passes for data.
 //! - **Every lost frame is reported** by [`Spool::poll_loss`], once.
-//! - **A segment goes only behind a durable cursor.**
-//! - **What is acknowledged before its time is never synced**: as long as a reader keeps up, the disk has little to do.
-//! - **A failed sync is not trusted to have lost nothing**: what was not known durable is still in memory, and is written
-//!   again, to another segment, under the same numbers.
+//! - **A segment is removed only when a durable cursor has passed it.**
+//! - **What is acknowledged before its sync is due is never synced**: as long as a reader keeps up, the disk has little
+//!   to do.
+//! - **After a failed sync nothing is trusted that was written since the last one.** These batches are still in memory;
+//!   the spool writes them again, to another segment, under the same numbers.
 
 mod appended;
 mod aside;
