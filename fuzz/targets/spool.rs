@@ -1,4 +1,4 @@
-//! What the fuzzers run; `cargo test` runs it over the corpora.
+//! What the fuzzers of the spool run: files and folders, whatever is in them.
 
 use std::time::Instant;
 
