@@ -35,7 +35,7 @@
 //! | `drain` | The end, asked for once and seen everywhere. |
 //!
 //! Imports point one way: `protocol dnstap transport observability drain` ← `session queue` ← `route` ←
-//! `input output` ← `config` ← `relay` ← the binary. `tests/tidy.rs` holds it.
+//! `input output` ← `config` ← `relay` ← the binary. `tests/tidy` holds it; nor do files import each other in a circle.
 //!
 //! # What stays true
 //!

@@ -27,9 +27,9 @@ use crate::commands::file::end_in_words;
 use crate::commands::pace::Pace;
 use crate::commands::pace::Pacer;
 use crate::commands::select::Selection;
-use crate::commands::spool::LookError;
 use crate::commands::spool::frames::SpoolFrames;
-use crate::commands::spool::look;
+use crate::commands::spool::look::LookError;
+use crate::commands::spool::look::look;
 
 /// Why a file or spool was not sent to its end.
 #[derive(Debug, thiserror::Error)]

@@ -19,7 +19,7 @@ use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;
 use crate::commands::file::count_frames;
 use crate::commands::spool::list::print_json;
-use crate::commands::spool::look;
+use crate::commands::spool::look::look;
 use crate::commands::stdout_failed;
 
 /// What `--json` prints for a folder.

@@ -14,9 +14,9 @@ use crate::cli::spool::SpoolDropArgs;
 use crate::commands::CommandError;
 use crate::commands::file::count_frames;
 use crate::commands::file::counted;
-use crate::commands::spool::Time;
 use crate::commands::spool::list::Listing;
-use crate::commands::spool::look;
+use crate::commands::spool::look::look;
+use crate::commands::spool::time::Time;
 use crate::commands::stdout_failed;
 
 /// Removes what is in the folder, as far as it is old enough.

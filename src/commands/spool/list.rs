@@ -20,7 +20,7 @@ use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;
 use crate::commands::file::count_frames;
 use crate::commands::file::counted;
-use crate::commands::spool::Time;
+use crate::commands::spool::time::Time;
 use crate::commands::stdout_failed;
 
 /// What `--json` prints for a folder.
