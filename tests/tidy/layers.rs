@@ -1,11 +1,10 @@
-//! Rules that the compiler does not know: which module may import which, that the pure ones do no I/O, and where
-//! `unsafe` may stand.
-//!
-//! Only what is compiled into the relay is looked at: not comments, and not tests.
+//! Which module may import which, that the pure modules do no I/O, and where `unsafe` may stand.
 
-use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use crate::sources::code_lines;
+use crate::sources::contains_word;
+use crate::sources::is_test;
+use crate::sources::paths_after;
+use crate::sources::read_sources;
 
 /// Modules from the ground up. A module imports from lower layers only, never from its own.
 const LAYERS: &[&[&str]] = &[
@@ -55,41 +54,21 @@ const UNSAFE: &str = "transport/sys.rs";
 
 #[test]
 fn the_sources_keep_the_rules() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    list_sources(&src, &mut files);
-    assert!(files.len() > 10, "found only {files:?}");
-
-    let mut faults = Vec::new();
-    for file in files {
-        let path = file.strip_prefix(&src).expect("below src");
-        let text = fs::read_to_string(&file).expect("a source file");
-        faults.extend(check(&path.to_string_lossy(), &text));
-    }
+    let faults: Vec<_> = read_sources("src").iter().flat_map(|(path, text)| check(path, text)).collect();
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
-}
-
-fn list_sources(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder of sources") {
-        let path = entry.expect("an entry of the folder").path();
-        if path.is_dir() {
-            list_sources(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
 }
 
 /// Checks one file, `path` below `src`. Returns a sentence for each fault.
 fn check(path: &str, text: &str) -> Vec<String> {
     let module = path.split(['/', '.']).next().unwrap_or_default();
-    if module == "lib" || path.ends_with("/tests.rs") {
+    if module == "lib" || is_test(path) {
         return Vec::new();
     }
     let mut faults = Vec::new();
     if layer(module).is_none() {
-        faults
-            .push(format!("{path}: module `{module}` has no place in LAYERS of tests/tidy.rs: give it one"));
+        faults.push(format!(
+            "{path}: module `{module}` has no place in LAYERS of tests/tidy/layers.rs: give it one"
+        ));
     }
     let at_top = path.ends_with("mod.rs") && path.matches('/').count() == 1 || !path.contains('/');
     for (number, line) in code_lines(text) {
@@ -137,39 +116,6 @@ fn forbidden_import(module: &str, import: &str) -> Option<String> {
 
 fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
-}
-
-/// Lines with their numbers, without comments, up to the tests at the bottom.
-fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
-    let mut lines = lines.peekable();
-    std::iter::from_fn(move || {
-        let (number, line) = lines.next()?;
-        let tests_follow = lines.peek().is_some_and(|(_, next)| next.starts_with("mod tests"));
-        (line != "#[cfg(test)]" || !tests_follow).then_some((number, line))
-    })
-    .filter(|(_, line)| !line.starts_with("//"))
-}
-
-/// All paths in the line that begin with `root`.
-fn paths_after<'a>(line: &'a str, root: &str) -> Vec<&'a str> {
-    let begins = line.match_indices(root).map(|(at, _)| at);
-    begins
-        .filter(|at| !line[..*at].ends_with(is_word))
-        .map(|at| {
-            let path = &line[at..];
-            path.split(|c: char| !is_word(c) && c != ':').next().unwrap_or_default().trim_end_matches(':')
-        })
-        .collect()
-}
-
-fn contains_word(line: &str, word: &str) -> bool {
-    line.match_indices(word)
-        .any(|(at, _)| !line[..at].ends_with(is_word) && !line[at + word.len()..].starts_with(is_word))
-}
-
-fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
 }
 
 mod the_checker {
