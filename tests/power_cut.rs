@@ -17,6 +17,12 @@ use tapster::queue::spool::Spool;
 use tapster::queue::spool::SpoolConfig;
 use tapster::queue::spool::Sync;
 
+#[path = "common/skips.rs"]
+mod skips;
+
+use skips::Cause;
+use skips::skip;
+
 /// For each policy.
 const CUTS: u32 = 110;
 
@@ -143,7 +149,7 @@ impl Image {
     /// `None`, and a line that says why, where such a file system cannot be had.
     fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
-            println!("NOT RUN: a power cut needs root and loop devices");
+            skip(Cause::Missing, "a power cut needs root and loop devices");
             return None;
         }
         let folder = tempfile::tempdir().expect("a folder for temporary files");

@@ -19,6 +19,8 @@ use tapster::queue::spool::Spool;
 use tapster::queue::spool::SpoolConfig;
 use tapster::queue::spool::Sync;
 
+use crate::skips::Cause;
+use crate::skips::skip;
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
 use crate::support::numbered::Number;
@@ -409,7 +411,7 @@ impl<'a> Immutable<'a> {
     fn new(folder: &'a Path) -> Option<Self> {
         let done = Command::new("chattr").arg("+i").arg(folder).status().is_ok_and(|status| status.success());
         if !done {
-            eprintln!("skipped: a folder cannot be made immutable here");
+            skip(Cause::Missing, "a folder cannot be made immutable here");
         }
         done.then_some(Self(folder))
     }
