@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use tapster::dnstap::DnstapError;
 use tapster::dnstap::Message;
+use tapster::dnstap::MessageType;
 
 use super::memory::no_more_than_given;
 
-/// The same message is found after it was written again, beside fields that nobody knows, and behind another message.
+/// The same message is found after it was written again, beside fields that nobody knows, and behind another message. A
+/// number is what its bytes say, or an error.
 pub(crate) fn dnstap(input: &[u8]) {
+    number(input);
     let parsed = no_more_than_given(0, || Message::parse(input));
     let within = Message::parse(&message_field(input));
     assert_ne!(within, Err(DnstapError::NoMessage), "a message that is there, even an empty one");
@@ -34,6 +37,23 @@ pub(crate) fn dnstap(input: &[u8]) {
             let longer = Message::parse(&[input, UNKNOWN].concat());
             assert!(fault == DnstapError::Truncated || longer.is_err(), "{fault}, then {longer:?}");
         }
+    }
+}
+
+/// Reads the front of `input` as the number of a message type, in more bits than a number may have.
+fn number(input: &[u8]) {
+    let len = input.iter().position(|byte| byte & 0x80 == 0).map_or(input.len(), |last| last + 1);
+    let bytes = &input[..len.min(12)];
+    let value = bytes.iter().rev().fold(0u128, |value, byte| value << 7 | u128::from(byte & 0x7f));
+    let ends = bytes.last().is_some_and(|last| last & 0x80 == 0);
+    let parsed = Message::parse(&message_field(&[&[1 << 3][..], bytes].concat()));
+    match u64::try_from(value) {
+        Ok(value) if ends && bytes.len() <= 10 => {
+            assert_eq!(parsed.map(|message| message.message_type), Ok(MessageType(value)));
+        }
+        // The bytes end before a tenth could tell that they are too many.
+        _ if bytes.len() < 10 => assert_eq!(parsed, Err(DnstapError::Truncated)),
+        _ => assert_eq!(parsed, Err(DnstapError::Varint)),
     }
 }
 
