@@ -32,8 +32,8 @@ pub(crate) fn skip(cause: Cause, what: &str) {
     if !SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone()) {
         return;
     }
-    // Not `eprintln!`: what that prints is not shown for a test that passes.
-    let _ = writeln!(stderr(), "skipped: {line}");
+    // Not `eprintln!`: what that prints is not shown for a test that passes. And one write, as for the file.
+    let _ = stderr().write_all(format!("skipped: {line}\n").as_bytes());
     if let Some(file) = env::var_os(FILE).filter(|file| !file.is_empty()) {
         add(Path::new(&file), &line);
     }
