@@ -107,9 +107,9 @@ fn decode_what_is_missing(frame_len_max: u32, mut stream: &[u8]) -> Vec<Frame> {
 /// Encodes a frame that was decoded. A control frame may be longer than those that the encoder makes.
 fn encode(frame_len_max: u32, frame: &Frame) -> BytesMut {
     let mut encoded = BytesMut::new();
-    match (Encoder::new(frame_len_max).frame(frame, &mut encoded), frame) {
-        (Ok(()), _) => {}
-        (Err(ProtocolError::Control(ControlError::TooLong { len, .. })), _) => {
+    match Encoder::new(frame_len_max).frame(frame, &mut encoded) {
+        Ok(()) => {}
+        Err(ProtocolError::Control(ControlError::TooLong { len, .. })) => {
             assert!((ControlFrame::ENCODED_LEN_MAX + 1..=ControlFrame::LEN_MAX).contains(&len));
             let payload = match frame {
                 Frame::Control(control) => long_payload(control),
@@ -122,8 +122,7 @@ fn encode(frame_len_max: u32, frame: &Frame) -> BytesMut {
             encoded.extend_from_slice(&head_of_control(len));
             encoded.extend_from_slice(&payload);
         }
-        // A limit of u32::MAX is one more than a length word of the encoder can say.
-        (Err(fault), frame) => panic!("{frame:?}: {fault}"),
+        Err(fault) => panic!("{frame:?}: {fault}"),
     }
     encoded
 }
