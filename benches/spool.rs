@@ -12,11 +12,12 @@ use std::time::Instant;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::RecordHeader;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::ConnectionId;
+use tapster::spool::Moment;
+use tapster::spool::RecordHeader;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SyncPolicy;
 use tempfile::TempDir;
 
 fn main() {
@@ -38,7 +39,7 @@ fn frames(batches: usize) -> ItemsCount {
     ItemsCount::new(batches * (BATCH_LEN / (4 + PAYLOAD_LEN)))
 }
 
-fn open(folder: &TempDir, sync: Sync) -> Spool {
+fn open(folder: &TempDir, sync: SyncPolicy) -> Spool {
     let config = SpoolConfig { max: 1 << 30, min_free: 0, sync, ..SpoolConfig::default() };
     Spool::open(&folder.path().join("spool"), config, None, Moment::now()).expect("a folder to write to").0
 }
@@ -57,7 +58,7 @@ fn checksum(bencher: Bencher) {
         frame_seq: 0,
         frames: batch.frames(),
         footer: false,
-        upstream: 0,
+        connection: ConnectionId::default(),
         received: 0,
     };
     bencher.counter(frames(1)).bench(|| header.encode(black_box(batch.bytes())));
@@ -67,9 +68,9 @@ fn checksum(bencher: Bencher) {
 #[divan::bench(args = ["none", "100ms", "batch"], sample_count = 40, sample_size = 1)]
 fn append(bencher: Bencher, sync: &str) {
     let (sync, batches) = match sync {
-        "none" => (Sync::None, BATCHES),
-        "batch" => (Sync::Batch, 16),
-        _ => (Sync::Interval(Duration::from_millis(100)), BATCHES),
+        "none" => (SyncPolicy::None, BATCHES),
+        "batch" => (SyncPolicy::Batch, 16),
+        _ => (SyncPolicy::Interval(Duration::from_millis(100)), BATCHES),
     };
     let folder = folder();
     let mut spool = open(&folder, sync);
@@ -90,7 +91,7 @@ fn append(bencher: Bencher, sync: &str) {
 #[divan::bench(sample_count = 40, sample_size = 1)]
 fn read_back(bencher: Bencher) {
     let folder = folder();
-    let mut spool = open(&folder, Sync::None);
+    let mut spool = open(&folder, SyncPolicy::None);
     for _ in 0..BATCHES {
         spool.append(&[batch()], Moment::now()).expect("a disk with room");
     }
@@ -110,7 +111,7 @@ fn read_back(bencher: Bencher) {
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn recover_64_mib(bencher: Bencher) {
     let folder = folder();
-    let mut spool = open(&folder, Sync::None);
+    let mut spool = open(&folder, SyncPolicy::None);
     // 1023 batches of less than 64 KiB and their headers fill one segment.
     for _ in 0..1023 {
         spool.append(&[batch()], Moment::now()).expect("a disk with room");
@@ -125,5 +126,5 @@ fn recover_64_mib(bencher: Bencher) {
             let len = file.metadata().expect("the segment").len();
             file.set_len(len - 1).expect("the segment");
         })
-        .bench_local_values(|()| open(&folder, Sync::None));
+        .bench_local_values(|()| open(&folder, SyncPolicy::None));
 }

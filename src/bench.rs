@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use crate::observability::metrics::LaneMetrics;
+use crate::observability::account::OutputAccount;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;
-use crate::queue::Queued;
 use crate::queue::WhenFull;
-use crate::queue::channel::charge;
+use crate::queue::channel::QueueEnd;
 use crate::route::Fanout;
 use crate::route::Inlet;
 
@@ -23,10 +22,10 @@ impl Lanes {
     /// So many lanes that block, each with a queue of `queue_bytes_max` bytes.
     pub fn new(outputs: usize, queue_bytes_max: usize) -> Self {
         let inlet = |_| {
-            let metrics = Arc::new(LaneMetrics::default());
+            let account = Arc::new(OutputAccount::default());
             let when_full = WhenFull::Block;
-            let queue = Queue::new("bench".to_owned(), queue_bytes_max, when_full, Arc::clone(&metrics));
-            Inlet { content_type: None, frame_len_max: u32::MAX, when_full, queue: Arc::new(queue), metrics }
+            let queue = Arc::new(Queue::new(queue_bytes_max, when_full, Arc::clone(&account)));
+            Inlet { content_type: None, frame_len_max: u32::MAX, when_full, queue, account }
         };
         let inlets: Vec<Inlet> = (0..outputs).map(inlet).collect();
         let queues = inlets.iter().map(|inlet| Arc::clone(&inlet.queue)).collect();
@@ -40,14 +39,15 @@ impl Lanes {
 
     /// Waits until a lane has a batch.
     pub async fn ready(&self, lane: usize) {
-        self.queues[lane].ready().await;
+        self.queues[lane].news(true, QueueEnd::Closed).await;
     }
 
     /// Takes the next batch of a lane, as if it were written at once.
     pub fn take(&self, lane: usize) -> Option<FrameBatch> {
-        let queue = &self.queues[lane];
-        let Queued { batch, .. } = queue.pop()?;
-        queue.release(charge(&batch));
-        Some(batch)
+        let mut batch = self.queues[lane].pop()?;
+        let frames = batch.frames().clone();
+        batch.written(usize::MAX, false);
+        batch.delivered();
+        Some(frames)
     }
 }

@@ -26,7 +26,8 @@
 //! | [`input`] | Ways in: connections that run reader sessions. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
 //! | `route` | From one connection to every lane that takes its content type. |
-//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. `queue/keeper`: a spool between two queues. [`queue::spool`]: batches on disk. |
+//! | [`queue`] | Where batches wait: a lock-free channel, a budget of bytes, and a policy for when it is spent. `queue/keeper`: a spool between two queues. |
+//! | [`spool`] | Batches on disk: what an output could not deliver yet, safe from a kill. |
 //! | [`output`] | Ways out: connections that run writer sessions, and files. |
 //! | [`relay`] | Assembly and life cycle: workers, placement, the end. |
 //! | [`config`] | From text to values that cannot be wrong. |
@@ -34,8 +35,9 @@
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
 //! | `drain` | The end, asked for once and seen everywhere. |
 //!
-//! Imports point one way: `protocol dnstap transport observability drain` ← `session queue` ← `route` ←
-//! `input output` ← `config` ← `relay` ← the binary. `tests/tidy.rs` holds it.
+//! Imports point one way: `protocol dnstap lifecycle observability transport` ← `batch` ← `queue delivery session` ←
+//! `spool` ← `route` ← `input output` ← `config` ← `relay` ← the binary. `tests/tidy` holds it; nor do files import each
+//! other in a circle.
 //!
 //! # What stays true
 //!
@@ -57,7 +59,7 @@
 //!
 //! # What happened to the frame?
 //!
-//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], [`queue::spool::LossReason`],
+//! Malformed: [`protocol`]. Late: `session`, [`queue`]. Lost: [`queue::WhenFull`], [`spool::LossReason`],
 //! `route` (too long for the output), `output/backlog` (left at the end). At the wrong place: `route`,
 //! `relay/placement`, `output/balance`.
 
@@ -68,16 +70,20 @@
 pub mod protocol;
 
 #[cfg(feature = "relay")]
+mod batch;
+#[cfg(feature = "relay")]
 #[doc(hidden)]
 pub mod bench;
 #[cfg(feature = "relay")]
 pub mod config;
 #[cfg(feature = "relay")]
+mod delivery;
+#[cfg(feature = "relay")]
 pub mod dnstap;
 #[cfg(feature = "relay")]
-mod drain;
-#[cfg(feature = "relay")]
 pub mod input;
+#[cfg(feature = "relay")]
+mod lifecycle;
 #[cfg(feature = "relay")]
 pub mod observability;
 #[cfg(feature = "relay")]
@@ -90,5 +96,7 @@ pub mod relay;
 mod route;
 #[cfg(feature = "relay")]
 mod session;
+#[cfg(feature = "relay")]
+pub mod spool;
 #[cfg(feature = "relay")]
 pub mod transport;

@@ -27,9 +27,9 @@ use tapster::protocol::FrameBatch;
 use tapster::protocol::ReaderConfig;
 use tapster::protocol::ReaderEvent;
 use tapster::protocol::ReaderSession;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
+use tapster::spool::Moment;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
 use tempfile::TempDir;
 
 #[path = "cli/spool.rs"]

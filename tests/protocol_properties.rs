@@ -396,8 +396,11 @@ proptest! {
         prop_assert!(dropped == frames.len() || written_len + 4 + frames[dropped].len() > written);
         prop_assert_eq!(batch.payloads().collect::<Vec<_>>(), &frames[dropped..]);
 
-        let (runs, left_out) = batch.without_longer_than(payload_len_max);
-        let kept: Vec<Bytes> = runs.iter().flat_map(FrameBatch::payloads).collect();
+        let (copy, left_out) = batch.copy_without_longer_than(payload_len_max);
+        let kept: Vec<Bytes> = copy.iter().flat_map(FrameBatch::payloads).collect();
+        let runs = batch.runs_within(payload_len_max);
+        let in_runs: Vec<Bytes> = runs.iter().flat_map(|(_, run)| run.payloads()).collect();
+        prop_assert_eq!(&kept, &in_runs);
         let short = frames[dropped..].iter().filter(|payload| payload.len() <= payload_len_max as usize);
         prop_assert_eq!(&kept, &short.cloned().collect::<Vec<_>>());
         prop_assert_eq!(kept.len() + left_out as usize, batch.frames() as usize);

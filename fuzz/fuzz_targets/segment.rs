@@ -1,11 +1,11 @@
-//! See `targets::segment`.
+//! See `targets::spool::segment`.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../targets.rs"]
+#[path = "../targets/mod.rs"]
 #[allow(dead_code, reason = "one of the functions is this target's")]
 mod targets;
 
-fuzz_target!(|input: &[u8]| targets::segment(input));
+fuzz_target!(|input: &[u8]| targets::spool::segment(input));

@@ -19,11 +19,11 @@ use tapster::config::units::parse_duration;
 use tapster::protocol::WriterConfig;
 use tapster::transport::Address;
 
-use crate::bench::Transport;
-use crate::bench::contender::free_address;
 use crate::bench::process::Class;
 use crate::bench::process::Process;
 use crate::bench::relay::RelayArgs;
+use crate::bench::transport::Transport;
+use crate::bench::transport::free_address;
 use crate::connection::Connection;
 use crate::report;
 use crate::socket::connect;

@@ -27,6 +27,7 @@ mod dnstap;
 mod floor;
 mod idle;
 mod latency;
+mod load;
 mod mark;
 mod payload;
 mod plot;

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use tapster::config::to_toml;
 use tapster::config::units::format_size;
 use tapster::output::OutputConfig;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::SpoolSettings;
+use tapster::spool::Folder;
+use tapster::spool::SpoolSettings;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;

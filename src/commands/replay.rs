@@ -17,6 +17,7 @@ use tapster::protocol::FileStatus;
 use tapster::protocol::ReaderEvent;
 use tapster::transport::Address;
 use tokio::runtime;
+use tokio::runtime::Runtime;
 
 use crate::cli::Rate;
 use crate::cli::ReplayArgs;
@@ -30,9 +31,9 @@ use crate::commands::file::end_in_words;
 use crate::commands::pace::Pace;
 use crate::commands::pace::Pacer;
 use crate::commands::select::Selection;
-use crate::commands::spool::LookError;
 use crate::commands::spool::frames::SpoolFrames;
-use crate::commands::spool::look;
+use crate::commands::spool::look::LookError;
+use crate::commands::spool::look::look;
 
 /// Why a file or spool was not sent to its end.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +64,17 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
     let len_max = output.frame_len_max;
-    let mut replay =
-        Replay { args, to, streams, len_max, pacer: Pacer::new(pace, Instant::now()), frames: 0 };
+    let replay = Replay { args, to, streams, len_max, pacer: Pacer::new(pace, Instant::now()), frames: 0 };
+    let result = send_all(&runtime, replay);
+    // Not joined: a name lookup may still hang there.
+    runtime.shutdown_background();
+    result.map(|all_whole| if all_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Returns whether every file is whole.
+fn send_all(runtime: &Runtime, mut replay: Replay<'_>) -> Result<bool, CommandError> {
     let mut all_whole = true;
-    for path in &args.files {
+    for path in &replay.args.files {
         let result = runtime.block_on(replay.send(path));
         let frames = count_frames(std::mem::take(&mut replay.frames));
         let sent = format!("{}: {frames} sent to {}", path.display(), replay.to);
@@ -82,7 +90,7 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, CommandError> {
             Err(error) => return Err(CommandError::Failed(format!("{sent}; {error}"))),
         }
     }
-    Ok(if all_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(all_whole)
 }
 
 /// The only reader of an output; else a sentence that says what to do.
@@ -158,10 +166,10 @@ impl Replay<'_> {
         let mut connection = Connection::open(self.to, self.streams, frames.content_type()).await?;
         let mut too_long = 0;
         for (received, batch) in &mut frames {
-            let (runs, left_out) = batch.without_longer_than(self.len_max);
+            let (short, left_out) = batch.copy_without_longer_than(self.len_max);
             too_long += u64::from(left_out);
-            for run in runs {
-                connection.send(&run, Some(received), &mut self.pacer, &mut self.frames).await?;
+            if let Some(short) = short {
+                connection.send(&short, Some(received), &mut self.pacer, &mut self.frames).await?;
             }
         }
         connection.finish().await?;

@@ -12,9 +12,9 @@ use crate::config::words::SYNC_WORDS;
 use crate::config::words::when_full_words;
 use crate::output::Buffer;
 use crate::output::Lanes;
-use crate::queue::spool::SpoolConfig;
-use crate::queue::spool::SpoolSettings;
-use crate::queue::spool::Sync;
+use crate::spool::SpoolConfig;
+use crate::spool::SpoolSettings;
+use crate::spool::SyncPolicy;
 
 /// Where the frames of an output wait.
 pub(super) fn take_buffer(section: &mut Section<'_>) -> Buffer {
@@ -95,11 +95,11 @@ fn connections(written: &Value) -> Result<Lanes, String> {
 }
 
 /// A word or a time.
-fn sync(written: &Value) -> Result<Sync, String> {
+fn sync(written: &Value) -> Result<SyncPolicy, String> {
     let is_time =
         matches!(written, Value::Text(text) if text.starts_with(|first: char| first.is_ascii_digit()));
     if is_time {
-        return value::duration(SYNC_MIN..=SYNC_MAX)(written).map(Sync::Interval);
+        return value::duration(SYNC_MIN..=SYNC_MAX)(written).map(SyncPolicy::Interval);
     }
     value::choice(SYNC_WORDS)(written).map_err(|error| format!("{error}; or a time as in \"100ms\""))
 }

@@ -25,10 +25,10 @@ use crate::output::Reconnect;
 use crate::output::Rotate;
 use crate::output::StreamsConfig;
 use crate::protocol::ContentType;
-use crate::queue::spool::SpoolConfig;
-use crate::queue::spool::SpoolSettings;
-use crate::queue::spool::Sync;
 use crate::relay::RelayConfig;
+use crate::spool::SpoolConfig;
+use crate::spool::SpoolSettings;
+use crate::spool::SyncPolicy;
 use crate::transport::Address;
 
 /// The configuration as a TOML document that resolves to the same configuration.
@@ -124,7 +124,7 @@ fn write_spool(document: &mut String, spool: &SpoolSettings) {
     let SpoolConfig { max, max_age, min_free, sync, on_full } = &spool.config;
     let word = SYNC_WORDS.iter().find(|(_, value)| value == sync).map(|(word, _)| (*word).to_owned());
     let sync = match (sync, word) {
-        (Sync::Interval(interval), _) => format_duration(*interval),
+        (SyncPolicy::Interval(interval), _) => format_duration(*interval),
         (_, word) => word.expect("every value but a time has a word"),
     };
     let keys = [

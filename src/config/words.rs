@@ -7,8 +7,8 @@ use crate::output::Buffer;
 use crate::output::Mode;
 use crate::output::Order;
 use crate::queue::WhenFull;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::Sync;
+use crate::spool::OnFull;
+use crate::spool::SyncPolicy;
 use crate::transport::BackendChoice;
 
 /// An enum whose values are written as words.
@@ -103,7 +103,8 @@ pub fn buffer_words(buffer: &Buffer) -> (&'static str, &'static str) {
 }
 
 /// The words of `sync`; the other values are times.
-pub(super) const SYNC_WORDS: &[(&str, Sync)] = &[("none", Sync::None), ("batch", Sync::Batch)];
+pub(super) const SYNC_WORDS: &[(&str, SyncPolicy)] =
+    &[("none", SyncPolicy::None), ("batch", SyncPolicy::Batch)];
 /// A connection on every worker, in `connections`.
 pub(super) const PER_WORKER: &str = "per_worker";
 /// Every content type, in `content_types`.

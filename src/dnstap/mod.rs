@@ -10,10 +10,13 @@
 
 #![forbid(unsafe_code)]
 
+mod error;
 mod wire;
 
 use std::fmt;
 use std::time::Duration;
+
+pub use error::DnstapError;
 
 use crate::dnstap::wire::Fields;
 use crate::dnstap::wire::Value;
@@ -32,27 +35,6 @@ pub struct Message {
 /// `Message.Type` of `dnstap.proto`, as a number: later ones than we know stay what they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MessageType(pub u64);
-
-/// Why a payload is not a dnstap message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DnstapError {
-    /// It ends within a field.
-    #[error("the protocol buffer ends within a field")]
-    Truncated,
-    /// A number of more than 64 bits.
-    #[error("the protocol buffer has a number of more than 64 bits")]
-    Varint,
-    /// A wire type that dnstap does not use.
-    #[error("the protocol buffer has a field of unknown wire type, tag {tag}")]
-    WireType {
-        /// Field number and wire type as they came.
-        tag: u64,
-    },
-    /// No field `message` in it.
-    #[error("the dnstap frame holds no message")]
-    NoMessage,
-}
 
 impl Message {
     /// Reads the payload of a data frame of content type `protobuf:dnstap.Dnstap`.

@@ -53,6 +53,9 @@ impl<'a> Fields<'a> {
         for shift in (0..64).step_by(7) {
             let (byte, rest) = self.rest.split_first().ok_or(DnstapError::Truncated)?;
             self.rest = rest;
+            if shift == 63 && *byte > 1 {
+                break; // 63 bits have come: there is room for one more
+            }
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(value);
@@ -110,6 +113,16 @@ mod tests {
             (2047, Value::Varint(0)),
         ];
         assert_eq!(fields(&message), expected.map(Ok));
+    }
+
+    #[test]
+    fn a_number_has_64_bits_at_most() {
+        let number = |last: u8| [&[0x08][..], &[0xff; 9], &[last]].concat();
+        assert_eq!(fields(&number(1)), [Ok((1, Value::Varint(u64::MAX)))]);
+        assert_eq!(fields(&number(0)), [Ok((1, Value::Varint(u64::MAX >> 1)))]);
+        for last in [2, 0x7f, 0x80, 0x81, 0xff] {
+            assert_eq!(fields(&number(last)), [Err(DnstapError::Varint)], "{last:#x}");
+        }
     }
 
     #[test]

@@ -12,20 +12,21 @@ use std::time::Instant;
 use tracing::info;
 use tracing::warn;
 
-use crate::drain::DrainSignal;
-use crate::drain::Phase;
 use crate::input::InputConfig;
-use crate::observability::metrics::InputMetrics;
+use crate::lifecycle::Phase;
+use crate::lifecycle::Scope;
+use crate::observability::input_account::InputAccount;
 use crate::protocol::FrameBatch;
 use crate::protocol::ReaderConfig;
+use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
 use crate::route::Fanout;
 use crate::route::Inlet;
-use crate::session::gather::Gather;
 use crate::session::read;
 use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
 use crate::session::read::Reading;
+use crate::session::read_coalescer::ReadCoalescer;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
@@ -34,11 +35,10 @@ use crate::transport::stream::Stream;
 /// What the connections of one worker have in common.
 pub(crate) struct Readers {
     pub(crate) backend: Backend,
-    pub(crate) drain: DrainSignal,
     /// Entrances of the lanes that this worker feeds.
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) buffer: RefCell<ReadBuffer>,
-    pub(crate) gather: Gather,
+    pub(crate) coalescer: ReadCoalescer,
     streaming: RefCell<Vec<Weak<ReadHandle>>>,
 }
 
@@ -46,27 +46,27 @@ pub(crate) struct Readers {
 pub(crate) struct WorkerInput {
     pub(crate) config: Arc<InputConfig>,
     pub(crate) reader: Arc<ReaderConfig>,
-    pub(crate) metrics: Arc<InputMetrics>,
+    pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
     pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) scope: Scope,
 }
 
 impl Readers {
-    pub(crate) fn new(backend: Backend, drain: DrainSignal, inlets: Vec<Inlet>) -> Self {
+    pub(crate) fn new(backend: Backend, inlets: Vec<Inlet>) -> Self {
         Self {
             backend,
-            drain,
             inlets,
             buffer: RefCell::default(),
-            gather: Gather::new(Instant::now()),
+            coalescer: ReadCoalescer::new(Instant::now()),
             streaming: RefCell::default(),
         }
     }
 
-    /// Asks every connection to take what has arrived and end.
-    pub(crate) fn drain_all(&self) {
+    /// Tells every connection of the phase of its input.
+    pub(crate) fn enter(&self, phase: Phase) {
         for handle in self.streaming.borrow().iter().filter_map(Weak::upgrade) {
-            handle.drain();
+            handle.enter(phase);
         }
     }
 
@@ -76,13 +76,51 @@ impl Readers {
         self.streaming.borrow_mut().retain(|handle| handle.strong_count() > 0);
     }
 
-    fn register(&self, stream: Stream) -> Rc<ReadHandle> {
+    fn register(&self, stream: Stream, scope: &Scope) -> Rc<ReadHandle> {
         let handle = Rc::new(ReadHandle::new(stream));
         self.streaming.borrow_mut().push(Rc::downgrade(&handle));
-        if self.drain.requested() {
-            handle.drain();
+        let phase = scope.phase();
+        if phase != Phase::Running {
+            handle.enter(phase);
         }
         handle
+    }
+}
+
+/// One connection in the accounts of its input. Dropped, it has ended, in whatever way.
+struct OpenConnection<'a> {
+    input: &'a WorkerInput,
+    end: &'static str,
+    counted: ReaderCounters,
+}
+
+impl<'a> OpenConnection<'a> {
+    /// `None`: there are as many as there may be.
+    fn new(input: &'a WorkerInput) -> Result<Self, Self> {
+        input.account.connected();
+        let before = input.open.fetch_add(1, Ordering::Relaxed);
+        // What is not replaced tells of a task that failed.
+        let connection = Self { input, end: "internal", counted: ReaderCounters::default() };
+        if before < input.config.connections_max { Ok(connection) } else { Err(connection) }
+    }
+
+    /// Counts what the session has left out since the last call.
+    fn count(&mut self, now: ReaderCounters) {
+        if now != self.counted {
+            self.input.account.left_out(
+                now.frames_oversize - self.counted.frames_oversize,
+                now.control_frames_ignored - self.counted.control_frames_ignored,
+                now.bytes_after_stop - self.counted.bytes_after_stop,
+            );
+            self.counted = now;
+        }
+    }
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.input.open.fetch_sub(1, Ordering::Relaxed);
+        self.input.account.ended(self.end);
     }
 }
 
@@ -94,48 +132,44 @@ pub(crate) async fn serve(
     listener: Rc<str>,
     peer: String,
 ) {
-    input.metrics.connected();
     let name = input.config.name.as_str();
-    if input.open.fetch_add(1, Ordering::Relaxed) >= input.config.connections_max {
-        warn!(input = name, listener = &*listener, peer, "refused: connections_max is reached");
-        input.metrics.ended("refused", 0, 0, 0);
-    } else {
-        info!(input = name, listener = &*listener, peer, "connection");
-        let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
-        let end = run_session(&readers, &input, socket, &mut session, &peer).await;
-        let left_out = session.counters();
-        input.metrics.ended(
-            end.name(),
-            left_out.frames_oversize,
-            left_out.control_frames_ignored,
-            left_out.bytes_after_stop,
-        );
-        if end.is_regular() {
-            info!(input = name, listener = &*listener, peer, "connection ended: {end}");
-        } else {
-            warn!(input = name, listener = &*listener, peer, "connection ended: {end}");
+    let mut connection = match OpenConnection::new(&input) {
+        Ok(connection) => connection,
+        Err(mut refused) => {
+            warn!(input = name, listener = &*listener, peer, "refused: connections_max is reached");
+            refused.end = "refused";
+            return;
         }
+    };
+    info!(input = name, listener = &*listener, peer, "connection");
+    let end = run_session(&readers, &input, socket, &mut connection, &peer).await;
+    connection.end = end.name();
+    if end.is_regular() {
+        info!(input = name, listener = &*listener, peer, "connection ended: {end}");
+    } else {
+        warn!(input = name, listener = &*listener, peer, "connection ended: {end}");
     }
-    input.open.fetch_sub(1, Ordering::Relaxed);
 }
 
 async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
-    session: &mut ReaderSession,
+    connection: &mut OpenConnection<'_>,
     peer: &str,
 ) -> ReadEnd {
-    let mut drain = readers.drain.clone();
+    let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
+    let mut phases = input.scope.phases();
     let drained = async {
-        drain.wait(|phase| *phase != Phase::Running).await;
+        phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
     };
     let started = tokio::select! {
         biased;
-        started = read::handshake(&mut socket, session) => started,
+        started = read::handshake(&mut socket, &mut session) => started,
         () = drained => return ReadEnd::Drained,
     };
+    connection.count(session.counters());
     let started = match started {
         Ok(started) => started,
         Err(end) => return end,
@@ -149,23 +183,25 @@ async fn run_session(
         );
     }
     let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
-    let stream = match socket.into_fd().and_then(|fd| Stream::new(fd, readers.backend)) {
+    let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
         Err(error) => return ReadEnd::Connection(error),
     };
     let deliver = async |batch: FrameBatch| {
-        input.metrics.taken(u64::from(batch.frames()), batch.byte_len() as u64);
+        input.account.taken(u64::from(batch.frames()), batch.byte_len() as u64);
         if fanout.is_empty() {
-            input.metrics.unrouted(u64::from(batch.frames()));
+            input.account.unrouted(u64::from(batch.frames()));
         }
-        fanout.deliver(batch).await;
+        fanout.deliver(batch).await
     };
-    let pace = async || fanout.pace().await;
-    let handle = readers.register(stream);
-    let (buffer, gather) = (&readers.buffer, &readers.gather);
-    let reading = Reading { buffer, gather, read_len_max, deliver, pace };
-    read::read_frames(&handle, session, started, reading).await
+    let wait_for_consumers = async || fanout.wait_for_consumers().await;
+    let handle = readers.register(stream, &input.scope);
+    let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
+    let connection = RefCell::new(connection);
+    let count = |counters| connection.borrow_mut().count(counters);
+    let reading = Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count };
+    read::read_frames(&handle, &mut session, started, reading).await
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.
-const DRAIN_GRACE: Duration = Duration::from_millis(100);
+const DRAIN_GRACE: Duration = Duration::from_millis(200);

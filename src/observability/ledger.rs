@@ -66,7 +66,8 @@ pub struct OutputLedger {
     pub frames_queued: u64,
     /// Frames waiting on disk, and not in memory. At exit: those that were never sent and that the next run will send.
     pub frames_spooled: u64,
-    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `shutdown`, `spool_full`, `spool_age`, `spool_damaged`.
+    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `refused`, `shutdown`, `spool_full`, `spool_age`,
+    /// `spool_damaged`, `internal`.
     pub frames_dropped: BTreeMap<String, u64>,
     /// Bytes of `frames_sent`.
     pub bytes_sent: u64,
@@ -169,10 +170,29 @@ impl MemberState {
 }
 
 impl OutputLedger {
-    /// Whether every frame received is accounted for.
+    /// Whether every frame received is accounted for. Each term is counted where its frames come and go, so this can fail.
     pub fn balances(&self) -> bool {
         let dropped: u64 = self.frames_dropped.values().sum();
         self.frames_received
             == self.frames_sent + self.frames_filtered + dropped + self.frames_queued + self.frames_spooled
+    }
+
+    /// Adds the counts of one lane.
+    pub(crate) fn add(&mut self, lane: &Self) {
+        self.frames_received += lane.frames_received;
+        self.frames_sent += lane.frames_sent;
+        self.frames_acknowledged += lane.frames_acknowledged;
+        self.frames_unacknowledged += lane.frames_unacknowledged;
+        self.frames_resent += lane.frames_resent;
+        self.frames_filtered += lane.frames_filtered;
+        self.frames_queued += lane.frames_queued;
+        self.frames_spooled += lane.frames_spooled;
+        for (reason, frames) in &lane.frames_dropped {
+            *self.frames_dropped.entry(reason.clone()).or_default() += frames;
+        }
+        self.bytes_sent += lane.bytes_sent;
+        self.bytes_unconfirmed += lane.bytes_unconfirmed;
+        self.connections += lane.connections;
+        self.sessions_finished += lane.sessions_finished;
     }
 }

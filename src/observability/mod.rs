@@ -1,9 +1,13 @@
 //! Counters and what is made of them.
 
+pub(crate) mod account;
 pub(crate) mod age;
+pub(crate) mod input_account;
 pub mod ledger;
 pub mod logging;
-pub(crate) mod metrics;
+mod loss_log;
+pub(crate) mod member_account;
+pub(crate) mod spool_account;
 pub mod status;
 
 pub use ledger::InputLedger;

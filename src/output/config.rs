@@ -8,15 +8,16 @@ use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 
+use crate::delivery::config::Reconnect;
 use crate::output::config_error::ConfigError;
 use crate::output::config_error::PATTERN_EXAMPLE;
 use crate::output::streams::Endpoints;
-use crate::output::streams::Reconnect;
 use crate::output::streams::StreamsConfig;
+use crate::output::streams::reconnect_fault;
 use crate::protocol::ContentType;
 use crate::queue::WhenFull;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::SpoolSettings;
+use crate::spool::OnFull;
+use crate::spool::SpoolSettings;
 use crate::transport::Address;
 
 /// One output: which frames it takes, where they wait, and where they go.
@@ -277,7 +278,7 @@ impl FileConfig {
     }
 
     fn faults(&self) -> impl Iterator<Item = ConfigError> {
-        Self::check_pattern(&self.pattern).err().into_iter().chain(self.reconnect.fault())
+        Self::check_pattern(&self.pattern).err().into_iter().chain(reconnect_fault(self.reconnect))
     }
 }
 
@@ -296,12 +297,12 @@ const BATCH_LEN_MAX: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::balance::Balance;
+    use crate::delivery::balance::Balance;
     use crate::output::streams::Ack;
     use crate::output::streams::Delivery;
     use crate::output::streams::GroupConfig;
     use crate::output::streams::Mode;
-    use crate::queue::spool::SpoolConfig;
+    use crate::spool::SpoolConfig;
 
     fn group(addresses: &[&str]) -> GroupConfig {
         GroupConfig::new(addresses.iter().map(|address| address.parse().unwrap()))

@@ -1,6 +1,6 @@
 //! What the types of an output's configuration allow, and no output can be.
 
-use crate::queue::spool::SpoolConfigError;
+use crate::spool::SpoolConfigError;
 use crate::transport::Address;
 
 /// Why an output cannot be as it was configured. The sentences name the keys of the configuration.

@@ -1,457 +1,350 @@
-//! An output over a connection: connect, shake hands, write batches, have them acknowledged, begin again when it dies.
+//! An output over connections: one loop that runs the delivery, and has its connections.
 
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use tokio::task::spawn_local;
 use tracing::debug;
 use tracing::info;
 use tracing::warn;
 
-use crate::drain::DrainSignal;
-use crate::drain::Over;
-use crate::drain::Phase;
-use crate::observability::MemberState;
-use crate::output::backlog::Backlog;
-use crate::output::backoff::Backoff;
-use crate::output::lane::LaneConfig;
-use crate::output::rollover::Rollover;
-use crate::output::rollover::joined;
-use crate::output::stall::Stall;
-use crate::output::streams::Order;
-use crate::output::watch::Watch;
+use crate::delivery::DeliveryMachine;
+use crate::delivery::action::Action;
+use crate::delivery::action::CloseReason;
+use crate::delivery::action::StreamId;
+use crate::delivery::config::Acknowledge;
+use crate::delivery::config::DeliveryConfig;
+use crate::lifecycle::Phases;
+use crate::lifecycle::Scope;
+use crate::observability::member_account::MemberAccount;
+use crate::output::config::Buffer;
+use crate::output::deadline::Deadline;
+use crate::output::lane::Source;
+use crate::output::links::LinkEvent;
+use crate::output::links::Links;
+use crate::output::streams::Endpoints;
+use crate::output::streams::StreamsConfig;
+use crate::protocol::ContentType;
 use crate::protocol::WriterConfig;
 use crate::queue::WhenFull;
+use crate::queue::channel::QueueEnd;
 use crate::session::write::WriteFault;
-use crate::session::write::WriteSession;
+use crate::session::write::WriteStream;
+use crate::transport::Address;
 use crate::transport::Backend;
-use crate::transport::sys::SendList;
+use crate::transport::socket::ConnectOptions;
 
-/// Runs a lane until its queue is closed and written, or the relay is over. For the worker that owns the lane.
-pub(crate) async fn run(config: Arc<LaneConfig>, backlog: Backlog, backend: Backend, drain: DrainSignal) {
-    let writer = Arc::new(writer_config(&config));
-    let rollover = Rollover::new(config.streams.mode.checkpoint(), &backlog);
-    let lane = Lane { config, writer, backend, backlog, drain, rollover, ending: None, patience: None };
-    lane.run().await;
+/// One lane over connections: to one reader, or to those of a group.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamLane {
+    pub(crate) source: Source,
+    /// The content type of START.
+    pub(crate) content_type: Option<ContentType>,
+    pub(crate) buffer: Buffer,
+    pub(crate) streams: StreamsConfig,
+    /// Accounts of the members of a group, in order; none for one reader.
+    pub(crate) members: Vec<Arc<MemberAccount>>,
 }
 
-/// The consumer of one queue.
-struct Lane {
-    config: Arc<LaneConfig>,
+impl StreamLane {
+    /// Runs the lane until its queue is closed and written, or the output is over. For the worker that owns it. A lane that
+    /// fails begins again.
+    pub(crate) async fn run(self, backend: Backend, scope: Scope) {
+        let lane = Arc::new(self);
+        let mut phases = scope.phases();
+        loop {
+            let driver = Driver::new(Arc::clone(&lane), backend, &scope);
+            if scope.guard("lane").supervise(driver.run()).await.is_some() {
+                return;
+            }
+            lane.source.begin_again();
+            tokio::select! {
+                () = tokio::time::sleep(lane.streams.reconnect.min) => {}
+                _ = phases.next() => {}
+            }
+        }
+    }
+
+    fn addresses(&self) -> Vec<Address> {
+        self.streams.endpoints.addresses().cloned().collect()
+    }
+
+    fn delivery_config(&self) -> DeliveryConfig {
+        let StreamsConfig { endpoints, mode, .. } = &self.streams;
+        let queue = &self.source.queue;
+        let (queue_max, write_len_max) = (queue.budget().max(), queue.write_len_max());
+        let member_max = queue_max / endpoints.addresses().count();
+        let acknowledge = match (mode.checkpoint(), mode.margin()) {
+            (Some(checkpoint), _) => Acknowledge::Finish { checkpoint, order: mode.order() },
+            (None, None) => Acknowledge::Written,
+            (None, Some(margin)) => Acknowledge::Progress {
+                margin: margin as u64,
+                // Where little is written at once, little is to be let go of at once.
+                probe_len: (member_max / 8).min(write_len_max).min(PROBE_LEN) as u64,
+            },
+        };
+        let group = match endpoints {
+            Endpoints::One(_) => None,
+            Endpoints::Group(group) => Some(group),
+        };
+        DeliveryConfig {
+            weights: group
+                .map_or(vec![1], |group| group.members.iter().map(|member| member.weight).collect()),
+            balance: group.map(|group| group.balance).unwrap_or_default(),
+            acknowledge,
+            answers: mode.is_bidirectional(),
+            // The opening has the same limit, and says what it waited for.
+            connect_timeout: self.streams.handshake_timeout + CONNECT_SLACK,
+            finish_timeout: mode.finish_timeout(),
+            stall_timeout: group.map(|group| group.stall_timeout),
+            slow_start: group.map_or(Duration::ZERO, |group| group.slow_start),
+            reconnect: self.streams.reconnect,
+            // Nothing may be lost that could be delivered: the queue blocks, and no spool keeps the frames.
+            tries_to_the_end: matches!(self.buffer, Buffer::Memory { when_full: WhenFull::Block, .. }),
+            queue_max,
+            held_max: queue.budget().held_max(),
+            write_len_max,
+            seed: fastrand::u64(..),
+        }
+    }
+}
+
+/// The loop at work.
+struct Driver {
+    lane: Arc<StreamLane>,
+    addresses: Vec<Address>,
     writer: Arc<WriterConfig>,
     backend: Backend,
-    backlog: Backlog,
-    drain: DrainSignal,
-    // `None` without checkpoints.
-    rollover: Option<Rollover>,
-    // The stream before the present one, which waits for FINISH.
-    ending: Option<JoinHandle<Result<(), WriteFault>>>,
-    // Dropped, it waits no longer.
-    patience: Option<oneshot::Sender<()>>,
+    delivery: DeliveryMachine,
+    links: Links,
+    phases: Phases,
+    deadline: Deadline,
+    // What was told last of each member that cannot be reached.
+    told: Vec<Option<String>>,
 }
 
-/// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// With everything that there will ever be.
-    Finished,
-    /// With everything that there will ever be written, and not acknowledged.
-    Unfinished,
-    /// To have acknowledged what was written so far.
-    Checkpoint,
-    /// Before that.
-    Broken,
-    /// Given up by us, before that.
-    Stalled,
-}
+impl Driver {
+    fn new(lane: Arc<StreamLane>, backend: Backend, scope: &Scope) -> Self {
+        let mode = lane.streams.mode;
+        let writer = Arc::new(WriterConfig {
+            content_types: lane.content_type.clone().into_iter().collect(),
+            bidirectional: mode.is_bidirectional(),
+            handshake_timeout: lane.streams.handshake_timeout,
+            finish_timeout: mode.finish_timeout(),
+        });
+        let account = Arc::clone(&lane.source.account);
+        let delivery = DeliveryMachine::new(lane.delivery_config(), account, &lane.members, Instant::now());
+        let addresses = lane.addresses();
+        Self {
+            told: vec![None; addresses.len()],
+            addresses,
+            writer,
+            backend,
+            delivery,
+            links: Links::default(),
+            phases: scope.phases(),
+            deadline: Deadline::default(),
+            lane,
+        }
+    }
 
-impl Lane {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(self.config.streams.reconnect);
-        let mut attempts = Attempts::default();
-        let mut over = Over::new(self.drain.clone());
-        let mut unfinished = false;
+        let lane = Arc::clone(&self.lane);
+        let queue = &lane.source.queue;
         loop {
-            let opened = tokio::select! {
-                opened = open(&self.config, Arc::clone(&self.writer), self.backend) => opened,
-                () = over.reached() => break,
-                () = self.backlog.written_by_others() => break,
-            };
-            match opened {
-                Ok(session) => {
-                    let mut stalled = false;
-                    attempts.succeeded(&self.config);
-                    self.backlog.connected();
-                    let since = Instant::now();
-                    match self.relay(session, &mut over).await {
-                        End::Finished if self.backlog.nothing_to_come() => break,
-                        // Other members of the group have left something.
-                        End::Finished => {}
-                        End::Checkpoint => continue,
-                        // What is not acknowledged has been sent again, once.
-                        End::Unfinished if unfinished => break,
-                        End::Unfinished => unfinished = true,
-                        End::Broken => {}
-                        End::Stalled => {
-                            stalled = true;
-                            // Nor does its reader send FINISH: others get that stream too.
-                            self.patience = None;
-                        }
-                    }
-                    if !stalled {
-                        backoff.session_lasted(since);
-                    }
-                }
-                Err(fault) => {
-                    attempts.failed(&self.config, &fault);
-                    self.backlog.disconnected(MemberState::Down);
-                }
-            }
-            self.look_at_ended_stream().await;
-            self.backlog.give_back();
-            // A collector that is away when the relay ends gets one more attempt; under `block`, where no spool keeps the
-            // frames, all that time allows.
-            let last = self.drain.requested() && !self.config.must_deliver();
-            if last || self.backlog.nothing_to_come() {
+            let end = self.turn(Instant::now());
+            if self.delivery.is_over() {
                 break;
             }
-            let pause = backoff.pause();
-            let pause = if self.drain.requested() { pause.min(DRAIN_PAUSE_MAX) } else { pause };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = self.drain.changed() => {}
-                () = self.backlog.written_by_others() => break,
-                finished = joined(&mut self.ending) => {
-                    self.stream_ended(finished);
-                    self.backlog.give_back();
-                }
-            }
-        }
-        if self.ending.is_some() {
-            let finished = joined(&mut self.ending).await;
-            self.stream_ended(finished);
-        }
-        let frames_unacknowledged = self.backlog.abandon();
-        if frames_unacknowledged > 0 {
-            let (output, to) = (&self.config.name, &self.config.to);
-            warn!(output, %to, frames_unacknowledged, "ended, and nobody has acknowledged these frames");
-        }
-    }
-
-    /// Writes until the connection ends.
-    async fn relay(&mut self, mut session: WriteSession, over: &mut Over) -> End {
-        let mut list = SendList::new();
-        let mut watch = Watch::new(self.config.streams.mode.margin(), &self.backlog);
-        let mut stall = self.config.stall_timeout().map(|timeout| Stall::new(timeout, Instant::now()));
-        if let Some(rollover) = &mut self.rollover {
-            rollover.begin_stream();
-        }
-        let result = loop {
-            if list.is_empty() {
-                if self.rollover.is_some() {
-                    if self.roll_over(&mut session).await {
-                        break Ok(());
-                    }
-                    if self.config.streams.mode.order() == Order::Strict && self.ending.is_some() {
-                        tokio::select! {
-                            biased;
-                            finished = joined(&mut self.ending) => self.stream_ended(finished),
-                            fault = session.closed() => break Err(fault),
-                        }
-                        continue;
-                    }
-                }
-                self.backlog.fill();
-                list.extend(self.backlog.buffers());
-            }
-            if list.is_empty() {
-                if self.backlog.nothing_to_come() {
-                    break Ok(());
-                }
-                let arrival = watch.as_mut().and_then(|watch| watch.look(&mut session, &mut self.backlog));
-                let taking = match look_for_stall(&mut stall, &mut session, false) {
-                    Ok(look_after) => look_after,
-                    Err(fault) => break Err(fault),
-                };
-                let look_after = [arrival, taking].into_iter().flatten().min();
-                let may_roll = self.ending.is_none();
-                tokio::select! {
-                    biased;
-                    () = self.backlog.ready() => {}
-                    fault = session.closed() => break Err(fault),
-                    finished = joined(&mut self.ending) => self.stream_ended(finished),
-                    () = Rollover::progress(&mut self.rollover, &self.backlog, may_roll) => {}
-                    () = sleep_if(look_after) => {}
-                }
-                if taking.is_none()
-                    && let Some(stall) = &mut stall
-                {
-                    // It had nothing to take until now.
-                    stall.begin(Instant::now());
-                }
-                continue;
-            }
-            if let Err(fault) = look_for_stall(&mut stall, &mut session, true) {
-                break Err(fault);
-            }
-            let limit = stall.as_ref().map(Stall::look_at);
-            let (written, result, back) = self.write(&mut session, limit, list, over).await;
-            list = back;
-            list.advance(written);
-            self.backlog.written(written);
-            match result {
-                // Waits on: not too long as yet.
-                Err(fault)
-                    if limit.is_some() && fault.is_cancelled() && self.drain.phase() != Phase::Over => {}
-                Err(fault) => break Err(fault),
-                Ok(()) => {}
-            }
-            if let Some(watch) = &mut watch {
-                watch.look_if_much_was_written(&mut session, &mut self.backlog);
-            }
-        };
-        if let Some(rollover) = &mut self.rollover
-            && rollover.give_up().await
-        {
-            self.backlog.metrics.connected();
-        }
-        self.end(session, result, watch, over).await
-    }
-
-    /// Writes as [`WriteSession::write_before`] does. FINISH of the stream before is taken meanwhile: a reader that stalls in
-    /// the present one does not keep the queue full of what it has acknowledged.
-    async fn write(
-        &mut self,
-        session: &mut WriteSession,
-        limit: Option<Instant>,
-        list: SendList,
-        over: &mut Over,
-    ) -> (usize, Result<(), WriteFault>, SendList) {
-        let mut write = std::pin::pin!(session.write_before(limit, list, over));
-        loop {
+            let (wants, due) = (self.delivery.wants_batch(), self.delivery.poll_timeout());
+            // The same arms at every turn, and one of them is the end: no wait can forget it.
             tokio::select! {
                 biased;
-                done = &mut write => return done,
-                finished = joined(&mut self.ending) => self.stream_ended(finished),
+                phase = self.phases.next() => self.delivery.handle_phase(phase, Instant::now()),
+                (stream, event) = self.links.next() => self.handle(stream, event, Instant::now()),
+                () = queue.news(wants, end) => {}
+                () = self.deadline.reached(due) => self.delivery.handle_timeout(Instant::now()),
+            }
+        }
+        self.links.all_closed().await;
+        self.lane.source.leave(self.delivery.into_remaining());
+    }
+
+    /// Takes batches and does what the delivery asks, until neither is left. Returns how far the end of the queue has
+    /// come.
+    fn turn(&mut self, now: Instant) -> QueueEnd {
+        let lane = Arc::clone(&self.lane);
+        let queue = &lane.source.queue;
+        loop {
+            while self.delivery.wants_batch()
+                && let Some(batch) = queue.pop()
+            {
+                self.delivery.handle_batch(batch, now);
+            }
+            // In this order: what was pushed before the queue was closed is seen.
+            let end = queue.end();
+            let over = end == QueueEnd::Closed && queue.is_empty();
+            self.delivery.handle_source(end >= QueueEnd::InputsEnded, over, now);
+            while let Some(action) = self.delivery.poll_action() {
+                self.act(action, now);
+            }
+            if !self.delivery.wants_batch() || queue.is_empty() {
+                self.delivery.tell_ages(now);
+                lane.source.acknowledge(self.delivery.poll_acknowledged());
+                self.tell_refused();
+                return end;
             }
         }
     }
 
-    /// Ends a session: with STOP if all is written, else as it is.
-    async fn end(
-        &mut self,
-        mut session: WriteSession,
-        written: Result<(), WriteFault>,
-        mut watch: Option<Watch>,
-        over: &mut Over,
-    ) -> End {
-        let last = written.is_ok() && self.backlog.nothing_to_come();
-        let stalled = matches!(written, Err(WriteFault::Stalled(_)));
-        if written.is_ok() {
-            // Whatever others leave from now on is not for this connection.
-            self.backlog.disconnected(if last { MemberState::Finished } else { MemberState::Connecting });
-        }
-        let finished = match written {
-            Ok(()) => {
-                let finished = session.finish(over).await;
-                if let Some(rollover) = &mut self.rollover {
-                    rollover.answered(finished.is_ok());
+    fn act(&mut self, action: Action, now: Instant) {
+        match action {
+            Action::Connect(stream) => self.open(stream),
+            Action::Write(stream) => match self.links.write(stream, self.delivery.buffers(stream)) {
+                Ok(Some(count)) => self.delivery.handle_written(stream, count, now),
+                Ok(None) => {}
+                Err(fault) => self.lost(stream, &fault, now),
+            },
+            Action::Interrupt(stream) => {
+                if let Some(open) = self.links.get(stream) {
+                    open.interrupt();
                 }
-                finished
             }
-            Err(fault) => Err(fault),
+            Action::Probe(stream) => {
+                let arrived = self.links.get(stream).and_then(|open| open.arrived_bytes());
+                self.delivery.handle_progress(stream, arrived, now);
+            }
+            Action::Stop(stream) => {
+                if let Some(open) = self.links.get(stream) {
+                    open.stop();
+                }
+            }
+            Action::Close(stream, reason) => self.close(stream, reason),
+        }
+    }
+
+    fn open(&mut self, stream: StreamId) {
+        let lane = Arc::clone(&self.lane);
+        let (writer, backend) = (Arc::clone(&self.writer), self.backend);
+        let address = self.addresses[stream.member].clone();
+        let unsent_max = (lane.buffer.policy() == WhenFull::Sample)
+            .then(|| lane.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
+        let opening = async move {
+            let options = ConnectOptions { user_timeout: lane.streams.user_timeout };
+            let open = WriteStream::open(&address, &options, writer, backend).await?;
+            if let Some(bytes) = unsent_max {
+                // The queue would fall at once by what the socket takes at once.
+                open.set_unsent_max(bytes);
+            }
+            Ok(open)
         };
-        let mut acknowledged = finished.is_ok();
-        if let Some(watch) = &mut watch {
-            watch.look(&mut session, &mut self.backlog);
-            if finished.is_ok() && !self.config.streams.mode.is_bidirectional() {
-                acknowledged = self.wait_for_arrival(&mut session, watch, over).await;
+        self.links.open(stream, Box::pin(opening));
+    }
+
+    fn handle(&mut self, stream: StreamId, event: LinkEvent, now: Instant) {
+        match event {
+            LinkEvent::Connected => {
+                self.told[stream.member] = None;
+                info!(output = self.output(), to = %self.to(stream), "connected");
+                self.delivery.handle_connected(stream, now);
             }
-        }
-        let keeps_margin = !self.config.streams.mode.is_bidirectional() && watch.is_some();
-        if acknowledged && !keeps_margin {
-            self.backlog.finished();
-        } else {
-            self.backlog.connection_lost();
-            self.backlog.disconnected(if stalled { MemberState::Stalled } else { MemberState::Down });
-        }
-        let (output, to) = (&self.config.name, &self.config.to);
-        match &finished {
-            Ok(()) => {
-                self.backlog.metrics.finished();
-                info!(output, %to, "finished");
+            LinkEvent::Refused(fault) => {
+                self.tell_refusal(stream, fault.to_string());
+                self.delivery.handle_refused(stream, now);
             }
-            Err(fault) if self.config.streams.mode.keeps_unacknowledged() => {
-                let frames_unacknowledged = self.backlog.metrics.unacknowledged_now();
-                warn!(output, %to, frames_unacknowledged, "connection ended: {fault}");
+            LinkEvent::Written(count) => self.delivery.handle_written(stream, count, now),
+            LinkEvent::Finished => {
+                debug!(output = self.output(), to = %self.to(stream), "finished");
+                self.delivery.handle_finish(stream, true, now);
             }
-            Err(fault) => {
-                let bytes_unconfirmed = session.unconfirmed_bytes();
-                self.backlog.metrics.unconfirmed(bytes_unconfirmed);
-                warn!(output, %to, bytes_unconfirmed, "connection ended: {fault}");
-            }
-        }
-        session.close().await;
-        match (acknowledged, last) {
-            _ if stalled => End::Stalled,
-            (true, true) => End::Finished,
-            (true, false) => End::Checkpoint,
-            (false, true) => End::Unfinished,
-            (false, false) => End::Broken,
+            LinkEvent::Lost(fault) => self.lost(stream, &fault, now),
         }
     }
 
-    /// Without FINISH: waits until everything has arrived, as long as FINISH would be waited for. Returns whether it has.
-    async fn wait_for_arrival(
-        &mut self,
-        session: &mut WriteSession,
-        watch: &mut Watch,
-        over: &mut Over,
-    ) -> bool {
-        let deadline = Instant::now() + self.config.streams.mode.finish_timeout();
-        while let Some(pause) = watch.look(session, &mut self.backlog) {
-            if Instant::now() >= deadline {
-                return false;
+    /// The connection has ended, by the reader or the network.
+    fn lost(&mut self, stream: StreamId, fault: &WriteFault, now: Instant) {
+        if let Some(open) = self.links.get(stream) {
+            let arrived = open.arrived_bytes();
+            let bytes_unconfirmed = open.unconfirmed_bytes();
+            self.delivery.handle_progress(stream, arrived, now);
+            self.tell_end(stream, bytes_unconfirmed, &fault.to_string());
+        }
+        self.delivery.handle_lost(stream, now);
+    }
+
+    fn close(&mut self, stream: StreamId, reason: CloseReason) {
+        let streams = &self.lane.streams;
+        let words = match reason {
+            CloseReason::Ended => None,
+            CloseReason::ConnectTimeout => {
+                self.tell_refusal(stream, "cannot connect in time".to_owned());
+                None
             }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = session.closed() => {
-                    return watch.look(session, &mut self.backlog).is_none();
+            CloseReason::FinishTimeout => {
+                Some(format!("no FINISH within {:?}", streams.mode.finish_timeout()))
+            }
+            CloseReason::Stalled => match &streams.endpoints {
+                Endpoints::Group(group) => {
+                    Some(format!("the reader took nothing for {:?}", group.stall_timeout))
                 }
-                () = over.reached() => return false,
-            }
+                Endpoints::One(_) => None,
+            },
+            CloseReason::Over => Some("given up, because tapster ends".to_owned()),
+        };
+        if let (Some(words), Some(open)) = (words, self.links.get(stream)) {
+            let bytes_unconfirmed = open.unconfirmed_bytes();
+            self.tell_end(stream, bytes_unconfirmed, &words);
         }
-        true
+        self.links.close(stream);
     }
 
-    /// Goes on with a checkpoint as far as it does without waiting. For the moment between two writes. Returns whether
-    /// the present stream has to end first, because no second connection is to be had and much waits for FINISH.
-    async fn roll_over(&mut self, session: &mut WriteSession) -> bool {
-        self.look_at_ended_stream().await;
-        let Some(rollover) = &mut self.rollover else { return false };
-        match rollover.opened().await {
-            Some(Ok(next)) => {
-                self.backlog.metrics.connected();
-                self.backlog.end_stream();
-                let old = std::mem::replace(session, next);
-                let (patience, until) = oneshot::channel();
-                self.patience = Some(patience);
-                self.ending = Some(spawn_local(end_stream(old, Over::sooner(self.drain.clone(), until))));
-                rollover.begin_stream();
-            }
-            Some(Err(fault)) => {
-                let next_after = rollover.no_connection();
-                let (output, to) = (&self.config.name, &self.config.to);
-                warn!(output, %to, ?next_after, "no checkpoint, the next connection could not be had: {fault}");
-            }
-            None => {}
-        }
-        if self.ending.is_none() && rollover.is_due(&self.backlog) {
-            let (config, writer, backend) =
-                (Arc::clone(&self.config), Arc::clone(&self.writer), self.backend);
-            rollover.open(async move { open(&config, writer, backend).await });
-        }
-        rollover.stream_must_end(&self.backlog)
-    }
-
-    async fn look_at_ended_stream(&mut self) {
-        if self.ending.as_ref().is_some_and(JoinHandle::is_finished) {
-            let finished = joined(&mut self.ending).await;
-            self.stream_ended(finished);
+    /// Tells that a stream ended without FINISH, and what that may cost.
+    fn tell_end(&self, stream: StreamId, bytes_unconfirmed: u64, words: &str) {
+        let (output, to, account) = (self.output(), self.to(stream), &self.lane.source.account);
+        if self.lane.streams.mode.keeps_unacknowledged() {
+            let frames_unacknowledged = account.unacknowledged_now();
+            warn!(output, %to, frames_unacknowledged, "connection ended: {words}");
+        } else {
+            account.unconfirmed(bytes_unconfirmed);
+            warn!(output, %to, bytes_unconfirmed, "connection ended: {words}");
         }
     }
 
-    /// FINISH of the stream before the present one has come, or will not.
-    fn stream_ended(&mut self, finished: Result<(), WriteFault>) {
-        let (output, to) = (&self.config.name, &self.config.to);
-        let next_after = self.rollover.as_mut().map(|rollover| rollover.answered(finished.is_ok()));
-        match finished {
-            Ok(()) => {
-                self.backlog.metrics.finished();
-                self.backlog.ended_stream_finished();
-                debug!(output, %to, "checkpoint");
-            }
-            Err(fault) => {
-                self.backlog.ended_stream_lost();
-                warn!(output, %to, ?next_after, "no checkpoint, frames are sent again: {fault}");
-            }
+    /// Tells once that a reader cannot be reached, and again when the reason changes.
+    fn tell_refusal(&mut self, stream: StreamId, words: String) {
+        if self.told[stream.member].as_ref() != Some(&words) {
+            warn!(output = self.output(), to = %self.to(stream), "{words}; trying again");
+            self.told[stream.member] = Some(words);
         }
     }
-}
 
-/// Looks whether the reader of a group's member still takes something; see [`Stall::look`].
-fn look_for_stall(
-    stall: &mut Option<Stall>,
-    session: &mut WriteSession,
-    more: bool,
-) -> Result<Option<Duration>, WriteFault> {
-    stall.as_mut().map_or(Ok(None), |stall| stall.look(session, more))
-}
-
-/// Opens a session.
-async fn open(
-    config: &LaneConfig,
-    writer: Arc<WriterConfig>,
-    backend: Backend,
-) -> Result<WriteSession, WriteFault> {
-    let session = WriteSession::open(&config.to, writer, backend).await?;
-    if config.buffer.policy() == WhenFull::Sample {
-        // The queue would fall at once by what the socket takes at once.
-        session.set_unsent_max(config.memory() / SAMPLE_SOCKET_PART);
+    fn tell_refused(&mut self) {
+        let output = &self.lane.source.output;
+        for refused in self.delivery.poll_refused() {
+            let (payload_len, connections) = (refused.len, refused.breaks);
+            warn!(
+                output,
+                payload_len,
+                connections,
+                "a frame is left out: the collector ended each of the last connections at it"
+            );
+        }
     }
-    Ok(session)
-}
 
-/// Ends a stream that another follows.
-async fn end_stream(mut session: WriteSession, mut over: Over) -> Result<(), WriteFault> {
-    let finished = session.finish(&mut over).await;
-    session.close().await;
-    finished
-}
+    fn output(&self) -> &str {
+        &self.lane.source.output
+    }
 
-/// Sleeps; for ever where there is no time.
-async fn sleep_if(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
-        None => std::future::pending().await,
+    fn to(&self, stream: StreamId) -> &Address {
+        &self.addresses[stream.member]
     }
 }
 
-fn writer_config(config: &LaneConfig) -> WriterConfig {
-    WriterConfig {
-        content_types: config.content_type.clone().into_iter().collect(),
-        bidirectional: config.streams.mode.is_bidirectional(),
-        handshake_timeout: config.streams.handshake_timeout,
-        finish_timeout: config.streams.mode.finish_timeout(),
-    }
-}
+/// How often what has arrived is looked at: after so many bytes.
+const PROBE_LEN: usize = 256 << 10;
 
 /// The part of a sampled queue that sockets may take.
 const SAMPLE_SOCKET_PART: usize = 16;
 
-/// Longest pause between attempts while the relay ends.
-const DRAIN_PAUSE_MAX: Duration = Duration::from_millis(500);
-
-/// Says once that an output cannot be reached and why, again when the reason changes, and when it can.
-#[derive(Default)]
-struct Attempts {
-    reason: Option<String>,
-}
-
-impl Attempts {
-    fn failed(&mut self, config: &LaneConfig, fault: &WriteFault) {
-        let reason = fault.to_string();
-        if self.reason.as_ref() != Some(&reason) {
-            warn!(output = config.name, to = %config.to, "{reason}; trying again");
-            self.reason = Some(reason);
-        }
-    }
-
-    fn succeeded(&mut self, config: &LaneConfig) {
-        self.reason = None;
-        info!(output = config.name, to = %config.to, "connected");
-    }
-}
+/// An opening that hangs is given up so much later than it should have given up by itself.
+const CONNECT_SLACK: Duration = Duration::from_millis(500);

@@ -1,42 +1,55 @@
-//! What the task behind one connection is told of its output.
+//! What the task of one lane has: where its batches come from, and where those go that it leaves.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::output::config::Buffer;
-use crate::output::streams::Endpoints;
-use crate::output::streams::StreamsConfig;
-use crate::protocol::ContentType;
-use crate::queue::WhenFull;
-use crate::transport::Address;
+use tracing::warn;
 
-/// One connection of an output: the reader that it leads to, and what holds for every connection of that output.
+use crate::batch::Acknowledgement;
+use crate::batch::Batch;
+use crate::observability::account::DropReason;
+use crate::observability::account::OutputAccount;
+use crate::queue::Queue;
+use crate::spool::reports::Report;
+use crate::spool::reports::ReportSender;
+
+/// The queue of one lane, and the spool before it where there is one.
 #[derive(Clone, Debug)]
-pub(crate) struct LaneConfig {
-    /// The output's, for the log.
-    pub(crate) name: String,
-    pub(crate) to: Address,
-    /// The content type of START.
-    pub(crate) content_type: Option<ContentType>,
-    pub(crate) buffer: Buffer,
-    pub(crate) streams: StreamsConfig,
+pub(crate) struct Source {
+    /// Name of the output, for the log.
+    pub(crate) output: String,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) account: Arc<OutputAccount>,
+    /// To the stage that has the spool.
+    pub(crate) reports: Option<ReportSender>,
 }
 
-impl LaneConfig {
-    /// Bytes of memory that are this connection's part.
-    pub(crate) fn memory(&self) -> usize {
-        self.buffer.memory() / self.streams.endpoints.addresses().count()
+impl Source {
+    /// Tells the spool what it need not keep any more.
+    pub(crate) fn acknowledge(&self, acknowledged: impl Iterator<Item = Acknowledgement>) {
+        let Some(reports) = &self.reports else { return acknowledged.for_each(drop) };
+        acknowledged.for_each(|acknowledged| reports.send(Report::Acknowledged(acknowledged)));
     }
 
-    /// Whether nothing may be lost that this connection could deliver: its queue blocks, and no spool keeps the frames.
-    pub(crate) fn must_deliver(&self) -> bool {
-        matches!(self.buffer, Buffer::Memory { when_full: WhenFull::Block, .. })
+    /// The task of the lane has failed with all that it had. Another one begins: the spool gives it those frames again.
+    pub(crate) fn begin_again(&self) {
+        if let Some(reports) = &self.reports {
+            reports.send(Report::Failed);
+        }
     }
 
-    /// How long a member of a group may take nothing; `None` for a reader that gets every frame.
-    pub(crate) fn stall_timeout(&self) -> Option<Duration> {
-        match &self.streams.endpoints {
-            Endpoints::One(_) => None,
-            Endpoints::Group(group) => Some(group.stall_timeout),
+    /// The end of the lane: gives these batches and what is in the queue to the spool, or counts what nobody has got of them
+    /// as lost.
+    pub(crate) fn leave(&self, batches: impl Iterator<Item = Batch>) {
+        for batch in batches.chain(std::iter::from_fn(|| self.queue.pop())) {
+            match &self.reports {
+                Some(reports) => reports.send(Report::Left(batch)),
+                None => drop(batch.dropped(DropReason::Shutdown)),
+            }
+        }
+        let frames_unacknowledged = self.account.unacknowledged_now();
+        if frames_unacknowledged > 0 {
+            let output = &self.output;
+            warn!(output, frames_unacknowledged, "ended, and nobody has acknowledged these frames");
         }
     }
 }

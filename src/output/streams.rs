@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::output::balance::Balance;
+use crate::delivery::balance::Balance;
+use crate::delivery::config::Checkpoint;
+use crate::delivery::config::Order;
+use crate::delivery::config::Reconnect;
 use crate::output::config_error::ConfigError;
 use crate::transport::Address;
 
@@ -99,35 +102,6 @@ pub enum Ack {
     },
 }
 
-/// When a stream is ended, to have its FINISH, and the next begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checkpoint {
-    /// So long after the stream has begun.
-    Every(Duration),
-    /// Once its frames take so many bytes of the queue.
-    Bytes(usize),
-}
-
-/// In which order a reader gets the frames around a checkpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Order {
-    /// In order on each connection. The next stream flows while FINISH of the last is awaited: a reader may take its
-    /// first frames before the last ones of the other.
-    #[default]
-    PerConnection,
-    /// In order altogether: nothing is written between STOP and FINISH.
-    Strict,
-}
-
-/// Doubling, jittered pause between attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reconnect {
-    /// First pause, above zero.
-    pub min: Duration,
-    /// Longest pause, not shorter than the first.
-    pub max: Duration,
-}
-
 impl StreamsConfig {
     /// Bidirectional streams whose frames are delivered when they are written.
     pub fn new(endpoints: Endpoints) -> Self {
@@ -149,7 +123,7 @@ impl StreamsConfig {
         if unix && self.mode.margin().is_some_and(|margin| margin > 0) {
             faults.push(ConfigError::MarginOfUnix);
         }
-        faults.extend(self.reconnect.fault());
+        faults.extend(reconnect_fault(self.reconnect));
         faults
     }
 }
@@ -274,14 +248,7 @@ impl Default for Mode {
     }
 }
 
-impl Reconnect {
-    pub(super) fn fault(self) -> Option<ConfigError> {
-        (self.min.is_zero() || self.min > self.max).then_some(ConfigError::Reconnect)
-    }
-}
-
-impl Default for Reconnect {
-    fn default() -> Self {
-        Self { min: Duration::from_millis(100), max: Duration::from_secs(30) }
-    }
+/// Whether pauses can be within these limits.
+pub(super) fn reconnect_fault(limits: Reconnect) -> Option<ConfigError> {
+    (limits.min.is_zero() || limits.min > limits.max).then_some(ConfigError::Reconnect)
 }

@@ -118,25 +118,45 @@ impl FrameBatch {
 
     /// Leaves out frames of more than `payload_len_max` payload bytes.
     ///
-    /// Returns the runs of frames between them, which share the bytes of the batch, and how many were left out.
-    pub fn without_longer_than(&self, payload_len_max: u32) -> (Vec<Self>, u32) {
-        if self.frames > 0 && self.payload_len_max <= payload_len_max {
-            return (vec![self.clone()], 0);
-        }
-        let mut runs = Vec::new();
+    /// Returns the other frames, copied into memory of their own, `None` where there are none, and how many were left out:
+    /// the memory of long frames does not stay for the sake of short ones.
+    pub fn copy_without_longer_than(&self, payload_len_max: u32) -> (Option<Self>, u32) {
+        let mut kept = BytesMut::new();
+        let mut frames = 0;
+        let mut longest = 0;
         let mut left_out = 0;
+        let mut rest = &self.bytes[..];
+        loop {
+            let scan = scan(rest, payload_len_max);
+            let (run, behind) = rest.split_at(scan.bytes);
+            kept.extend_from_slice(run);
+            frames += scan.frames;
+            longest = longest.max(scan.payload_len_max);
+            let ScanStop::TooLong { len } = scan.stop else { break };
+            rest = behind.get(4 + len as usize..).unwrap_or_default();
+            left_out += 1;
+        }
+        let bytes = Bytes::copy_from_slice(&kept);
+        let kept = Self { bytes, frames, payload_len_max: longest, read_at: self.read_at };
+        ((frames > 0).then_some(kept), left_out)
+    }
+
+    /// The runs of frames of at most `payload_len_max` payload bytes, each with the index of its first frame. They share the
+    /// bytes of the batch.
+    pub fn runs_within(&self, payload_len_max: u32) -> Vec<(u32, Self)> {
+        let mut runs = Vec::new();
+        let mut index = 0;
         let mut rest = self.bytes.clone();
         loop {
             let scan = scan(&rest, payload_len_max);
             let run = rest.split_to(scan.bytes);
             if scan.frames > 0 {
-                runs.push(Self::scanned(run, &scan, self.read_at));
+                runs.push((index, Self::scanned(run, &scan, self.read_at)));
             }
-            let ScanStop::TooLong { len } = scan.stop else {
-                return (runs, left_out);
-            };
-            rest.advance(4 + len as usize); // whole frames only: 4 + len <= rest.len()
-            left_out += 1;
+            index += scan.frames;
+            let ScanStop::TooLong { len } = scan.stop else { return runs };
+            rest.advance(rest.len().min(4 + len as usize));
+            index += 1;
         }
     }
 
@@ -227,20 +247,29 @@ mod tests {
     }
 
     #[test]
-    fn long_frames_are_left_out_and_the_runs_between_them_share_the_bytes() {
+    fn long_frames_are_left_out_and_the_others_keep_nothing_of_their_memory() {
         let whole = batch(&["long", "a", "bc", "longer", "longest", "d", "long"]);
-        let (runs, left_out) = whole.without_longer_than(2);
-        assert_eq!(left_out, 4);
-        assert_eq!(runs.iter().map(payloads).collect::<Vec<_>>(), [vec!["a", "bc"], vec!["d"]]);
-        for run in &runs {
-            assert!(whole.bytes().as_ptr_range().contains(&run.bytes().as_ptr()), "not copied");
-        }
-        assert_eq!(whole.without_longer_than(7), (vec![whole.clone()], 0));
-        assert_eq!(whole.without_longer_than(0), (Vec::new(), 7));
+        let (short, left_out) = whole.copy_without_longer_than(2);
+        let short = short.expect("there are short frames");
+        assert_eq!((payloads(&short), left_out), (vec!["a".into(), "bc".into(), "d".into()], 4));
+        assert_eq!((short.frames(), short.payload_len_max(), short.read_at()), (3, 2, whole.read_at()));
+        assert!(!whole.bytes().as_ptr_range().contains(&short.bytes().as_ptr()), "copied");
+        assert_eq!(whole.copy_without_longer_than(7), (Some(whole.clone()), 0));
+        assert_eq!(whole.copy_without_longer_than(0), (None, 7));
 
         let mut written = whole.clone();
         written.advance(whole.byte_len());
-        assert_eq!(written.without_longer_than(7), (Vec::new(), 0));
+        assert_eq!(written.copy_without_longer_than(7), (None, 0));
+    }
+
+    #[test]
+    fn runs_of_short_frames_know_their_place() {
+        let whole = batch(&["long", "a", "bc", "longer", "longest", "d", "long"]);
+        let runs = whole.runs_within(2);
+        let runs: Vec<_> = runs.iter().map(|(index, run)| (*index, payloads(run))).collect();
+        assert_eq!(runs, [(1, vec![Bytes::from("a"), "bc".into()]), (5, vec!["d".into()])]);
+        assert_eq!(whole.runs_within(7), [(0, whole.clone())]);
+        assert_eq!(whole.runs_within(0), []);
     }
 
     #[test]

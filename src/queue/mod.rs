@@ -1,14 +1,10 @@
-//! Where batches wait for their output: in memory, or on disk.
+//! Where batches wait for their output, in memory.
 
-pub(crate) mod arrivals;
 pub(crate) mod channel;
-pub(crate) mod keeper;
-pub(crate) mod outstanding;
-pub(crate) mod receipts;
-pub mod spool;
+pub(crate) mod enqueue_times;
+pub(crate) mod read_ahead;
 mod thinning;
 pub mod when_full;
 
 pub(crate) use channel::Queue;
-pub(crate) use channel::Queued;
 pub use when_full::WhenFull;

@@ -1,15 +1,20 @@
 //! Which batches [`WhenFull::Sample`](crate::queue::WhenFull::Sample) keeps: one in n, evenly.
 //!
-//! n is 1 until the queue is half full. There it doubles, and again each time that another quarter of the room that is left
-//! is used up; so it grows until what comes is less than what leaves. It halves each time that the queue has fallen by an
-//! eighth, or was nearly empty while a quarter of the queue came. A steady consumer that is too slow therefore has a
-//! queue about half full and an n that goes between the two powers of two around what it would need. What sockets take in
-//! one go has to be less than an eighth of the queue.
+//! n is 1 until the queue is half full. There n doubles, and again each time that another quarter of the room that is left
+//! is used up; so n grows until what comes is less than what leaves. n halves each time that the queue has fallen by an
+//! eighth. While the queue is nearly empty, n halves each time that a quarter of the queue has come, and each time that 50 ms
+//! have passed: a consumer that has caught up gets everything within a second, at every rate. A steady consumer that is too
+//! slow therefore has a queue about half full and an n that goes between the two powers of two around what it would need.
+//! What sockets take in one go has to be less than an eighth of the queue.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::batch::connection::ConnectionId;
 
 /// The state of one queue. Levels and batches are told as parts of it.
 #[derive(Debug)]
@@ -30,29 +35,31 @@ struct Marks {
     down: f64,
     // What came since n has changed.
     offered: f64,
+    // Since when the queue is nearly empty, or n has changed since.
+    idle_since: Option<Instant>,
 }
 
 impl Thinning {
     pub(crate) fn new() -> Self {
         Self {
             exponent: AtomicU32::new(0),
-            marks: Mutex::new(Marks { up: HIGH, down: 0.0, offered: 0.0 }),
+            marks: Mutex::new(Marks { up: HIGH, down: 0.0, offered: 0.0, idle_since: None }),
             counts: std::array::from_fn(|index| AtomicU64::new(index as u64)),
         }
     }
 
     /// Whether a batch of this connection is kept, which is so much of the queue and finds it filled to `level`.
-    pub(crate) fn keeps(&self, upstream: u32, batch: f64, level: f64) -> bool {
+    pub(crate) fn keeps(&self, connection: ConnectionId, batch: f64, level: f64, now: Instant) -> bool {
         let mut exponent = self.exponent.load(Relaxed);
         if exponent == 0 && level < HIGH {
             return true;
         }
         // Where another producer is at it, that one will do.
         if let Ok(mut marks) = self.marks.try_lock() {
-            exponent = marks.adjust(exponent, batch, level);
+            exponent = marks.adjust(exponent, batch, level, now);
             self.exponent.store(exponent, Relaxed);
         }
-        let count = self.counts[upstream as usize % COUNTS].fetch_add(1, Relaxed);
+        let count = self.counts[connection.get() as usize % COUNTS].fetch_add(1, Relaxed);
         is_kept(count, exponent)
     }
 
@@ -63,8 +70,17 @@ impl Thinning {
 }
 
 impl Marks {
-    fn adjust(&mut self, exponent: u32, batch: f64, level: f64) -> u32 {
+    fn adjust(&mut self, exponent: u32, batch: f64, level: f64, now: Instant) -> u32 {
         self.offered += batch;
+        if level >= STEP {
+            self.idle_since = None;
+        }
+        let idle_for = now.saturating_duration_since(*self.idle_since.get_or_insert(now));
+        let halvings = u32::try_from(idle_for.as_millis() / IDLE_STEP.as_millis()).unwrap_or(u32::MAX);
+        if level < STEP && halvings > 0 {
+            *self = Self { up: HIGH, down: 0.0, offered: 0.0, idle_since: Some(now) };
+            return exponent.saturating_sub(halvings);
+        }
         let idle = level < STEP && self.offered >= OFFERED;
         let adjusted = if level >= self.up {
             (exponent + 1).min(EXPONENT_MAX)
@@ -73,8 +89,8 @@ impl Marks {
         } else {
             return exponent;
         };
-        *self =
-            Self { up: HIGH.max(level + (1.0 - level) / 4.0), down: level.min(HIGH) - STEP, offered: 0.0 };
+        let (up, down) = (HIGH.max(level + (1.0 - level) / 4.0), level.min(HIGH) - STEP);
+        *self = Self { up, down, offered: 0.0, idle_since: self.idle_since };
         adjusted
     }
 }
@@ -92,6 +108,8 @@ fn is_kept(number: u64, exponent: u32) -> bool {
 const HIGH: f64 = 0.5;
 /// By so much the level falls until n halves.
 const STEP: f64 = 0.125;
+/// So long a queue is nearly empty until n halves: 20 times in a second, which is all that n can be.
+const IDLE_STEP: Duration = Duration::from_millis(50);
 /// So much comes to a queue that is nearly empty until n halves.
 const OFFERED: f64 = 0.25;
 const EXPONENT_MAX: u32 = 20;
@@ -122,6 +140,7 @@ mod tests {
         frames_kept: u64,
         overflows: u64,
         n: Vec<u64>,
+        now: Instant,
     }
 
     const QUEUE: usize = 1 << 20;
@@ -145,6 +164,7 @@ mod tests {
                 frames_kept: 0,
                 overflows: 0,
                 n: Vec::new(),
+                now: Instant::now(),
             }
         }
 
@@ -168,7 +188,8 @@ mod tests {
         fn offer(&mut self, connection: usize, batch: usize) {
             self.offered[connection] += 1;
             let part = |bytes: usize| bytes as f64 / QUEUE as f64;
-            let keeps = self.thinning.keeps(connection as u32, part(batch), part(self.charged));
+            let connection_id = ConnectionId::new(connection as u32);
+            let keeps = self.thinning.keeps(connection_id, part(batch), part(self.charged), self.now);
             self.n.push(self.thinning.one_in());
             if !keeps {
                 return;
@@ -244,6 +265,27 @@ mod tests {
             model.run(8, 1.5, false);
             model.run(100, 1.5, false);
             assert_eq!(model.frames_kept, model.n.len() as u64, "{rate_before} before");
+        }
+    }
+
+    /// However little comes: time alone ends it, and not the bytes that come.
+    #[test]
+    fn a_reader_that_has_caught_up_gets_everything_within_a_second_at_every_rate() {
+        for per_second in [1, 20, 900, 50_000] {
+            let mut model = Model::new(1, 7);
+            model.run(60, 0.0, true);
+            let thinning = model.thinning;
+            assert!(thinning.one_in() >= 512);
+            let mut at = model.now;
+            let mut left_out_at = at;
+            for _ in 0..3 * per_second {
+                // A batch is a millionth of the queue, which is empty.
+                if !thinning.keeps(ConnectionId::new(0), 1e-6, 0.0, at) {
+                    left_out_at = at;
+                }
+                at += Duration::from_secs(1) / per_second;
+            }
+            assert!(left_out_at - model.now <= Duration::from_secs(1), "{per_second} per second");
         }
     }
 

@@ -1,40 +1,37 @@
 //! From configuration to what each worker gets, and to the accounts of it all.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
 
 use crate::input::InputConfig;
 use crate::input::listener::WorkerInput;
-use crate::observability::InputLedger;
-use crate::observability::Ledger;
-use crate::observability::OutputLedger;
-use crate::observability::age::AgeSum;
-use crate::observability::metrics::InputMetrics;
-use crate::observability::metrics::LaneMetrics;
+use crate::lifecycle::Scope;
+use crate::observability::account::OutputAccount;
+use crate::observability::input_account::InputAccount;
+use crate::observability::member_account::MemberAccount;
 use crate::output::Buffer;
 use crate::output::Destination;
 use crate::output::Endpoints;
-use crate::output::GroupConfig;
 use crate::output::Lanes;
 use crate::output::OutputConfig;
-use crate::output::StreamsConfig;
-use crate::output::backlog::Backlog;
 use crate::output::file::FileLane;
-use crate::output::group::Group;
-use crate::output::lane::LaneConfig;
+use crate::output::frame_stream::StreamLane;
+use crate::output::lane::Source;
 use crate::protocol::ReaderConfig;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
-use crate::queue::keeper::Keeper;
-use crate::queue::receipts::ReceiptSender;
-use crate::queue::receipts::receipts;
-use crate::relay::worker::WorkerGroup;
+use crate::relay::accounts::Accounts;
+use crate::relay::accounts::InputEntry;
+use crate::relay::accounts::OutputEntry;
 use crate::relay::worker::WorkerLane;
 use crate::relay::worker::WorkerListener;
 use crate::route::Inlet;
+use crate::spool::Folder;
+use crate::spool::reports::reports;
+use crate::spool::stage::Stage;
+use crate::spool::stage::StageConfig;
 use crate::transport::Address;
+use crate::transport::listener::BoundListener;
 
 /// What one worker gets of inputs and outputs.
 #[derive(Default)]
@@ -43,26 +40,28 @@ pub(crate) struct WorkerParts {
     pub(crate) listeners: Vec<WorkerListener>,
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) lanes: Vec<WorkerLane>,
-    pub(crate) groups: Vec<WorkerGroup>,
 }
 
 /// The parts, while they are put together.
 pub(crate) struct Assembly {
     pub(crate) workers: Vec<WorkerParts>,
-    pub(crate) files: Vec<FileLane>,
-    pub(crate) keepers: Vec<Keeper>,
-    pub(crate) queues: Vec<Arc<Queue>>,
+    pub(crate) files: Vec<(FileLane, Scope)>,
+    pub(crate) stages: Vec<(Stage<Folder>, Scope)>,
     pub(crate) accounts: Accounts,
+    inputs: Scope,
+    outputs: Scope,
 }
 
 impl Assembly {
-    pub(crate) fn new(workers: usize) -> Self {
+    /// Nothing yet, for so many workers, below the scopes of all inputs and of all outputs.
+    pub(crate) fn new(workers: usize, inputs: Scope, outputs: Scope) -> Self {
         Self {
             workers: (0..workers).map(|_| WorkerParts::default()).collect(),
             files: Vec::new(),
-            keepers: Vec::new(),
-            queues: Vec::new(),
+            stages: Vec::new(),
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
+            inputs,
+            outputs,
         }
     }
 
@@ -76,215 +75,113 @@ impl Assembly {
             oversize: config.oversize,
             handshake_timeout: config.handshake_timeout,
         });
-        let mut account = Account::new(&config.name);
+        let mut entry = InputEntry { name: config.name.clone(), accounts: Vec::new() };
+        let scope = self.inputs.child(&config.name);
         let config = Arc::new(config);
         let open = Arc::new(AtomicUsize::new(0));
         for worker in &mut self.workers {
-            let metrics = Arc::<InputMetrics>::default();
-            account.metrics.push(Arc::clone(&metrics));
+            let account = Arc::<InputAccount>::default();
+            entry.accounts.push(Arc::clone(&account));
             worker.inputs.push(WorkerInput {
                 config: Arc::clone(&config),
                 reader: Arc::clone(&reader),
-                metrics,
+                account,
                 open: Arc::clone(&open),
+                scope: scope.clone(),
             });
         }
-        self.accounts.inputs.push(account);
+        self.accounts.inputs.push(entry);
     }
 
     /// A lane on every worker that feeds itself alone, or one lane that every worker feeds: outputs are dealt out among
     /// the workers.
     pub(crate) fn add_output(&mut self, config: &OutputConfig) {
         let owner = self.accounts.outputs.len() % self.workers.len();
-        let mut account = Account::new(&config.name);
+        let scope = self.outputs.child(&config.name);
+        let mut entry = OutputEntry::new(&config.name, scope.clone());
         let lanes = match config.buffer.lanes() {
             Lanes::One => vec![(owner, 0..self.workers.len())],
             Lanes::PerWorker => (0..self.workers.len()).map(|worker| (worker, worker..worker + 1)).collect(),
         };
         for (owner, feeders) in lanes {
-            let metrics = Arc::<LaneMetrics>::default();
-            let ends = make_queues(config, &metrics);
+            let account = Arc::new(OutputAccount::new(&config.name));
+            let (front, source, stage) = make_queues(config, &account);
             for feeder in feeders {
                 self.workers[feeder].inlets.push(Inlet {
                     content_type: config.stream_type(),
                     frame_len_max: config.frame_len_max,
                     when_full: config.buffer.policy(),
-                    queue: Arc::clone(&ends.front),
-                    metrics: Arc::clone(&metrics),
+                    queue: Arc::clone(&front),
+                    account: Arc::clone(&account),
                 });
             }
-            match &config.to {
-                Destination::File(file) => self.files.push(FileLane {
-                    name: config.name.clone(),
-                    content_type: config.stream_type(),
-                    config: file.clone(),
-                    // A file has the frames when they are written.
-                    backlog: ends.backlog(&metrics, false),
-                }),
-                Destination::Streams(streams) => {
-                    self.add_streams(owner, config, streams, &ends, &metrics, &mut account.members);
-                }
-            }
-            let Ends { front, back, keeper, .. } = ends;
-            self.keepers.extend(keeper);
-            account.queues.push(Arc::clone(&front));
-            if !Arc::ptr_eq(&front, &back) {
-                account.queues.push(back);
-            }
-            self.queues.push(front);
-            account.metrics.push(metrics);
+            self.stages.extend(stage.map(|stage| (stage, scope.clone())));
+            entry.add_queues(front, Arc::clone(&source.queue));
+            entry.accounts.push(account);
+            self.add_lane(owner, config, source, &mut entry);
         }
-        self.accounts.outputs.push(account);
+        self.accounts.outputs.push(entry);
     }
 
-    /// The lane over one connection, or those of a group, on the worker that owns them.
-    fn add_streams(
-        &mut self,
-        owner: usize,
-        config: &OutputConfig,
-        streams: &StreamsConfig,
-        ends: &Ends,
-        metrics: &Arc<LaneMetrics>,
-        accounts: &mut Vec<(Address, Arc<LaneMetrics>)>,
-    ) {
-        let lane = |to: &Address| {
-            Arc::new(LaneConfig {
-                name: config.name.clone(),
-                to: to.clone(),
-                content_type: config.stream_type(),
-                buffer: config.buffer.clone(),
-                streams: streams.clone(),
-            })
-        };
-        match &streams.endpoints {
-            Endpoints::One(to) => {
-                let backlog = ends.backlog(metrics, streams.mode.keeps_unacknowledged());
-                self.workers[owner].lanes.push(WorkerLane { backlog, config: lane(to) });
+    fn add_lane(&mut self, owner: usize, config: &OutputConfig, source: Source, entry: &mut OutputEntry) {
+        let (content_type, scope) = (config.stream_type(), entry.scope.clone());
+        match &config.to {
+            Destination::File(file) => {
+                self.files.push((FileLane { source, content_type, config: file.clone() }, scope));
             }
-            Endpoints::Group(group) => {
-                let configs = group.members.iter().map(|member| lane(&member.address)).collect();
-                let group = Arc::new(make_group(group, ends, metrics, accounts));
-                self.workers[owner].groups.push(WorkerGroup { group, configs });
+            Destination::Streams(streams) => {
+                let mut members = Vec::new();
+                if let Endpoints::Group(group) = &streams.endpoints {
+                    for member in &group.members {
+                        let account = Arc::<MemberAccount>::default();
+                        entry.members.push((member.address.clone(), Arc::clone(&account)));
+                        members.push(account);
+                    }
+                }
+                let (buffer, streams) = (config.buffer.clone(), streams.clone());
+                let lane = StreamLane { source, content_type, buffer, streams, members };
+                self.workers[owner].lanes.push(WorkerLane { lane, scope });
             }
         }
     }
 
     /// One listener for each worker.
-    pub(crate) fn add_listeners(&mut self, input: usize, listeners: Vec<OwnedFd>, address: &Address) {
+    pub(crate) fn add_listeners(&mut self, input: usize, listeners: Vec<BoundListener>, address: &Address) {
         for (worker, listener) in self.workers.iter_mut().zip(listeners) {
             worker.listeners.push(WorkerListener { input, listener, address: address.clone() });
         }
     }
 }
 
-/// What stands before a lane: one queue, or two with a spool between them.
-struct Ends {
-    front: Arc<Queue>,
-    back: Arc<Queue>,
-    receipts: Option<ReceiptSender>,
-    keeper: Option<Keeper>,
-}
-
-impl Ends {
-    fn backlog(&self, metrics: &Arc<LaneMetrics>, keeps: bool) -> Backlog {
-        Backlog::new(Arc::clone(&self.back), self.receipts.clone(), Arc::clone(metrics), keeps)
-    }
-}
-
-fn make_queues(config: &OutputConfig, metrics: &Arc<LaneMetrics>) -> Ends {
-    let queue =
-        |max, when_full| Arc::new(Queue::new(config.name.clone(), max, when_full, Arc::clone(metrics)));
+/// What stands before a lane: one queue, or two with a spool between them. The first is for inputs to fill.
+fn make_queues(
+    config: &OutputConfig,
+    account: &Arc<OutputAccount>,
+) -> (Arc<Queue>, Source, Option<Stage<Folder>>) {
+    let queue = |max, when_full| Arc::new(Queue::new(max, when_full, Arc::clone(account)));
+    let source =
+        |queue, reports| Source { output: config.name.clone(), queue, account: Arc::clone(account), reports };
     let (spool, stores_all) = match &config.buffer {
         Buffer::Memory { max, when_full, .. } => {
             let queue = queue(*max, *when_full);
-            return Ends { front: Arc::clone(&queue), back: queue, receipts: None, keeper: None };
+            return (Arc::clone(&queue), source(queue, None), None);
         }
         Buffer::Spill { spool, .. } => (spool, false),
         Buffer::Disk { spool, .. } => (spool, true),
     };
     let lane_queue = config.buffer.lane_queue();
     let front = queue(config.buffer.memory() - lane_queue, config.buffer.policy());
-    // Filled by `offer`, which has no policy.
+    // The stage fills it as far as there is room: it has no policy.
     let back = queue(lane_queue, WhenFull::Block);
-    let (sender, receiver) = receipts();
-    let keeper = Keeper {
+    let (sender, receiver) = reports();
+    let config = StageConfig {
         output: config.name.clone(),
         content_type: config.stream_type(),
+        frame_len_max: config.frame_len_max,
         settings: spool.clone(),
         stores_all,
-        front: Arc::clone(&front),
-        back: Arc::clone(&back),
-        receipts: receiver,
-        metrics: Arc::clone(metrics),
     };
-    Ends { front, back, receipts: Some(sender), keeper: Some(keeper) }
-}
-
-fn make_group(
-    config: &GroupConfig,
-    ends: &Ends,
-    metrics: &Arc<LaneMetrics>,
-    accounts: &mut Vec<(Address, Arc<LaneMetrics>)>,
-) -> Group {
-    let mut members = Vec::new();
-    for member in &config.members {
-        let metrics = Arc::new(LaneMetrics::of_member(Arc::clone(metrics)));
-        accounts.push((member.address.clone(), Arc::clone(&metrics)));
-        members.push(metrics);
-    }
-    Group::new(config, Arc::clone(&ends.back), ends.receipts.clone(), Arc::clone(metrics), members)
-}
-
-/// Who counts for which input and output.
-#[derive(Debug)]
-pub(crate) struct Accounts {
-    pub(crate) workers: usize,
-    pub(crate) inputs: Vec<Account<InputMetrics>>,
-    pub(crate) outputs: Vec<Account<LaneMetrics>>,
-}
-
-/// One line of the ledger, and the counters that it sums up.
-#[derive(Debug)]
-pub(crate) struct Account<M> {
-    pub(crate) name: String,
-    pub(crate) metrics: Vec<Arc<M>>,
-    /// Of an output: where its frames wait.
-    pub(crate) queues: Vec<Arc<Queue>>,
-    /// Of a group: where each member is, and its share of `metrics`.
-    pub(crate) members: Vec<(Address, Arc<M>)>,
-}
-
-impl<M> Account<M> {
-    fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), metrics: Vec::new(), queues: Vec::new(), members: Vec::new() }
-    }
-}
-
-impl Account<LaneMetrics> {
-    fn ledger(&self, now: Instant) -> OutputLedger {
-        let mut ledger = OutputLedger { name: self.name.clone(), ..OutputLedger::default() };
-        self.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
-        let member = |(to, metrics): &(Address, Arc<LaneMetrics>)| metrics.member_ledger(to.to_string(), now);
-        ledger.members = self.members.iter().map(member).collect();
-        let mut ages = AgeSum::new();
-        self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| ages.add_waiting(read_at));
-        let members = self.members.iter().map(|(_, metrics)| metrics);
-        self.metrics.iter().chain(members).for_each(|metrics| metrics.add_ages_to(&mut ages));
-        ledger.oldest_age_us = ages.oldest_age_us(now);
-        ledger.residence = ages.residence();
-        ledger
-    }
-}
-
-impl Accounts {
-    pub(crate) fn ledger(&self) -> Ledger {
-        let inputs = self.inputs.iter().map(|account| {
-            let mut ledger = InputLedger { name: account.name.clone(), ..InputLedger::default() };
-            account.metrics.iter().for_each(|metrics| metrics.add_to(&mut ledger));
-            ledger
-        });
-        let now = Instant::now();
-        let outputs = self.outputs.iter().map(|account| account.ledger(now));
-        Ledger { inputs: inputs.collect(), outputs: outputs.collect() }
-    }
+    let queues = (Arc::clone(&front), Arc::clone(&back));
+    let stage = Stage::new(config, Stage::open_folder, queues, receiver, Arc::clone(account));
+    (front, source(back, Some(sender)), Some(stage))
 }

@@ -1,14 +1,12 @@
 //! The relay: inputs, outputs and workers put together, started and drained.
 
+mod accounts;
 mod assembly;
 mod placement;
 mod worker;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -16,29 +14,27 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
-use crate::drain::Drain;
-use crate::drain::DrainSignal;
-use crate::drain::Phase;
 use crate::input::InputConfig;
+use crate::lifecycle::Scope;
 use crate::observability::Ledger;
 use crate::output::ConfigError;
 use crate::output::OutputConfig;
-use crate::output::file;
 use crate::output::file::FileLane;
-use crate::queue::Queue;
-use crate::queue::keeper::Keeper;
-use crate::relay::assembly::Accounts;
+use crate::relay::accounts::Accounts;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
 use crate::relay::worker::Worker;
+use crate::spool::Folder;
+use crate::spool::stage::Stage;
+use crate::spool::stage_loop;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::BackendChoice;
 use crate::transport::backend;
-use crate::transport::socket;
-use crate::transport::socket::Bound;
-use crate::transport::socket::SocketFile;
+use crate::transport::listener;
+use crate::transport::listener::Bound;
+use crate::transport::listener::SocketFile;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,10 +121,10 @@ pub struct Relay {
     drain_timeout: Duration,
     listeners: Vec<(String, Address)>,
     accounts: Accounts,
-    queues: Vec<Arc<Queue>>,
-    drain: Drain,
-    inputs_ended: mpsc::Receiver<()>,
-    threads: Vec<JoinHandle<()>>,
+    scope: Scope,
+    inputs: Scope,
+    outputs: Scope,
+    ended: bool,
     // Removed from the file system when the relay has stopped listening.
     socket_files: Vec<SocketFile>,
 }
@@ -148,8 +144,9 @@ impl Relay {
         }
         let workers = placement::worker_count(config.workers);
         let bound = bind_inputs(&config.inputs, workers)?;
-        let (drain, signal) = Drain::new();
-        let mut assembly = Assembly::new(workers);
+        let scope = Scope::root("relay");
+        let (inputs, outputs) = (scope.child("inputs"), scope.child("outputs"));
+        let mut assembly = Assembly::new(workers, inputs.clone(), outputs.clone());
         for input in config.inputs {
             assembly.add_input(input);
         }
@@ -163,22 +160,25 @@ impl Relay {
             socket_files.extend(bound.file);
             assembly.add_listeners(input, bound.listeners, &bound.address);
         }
-        let (ended_sender, inputs_ended) = mpsc::channel();
-        let mut relay = Self {
+        let relay = Self {
             backend,
             drain_timeout: config.drain_timeout,
             listeners,
             accounts: assembly.accounts,
-            queues: assembly.queues,
-            drain,
-            inputs_ended,
-            threads: Vec::new(),
+            scope,
+            inputs,
+            outputs,
+            ended: false,
             socket_files,
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
-        relay.start_keepers(assembly.keepers)?;
-        relay.start_files(assembly.files, &signal)?;
-        relay.start_workers(assembly.workers, &signal, &ended_sender)?;
+        for (stage, scope) in assembly.stages {
+            start_stage(stage, &scope).map_err(StartError::Worker)?;
+        }
+        for (lane, scope) in assembly.files {
+            start_file(lane, &scope).map_err(StartError::Worker)?;
+        }
+        relay.start_workers(assembly.workers)?;
         Ok(relay)
     }
 
@@ -202,43 +202,18 @@ impl Relay {
         self.accounts.ledger()
     }
 
-    /// Ends the relay: stops accepting, takes what has arrived, answers FINISH, writes what waits, ends every output
-    /// with STOP and waits for its FINISH. Blocks for `drain_timeout` at most; what is left then is counted as dropped,
-    /// reason `shutdown`. Returns the final ledger.
+    /// Ends the relay: takes what has arrived, stops accepting, answers STOP with FINISH, writes what waits, ends every output
+    /// with STOP and waits for its FINISH. Blocks for `drain_timeout` and a second at most, whatever hangs; what is left then
+    /// is counted as dropped, reason `shutdown`. Returns the final ledger.
     pub fn drain(mut self) -> Ledger {
         self.end(self.drain_timeout);
         self.accounts.ledger()
     }
 
-    fn start_keepers(&mut self, keepers: Vec<Keeper>) -> Result<(), StartError> {
-        for keeper in keepers {
-            let runtime = Builder::new_current_thread().enable_time().build().map_err(StartError::Worker)?;
-            let thread = thread::Builder::new().name("tapster-spool".to_owned());
-            let run = move || runtime.block_on(keeper.run());
-            self.threads.push(thread.spawn(run).map_err(StartError::Worker)?);
-        }
-        Ok(())
-    }
-
-    fn start_files(&mut self, files: Vec<FileLane>, signal: &DrainSignal) -> Result<(), StartError> {
-        for lane in files {
-            let signal = signal.clone();
-            let runtime = Builder::new_current_thread().enable_time().build().map_err(StartError::Worker)?;
-            let thread = thread::Builder::new().name("tapster-file".to_owned());
-            let run = move || runtime.block_on(file::run(lane, signal));
-            self.threads.push(thread.spawn(run).map_err(StartError::Worker)?);
-        }
-        Ok(())
-    }
-
-    fn start_workers(
-        &mut self,
-        parts: Vec<WorkerParts>,
-        signal: &DrainSignal,
-        inputs_ended: &mpsc::Sender<()>,
-    ) -> Result<(), StartError> {
-        let processors = placement::processors(parts.len());
-        let placement = Placement::new(parts.len());
+    fn start_workers(&self, parts: Vec<WorkerParts>) -> Result<(), StartError> {
+        let count = parts.len();
+        let processors = placement::processors(count);
+        let placement = Placement::new(count);
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = parts.iter().map(|_| unbounded_channel()).unzip();
         let (ready, readiness) = mpsc::channel();
         for ((index, parts), mailbox) in parts.into_iter().enumerate().zip(receivers) {
@@ -250,70 +225,87 @@ impl Relay {
                 listeners: parts.listeners,
                 inlets: parts.inlets,
                 lanes: parts.lanes,
-                groups: parts.groups,
                 placement: placement.clone(),
                 mailbox,
                 mailboxes: mailboxes.clone(),
-                drain: signal.clone(),
-                inputs_ended: inputs_ended.clone(),
+                scope: self.inputs.clone(),
             };
             let ready = ready.clone();
-            let thread = thread::Builder::new().name(format!("tapster-{index}"));
-            let thread = thread.spawn(move || worker.run(ready)).map_err(StartError::Worker)?;
-            self.threads.push(thread);
+            let run = move || worker.run(&ready);
+            self.scope
+                .spawn_thread(&format!("tapster-{index}"), "worker", run)
+                .map_err(StartError::Worker)?;
         }
         drop(ready);
-        for result in readiness {
-            result.map_err(StartError::Worker)?;
+        for _ in 0..count {
+            // A worker that fails before it is ready sends nothing.
+            let failed = || io::Error::other("a worker thread failed at its start");
+            readiness.recv().map_err(|_| failed()).flatten().map_err(StartError::Worker)?;
         }
         Ok(())
     }
 
+    /// Brings the end about: by the deadline, and then by force.
     fn end(&mut self, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
-        self.drain.enter(Phase::Inputs);
-        // The sender is never used: the channel ends when the last worker has no connection any more.
-        let _ = self.inputs_ended.recv_timeout(timeout);
-        self.drain.enter(Phase::Outputs);
-        for queue in &self.queues {
-            queue.close();
+        self.ended = true;
+        let now = Instant::now();
+        let deadline = now + timeout;
+        // Outputs that are away are tried again from now on. An input that waits for an output that blocks leaves the others
+        // time for their own end.
+        self.outputs.drain(deadline);
+        let inputs_deadline = now + timeout.mul_f64(INPUTS_PART);
+        self.inputs.drain(inputs_deadline);
+        if !self.inputs.wait_for_end(inputs_deadline) {
+            self.inputs.end();
         }
-        while Instant::now() < deadline && !self.threads.iter().all(JoinHandle::is_finished) {
-            thread::sleep(END_LOOK);
+        for output in &self.accounts.outputs {
+            output.close();
         }
-        self.drain.enter(Phase::Over);
-        for thread in self.threads.drain(..) {
-            if let Err(panic) = thread.join()
-                && !thread::panicking()
-            {
-                std::panic::resume_unwind(panic);
-            }
-        }
-        // A batch that was pushed after its lane had gone.
-        for queue in &self.queues {
-            queue.abandon();
-        }
+        self.inputs.wait_for_end(deadline.min(Instant::now() + INPUTS_FORCE));
         self.socket_files.clear();
+        self.scope.wait_for_end(deadline);
+        self.scope.end();
+        self.scope.wait_for_end(Instant::now() + FORCE);
+        for output in &self.accounts.outputs {
+            output.abandon();
+        }
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if !self.ended {
             self.end(Duration::ZERO);
         }
     }
 }
 
-/// How often the end of the threads is looked at.
-const END_LOOK: Duration = Duration::from_millis(2);
+/// Runs a spool's stage on a thread of its own.
+fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_time().build()?;
+    scope.spawn_thread("tapster-spool", "spool", move || runtime.block_on(stage_loop::run(stage)))
+}
+
+/// Runs a lane into files on a thread of its own.
+fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_time().build()?;
+    let lane_scope = scope.clone();
+    scope.spawn_thread("tapster-file", "file", move || runtime.block_on(lane.run(lane_scope)))
+}
+
+/// The part of a drain that inputs may take where an output blocks.
+const INPUTS_PART: f64 = 0.75;
+/// How long inputs that were stopped have for their end.
+const INPUTS_FORCE: Duration = Duration::from_millis(200);
+/// How long tasks that were stopped have for their end, before the process leaves them behind.
+const FORCE: Duration = Duration::from_millis(500);
 
 /// Binds every listener, or none.
 fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bound)>, StartError> {
     let mut all = Vec::new();
     for (index, input) in inputs.iter().enumerate() {
         for address in &input.listen {
-            let bound = socket::bind(address, workers, input.socket_mode).map_err(|source| {
+            let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
                 StartError::Listen { input: input.name.clone(), address: address.clone(), source }
             })?;
             all.extend(bound.into_iter().map(|bound| (index, bound)));

@@ -2,35 +2,35 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinHandle;
 use tokio::task::spawn_local;
 use tracing::warn;
 
-use crate::drain::DrainSignal;
-use crate::drain::Phase;
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
 use crate::input::listener::serve;
-use crate::output::backlog::Backlog;
-use crate::output::frame_stream;
-use crate::output::group;
-use crate::output::group::Group;
-use crate::output::lane::LaneConfig;
+use crate::lifecycle::Guard;
+use crate::lifecycle::Phase;
+use crate::lifecycle::Scope;
+use crate::output::frame_stream::StreamLane;
+use crate::relay::placement::Alive;
+use crate::relay::placement::Place;
 use crate::relay::placement::Placement;
 use crate::relay::placement::pin;
 use crate::route::Inlet;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::backend::Runtime;
-use crate::transport::socket::Listener;
+use crate::transport::detached::Detached;
+use crate::transport::listener::BoundListener;
+use crate::transport::listener::Listener;
 use crate::transport::socket::Socket;
 use crate::transport::sys::trim_heap;
 use crate::transport::timer::Timer;
@@ -44,48 +44,42 @@ pub(crate) struct Worker {
     pub(crate) listeners: Vec<WorkerListener>,
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) lanes: Vec<WorkerLane>,
-    pub(crate) groups: Vec<WorkerGroup>,
     pub(crate) placement: Placement,
     /// Connections that other workers accepted for this one.
     pub(crate) mailbox: UnboundedReceiver<Handover>,
     /// The mailboxes of all workers.
     pub(crate) mailboxes: Vec<UnboundedSender<Handover>>,
-    pub(crate) drain: DrainSignal,
-    /// Dropped when the last connection of this worker has ended.
-    pub(crate) inputs_ended: mpsc::Sender<()>,
+    /// The scope of all inputs.
+    pub(crate) scope: Scope,
 }
 
 /// A listener, and the index of its input.
 pub(crate) struct WorkerListener {
     pub(crate) input: usize,
-    pub(crate) listener: OwnedFd,
+    pub(crate) listener: BoundListener,
     pub(crate) address: Address,
 }
 
-/// A lane over a connection.
+/// A lane over connections, and the scope of its output.
 pub(crate) struct WorkerLane {
-    pub(crate) config: Arc<LaneConfig>,
-    pub(crate) backlog: Backlog,
-}
-
-/// A group, and the configuration of each member's lane.
-pub(crate) struct WorkerGroup {
-    pub(crate) group: Arc<Group>,
-    pub(crate) configs: Vec<Arc<LaneConfig>>,
+    pub(crate) lane: StreamLane,
+    pub(crate) scope: Scope,
 }
 
 /// A connection on its way to another worker.
 pub(crate) struct Handover {
     input: usize,
-    socket: OwnedFd,
-    unix: bool,
+    socket: Detached,
     listener: String,
     peer: String,
+    place: Place,
+    guard: Guard,
 }
 
 impl Worker {
-    /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin.
-    pub(crate) fn run(self, ready: mpsc::Sender<io::Result<()>>) {
+    /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin; nothing, where
+    /// the worker fails before.
+    pub(crate) fn run(self, ready: &mpsc::Sender<io::Result<()>>) {
         if let Some(cpu) = self.cpu {
             pin(cpu);
         }
@@ -98,23 +92,24 @@ impl Worker {
             }
         };
         runtime.block_on(async {
-            let (running, result) = match self.begin() {
-                Ok(running) => (Some(running), Ok(())),
-                Err(error) => (None, Err(error)),
-            };
-            let _ = ready.send(result);
-            // Who waits for the workers to begin waits until the last sender is gone.
-            drop(ready);
-            if let Some(running) = running {
-                running.end().await;
+            match self.begin() {
+                Ok(running) => {
+                    let _ = ready.send(Ok(()));
+                    running.end().await;
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
             }
         });
     }
 
     fn begin(self) -> io::Result<Running> {
+        // Whatever becomes of this thread, nobody places connections on it afterwards.
+        let alive = self.placement.alive(self.index);
         let serving = Rc::new(Serving {
             index: self.index,
-            readers: Rc::new(Readers::new(self.backend, self.drain.clone(), self.inlets)),
+            readers: Rc::new(Readers::new(self.backend, self.inlets)),
             inputs: self.inputs.into_iter().map(Rc::new).collect(),
             placement: self.placement,
             mailboxes: self.mailboxes,
@@ -124,49 +119,52 @@ impl Worker {
         });
         let mut accepting = Vec::new();
         for WorkerListener { input, listener, address } in self.listeners {
-            let listener = Listener::new(listener, &address)?;
-            let accept = accept(Rc::clone(&serving), input, listener, address, self.drain.clone());
-            accepting.push(spawn_local(accept));
+            let listener = Listener::new(listener)?;
+            let scope = serving.inputs[input].scope.clone();
+            let accept = accept(Rc::clone(&serving), input, listener, address);
+            accepting.push(scope.spawn_local("listener", accept));
         }
-        spawn_local(receive(Rc::clone(&serving), self.mailbox));
+        self.scope.spawn_local("mailbox", receive(Rc::clone(&serving), self.mailbox, self.scope.clone()));
         spawn_local(give_back_memory(Rc::clone(&serving)));
         let readers = Rc::clone(&serving.readers);
         let timer = Timer::new()?;
-        spawn_local(async move { readers.gather.run(timer).await });
-        let lanes = self.lanes.into_iter().map(|lane| {
-            spawn_local(frame_stream::run(lane.config, lane.backlog, self.backend, self.drain.clone()))
+        spawn_local(async move { readers.coalescer.run(timer).await });
+        let backend = self.backend;
+        let lanes = self.lanes.into_iter().map(|WorkerLane { lane, scope }| {
+            let run = lane.run(backend, scope.clone());
+            scope.spawn_local("lane", run)
         });
-        let groups = self.groups.into_iter().map(|WorkerGroup { group, configs }| {
-            spawn_local(group::run(group, configs, self.backend, self.drain.clone()))
-        });
-        let lanes = lanes.chain(groups).collect();
-        Ok(Running { serving, accepting, lanes, drain: self.drain, inputs_ended: self.inputs_ended })
+        let lanes = lanes.collect();
+        Ok(Running { serving, accepting, lanes, scope: self.scope, _alive: alive })
     }
 }
 
 /// A worker at work.
 struct Running {
     serving: Rc<Serving>,
-    accepting: Vec<tokio::task::JoinHandle<()>>,
-    lanes: Vec<tokio::task::JoinHandle<()>>,
-    drain: DrainSignal,
-    inputs_ended: mpsc::Sender<()>,
+    accepting: Vec<JoinHandle<Option<()>>>,
+    lanes: Vec<JoinHandle<Option<()>>>,
+    scope: Scope,
+    _alive: Alive,
 }
 
 impl Running {
     /// Waits for the end to be asked for, and brings it about.
-    async fn end(mut self) {
-        self.drain.wait(|phase| *phase != Phase::Running).await;
+    async fn end(self) {
+        let mut phases = self.scope.phases();
+        phases.reached(Phase::Draining).await;
         for accepting in self.accepting {
             let _ = accepting.await;
         }
-        self.serving.readers.drain_all();
-        self.serving.wait_until_none_open().await;
-        drop(self.inputs_ended);
-        for lane in self.lanes {
-            if let Err(error) = lane.await {
-                std::panic::resume_unwind(error.into_panic());
+        self.serving.readers.enter(Phase::Draining);
+        loop {
+            tokio::select! {
+                () = self.serving.wait_until_none_open() => break,
+                phase = phases.next() => self.serving.readers.enter(phase),
             }
+        }
+        for lane in self.lanes {
+            let _ = lane.await;
         }
     }
 }
@@ -185,20 +183,22 @@ struct Serving {
 }
 
 impl Serving {
-    /// Serves a connection for which a place on this worker was taken.
-    fn serve(self: &Rc<Self>, input: usize, socket: Socket, listener: Rc<str>, peer: String) {
-        let serving = Rc::clone(self);
-        self.open.set(self.open.get() + 1);
-        spawn_local(async move {
-            let input = Rc::clone(&serving.inputs[input]);
-            serve(Rc::clone(&serving.readers), input, socket, listener, peer).await;
-            serving.placement.release(serving.index);
-            serving.open.set(serving.open.get() - 1);
-            serving.ended.set(serving.ended.get() + 1);
-            if serving.open.get() == 0 {
-                serving.none_open.notify_one();
-            }
-        });
+    /// Serves a connection that has a place on this worker.
+    fn serve(
+        self: &Rc<Self>,
+        input: usize,
+        socket: Socket,
+        listener: Rc<str>,
+        peer: String,
+        (place, guard): (Place, Guard),
+    ) {
+        let open = Open::new(Rc::clone(self));
+        let input = Rc::clone(&self.inputs[input]);
+        let readers = Rc::clone(&self.readers);
+        spawn_local(guard.supervise(async move {
+            let _ended = (place, open);
+            serve(readers, input, socket, listener, peer).await;
+        }));
     }
 
     async fn wait_until_none_open(&self) {
@@ -208,54 +208,85 @@ impl Serving {
     }
 }
 
-/// Accepts until the end is asked for, and gives each connection to the worker with the fewest.
-async fn accept(
-    serving: Rc<Serving>,
-    input: usize,
-    listener: Listener,
-    address: Address,
-    mut drain: DrainSignal,
-) {
+/// An open connection of this worker. Dropped, it has ended, in whatever way.
+struct Open(Rc<Serving>);
+
+impl Open {
+    fn new(serving: Rc<Serving>) -> Self {
+        serving.open.update(|open| open + 1);
+        Self(serving)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.update(|open| open - 1);
+        self.0.ended.update(|ended| ended + 1);
+        if self.0.open.get() == 0 {
+            self.0.none_open.notify_one();
+        }
+    }
+}
+
+/// Accepts until the end is asked for, and gives each connection to the worker with the fewest. Connections that wait in the
+/// backlog then are taken too.
+async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, address: Address) {
     let name: Rc<str> = address.to_string().into();
-    let unix = matches!(address, Address::Unix(_));
+    let scope = serving.inputs[input].scope.clone();
+    let mut phases = scope.phases();
     loop {
+        let draining = phases.seen() != Phase::Running;
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
-            _ = drain.wait(|phase| *phase != Phase::Running) => return,
+            _ = phases.next(), if !draining => continue,
+            () = tokio::time::sleep(BACKLOG_QUIET), if draining => return,
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
                 warn!(listener = &*name, "cannot accept: {error}");
+                if draining {
+                    return;
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let worker = serving.placement.take(serving.index);
+        let place = serving.placement.take(serving.index);
+        let guard = scope.guard("connection");
+        let worker = place.worker();
         if worker == serving.index {
-            serving.serve(input, socket, Rc::clone(&name), peer);
+            serving.serve(input, socket, Rc::clone(&name), peer, (place, guard));
             continue;
         }
-        let handed = socket.into_fd().map(|socket| {
+        if let Ok(socket) = socket.detach() {
             let listener = name.to_string();
-            serving.mailboxes[worker].send(Handover { input, socket, unix, listener, peer })
-        });
-        if !matches!(handed, Ok(Ok(()))) {
-            serving.placement.release(worker);
+            // A worker that is gone gives the place back, and the guard.
+            let _ = serving.mailboxes[worker].send(Handover { input, socket, listener, peer, place, guard });
+        }
+        if scope.phase() == Phase::Over {
+            return;
         }
     }
 }
 
-/// Serves what other workers accepted.
-async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>) {
-    while let Some(handover) = mailbox.recv().await {
-        match Socket::from_fd(handover.socket, handover.unix) {
-            Ok(socket) => serving.serve(handover.input, socket, handover.listener.into(), handover.peer),
-            Err(error) => {
-                warn!(listener = handover.listener, peer = handover.peer, "connection lost: {error}");
-                serving.placement.release(serving.index);
-            }
+/// Serves what other workers accepted, until every listener has ended.
+async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>, scope: Scope) {
+    let mut phases = scope.phases();
+    loop {
+        let draining = phases.seen() != Phase::Running;
+        let handover = tokio::select! {
+            biased;
+            handover = mailbox.recv() => handover,
+            _ = phases.next(), if !draining => continue,
+            () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
+        };
+        let Some(Handover { input, socket, listener, peer, place, guard }) = handover else { return };
+        match Socket::attach(socket) {
+            Ok(socket) => serving.serve(input, socket, listener.into(), peer, (place, guard)),
+            Err(error) => warn!(listener, peer, "connection lost: {error}"),
         }
     }
 }
@@ -277,6 +308,10 @@ async fn give_back_memory(serving: Rc<Serving>) {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// At the end a backlog without a connection for so long is empty.
+const BACKLOG_QUIET: Duration = Duration::from_millis(10);
+/// At the end no other worker hands over a connection any more after so long.
+const MAILBOX_QUIET: Duration = Duration::from_millis(30);
 /// How often it is looked what nobody needs.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// So many connections, once ended, leave a heap that is worth the time to trim it.

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
-use crate::observability::metrics::DropReason;
-use crate::observability::metrics::LaneMetrics;
+use crate::batch::connection::ConnectionId;
+use crate::observability::account::DropReason;
+use crate::observability::account::OutputAccount;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;
-use crate::queue::Queued;
 use crate::queue::WhenFull;
-use crate::queue::spool::RecordHeader;
 
 /// The entrance of a lane, as inputs see it.
 #[derive(Clone, Debug)]
@@ -21,14 +20,13 @@ pub(crate) struct Inlet {
     pub(crate) frame_len_max: u32,
     pub(crate) when_full: WhenFull,
     pub(crate) queue: Arc<Queue>,
-    pub(crate) metrics: Arc<LaneMetrics>,
+    pub(crate) account: Arc<OutputAccount>,
 }
 
 /// The lanes of one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Fanout {
-    // Number of the connection.
-    upstream: u32,
+    connection: ConnectionId,
     // Lanes that may block come last: they delay the next read, not the other lanes.
     inlets: Vec<Inlet>,
 }
@@ -40,7 +38,7 @@ impl Fanout {
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
         inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        Self { upstream: NEXT.fetch_add(1, Ordering::Relaxed) & RecordHeader::UPSTREAM_MAX, inlets }
+        Self { connection: ConnectionId::new(NEXT.fetch_add(1, Ordering::Relaxed)), inlets }
     }
 
     /// Whether nobody takes this content type.
@@ -55,32 +53,36 @@ impl Fanout {
     }
 
     /// Waits a moment for lanes that are behind and keep up. Cancel-safe.
-    pub(crate) async fn pace(&self) {
+    pub(crate) async fn wait_for_consumers(&self) {
         for inlet in &self.inlets {
-            inlet.queue.pace().await;
+            inlet.queue.wait_for_consumer().await;
         }
     }
 
-    /// Gives a batch to every lane: a reference each. Waits only for lanes whose policy is to block.
-    pub(crate) async fn deliver(&self, batch: FrameBatch) {
+    /// Gives a batch to every lane: a reference each. Waits only for lanes whose policy is to block. Returns whether every lane
+    /// has taken it or has lost it by a rule: `false` when the relay ended before.
+    pub(crate) async fn deliver(&self, batch: FrameBatch) -> bool {
+        let mut taken = true;
         for inlet in &self.inlets {
             if batch.payload_len_max() <= inlet.frame_len_max {
-                inlet.queue.push(Queued { upstream: self.upstream, batch: batch.clone(), place: None }).await;
+                taken &= inlet.queue.push(batch.clone(), self.connection).await;
             } else {
-                inlet.deliver_short_frames(self.upstream, &batch).await;
+                taken &= inlet.deliver_short_frames(self.connection, &batch).await;
             }
         }
+        taken
     }
 }
 
 impl Inlet {
-    /// Leaves out the frames that are too long for this output: most collectors close the connection on them.
-    async fn deliver_short_frames(&self, upstream: u32, batch: &FrameBatch) {
-        let (runs, too_long) = batch.without_longer_than(self.frame_len_max);
-        self.metrics.received(u64::from(too_long));
-        self.metrics.dropped(DropReason::FrameTooLong, u64::from(too_long));
-        for run in runs {
-            self.queue.push(Queued { upstream, batch: run, place: None }).await;
+    /// Leaves out the frames that are too long for this output: most collectors close the connection on them. The others are
+    /// copied: they would keep the memory of the long ones.
+    async fn deliver_short_frames(&self, connection: ConnectionId, batch: &FrameBatch) -> bool {
+        let (short, too_long) = batch.copy_without_longer_than(self.frame_len_max);
+        self.account.turned_away(DropReason::FrameTooLong, u64::from(too_long));
+        match short {
+            Some(short) => self.queue.push(short, connection).await,
+            None => true,
         }
     }
 }
@@ -92,14 +94,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::observability::OutputLedger;
+    use crate::batch::Batch;
+    use crate::batch::tests::ledger;
 
     fn inlet(content_type: &'static str, frame_len_max: u32) -> Inlet {
-        let metrics = Arc::<LaneMetrics>::default();
-        let queue =
-            Arc::new(Queue::new("test".to_owned(), 1 << 20, WhenFull::DropOldest, Arc::clone(&metrics)));
+        let account = Arc::<OutputAccount>::default();
+        let queue = Arc::new(Queue::new(1 << 20, WhenFull::DropOldest, Arc::clone(&account)));
         let content_type = ContentType::try_from(content_type).ok();
-        Inlet { content_type, frame_len_max, when_full: WhenFull::DropOldest, queue, metrics }
+        Inlet { content_type, frame_len_max, when_full: WhenFull::DropOldest, queue, account }
     }
 
     #[test]
@@ -115,13 +117,17 @@ mod tests {
         let inlets = [inlet("a", 3), inlet("a", 100)];
         let fanout = Fanout::new(&inlets, inlets[0].content_type.as_ref());
         let payloads = ["abc", "abcd", "x"].map(|text| Bytes::from_static(text.as_bytes()));
-        fanout.deliver(FrameBatch::from_payloads(payloads, Instant::now()).unwrap()).await;
+        assert!(fanout.deliver(FrameBatch::from_payloads(payloads, Instant::now()).unwrap()).await);
         let frames = |inlet: &Inlet| {
-            std::iter::from_fn(|| inlet.queue.pop()).map(|queued| queued.batch.frames()).sum::<u32>()
+            let take = |batch: Batch| {
+                let frames = batch.frames().frames();
+                batch.dropped(DropReason::Shutdown);
+                frames
+            };
+            std::iter::from_fn(|| inlet.queue.pop()).map(take).sum::<u32>()
         };
         assert_eq!((frames(&inlets[0]), frames(&inlets[1])), (2, 3));
-        let mut ledger = OutputLedger::default();
-        inlets[0].metrics.add_to(&mut ledger);
+        let ledger = ledger(&inlets[0].account);
         assert_eq!((ledger.frames_received, ledger.frames_dropped["frame_too_long"]), (3, 1));
     }
 }

@@ -5,22 +5,27 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
+use crate::lifecycle::Phase;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::protocol::ProtocolError;
+use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
 use crate::protocol::SessionEnd;
-use crate::session::gather::Gather;
+use crate::session::read_coalescer::ReadCoalescer;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
+use crate::transport::cancel::is_cancelled;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
 
@@ -29,7 +34,7 @@ use crate::transport::stream::Stream;
 pub(crate) enum ReadEnd {
     /// STOP came, FINISH went (if the session has one).
     Finished,
-    /// The relay ended: what had arrived was taken, FINISH went.
+    /// The relay ended before STOP: what had arrived was taken, and no FINISH went.
     Drained,
     /// The writer closed without STOP, between two frames.
     Unclean,
@@ -130,73 +135,87 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
 /// A connection in its data phase, as its worker sees it from outside.
 pub(crate) struct ReadHandle {
     stream: Stream,
-    draining: Cell<bool>,
+    phase: Cell<Phase>,
 }
 
 impl ReadHandle {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, draining: Cell::new(false) }
+        Self { stream, phase: Cell::new(Phase::Running) }
     }
 
-    /// Ends the session as soon as what has arrived is taken.
-    pub(crate) fn drain(&self) {
-        self.draining.set(true);
+    /// Tells the session of the phase of its input. Draining, it takes what has arrived and ends. Over, it ends.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
         self.stream.cancel();
     }
 }
 
 /// What a session reads with, and where its batches go.
-pub(crate) struct Reading<'a, D, P> {
+pub(crate) struct Reading<'a, D, P, C> {
     /// Shared by the connections of a worker.
     pub(crate) buffer: &'a RefCell<ReadBuffer>,
     /// Shared likewise.
-    pub(crate) gather: &'a Gather,
+    pub(crate) coalescer: &'a ReadCoalescer,
     /// Most bytes of one read.
     pub(crate) read_len_max: usize,
-    /// Takes a batch; reading goes on when it is through.
+    /// Takes a batch; reading goes on when it is through. Returns whether the batch was taken: `false` when the relay ended
+    /// before.
     pub(crate) deliver: D,
     /// Waits while there is no hurry to read.
-    pub(crate) pace: P,
+    pub(crate) wait_for_consumers: P,
+    /// Takes the counters of the session, after each read.
+    pub(crate) count: C,
 }
 
-/// Takes frames until the stream ends, and delivers each batch, in order. Not cancel-safe: [`ReadHandle::drain`] ends
-/// it.
-pub(crate) async fn read_frames<D, P>(
+/// Takes frames until the stream ends, and delivers each batch, in order. Not cancel-safe: [`ReadHandle::enter`] ends it.
+///
+/// FINISH goes only in answer to STOP, and only when every frame before STOP was taken.
+pub(crate) async fn read_frames<D, P, C>(
     handle: &ReadHandle,
     session: &mut ReaderSession,
     started: Started,
-    reading: Reading<'_, D, P>,
+    reading: Reading<'_, D, P, C>,
 ) -> ReadEnd
 where
-    D: AsyncFn(FrameBatch),
+    D: AsyncFn(FrameBatch) -> bool,
     P: AsyncFn(),
+    C: Fn(ReaderCounters),
 {
-    let Reading { buffer, gather, read_len_max, deliver, pace } = reading;
+    let Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count } = reading;
     let stream = &handle.stream;
     // Not the buffer of the handshake, which has room for more: many connections stay idle.
     let mut tail = Tail::new(BytesMut::from(&started.received[..]));
     let mut end = started.fault.map(ReadEnd::Protocol);
     let mut small_read = false;
+    let mut drain: Option<Drain> = None;
     let mut read = |session: &mut ReaderSession, len_max: usize| {
-        buffer.borrow_mut().with_room(&mut tail, len_max, |bytes| {
+        let result = buffer.borrow_mut().with_room(&mut tail, len_max, |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
             }
             session.handle_bytes(Instant::now(), bytes).map_err(ReadEnd::Protocol)?;
             Ok(count)
-        })
+        });
+        count(session.counters());
+        result
     };
     loop {
+        let delivering = drain.as_ref().map(|_| Instant::now());
         while let Some(event) = session.poll_event() {
             match event {
                 ReaderEvent::Data(batch) => {
-                    gather.took(batch.read_at(), batch.frames());
-                    deliver(compact_if_small(batch)).await;
+                    coalescer.took(batch.read_at(), batch.frames());
+                    if !deliver(compact_if_small(batch)).await {
+                        return ReadEnd::Drained;
+                    }
                 }
                 ReaderEvent::Finished => end = Some(ReadEnd::Finished),
                 ReaderEvent::Started { .. } => {}
             }
+        }
+        if let (Some(drain), Some(since)) = (&mut drain, delivering) {
+            drain.waited_for_outputs(since.elapsed());
         }
         while let Some(answer) = session.poll_transmit() {
             // A writer that has gone without waiting for FINISH is no error; one that has gone is seen by the read.
@@ -209,45 +228,92 @@ where
             }
             return end;
         }
-        if small_read {
-            gather.wait().await;
+        if small_read && drain.is_none() {
+            coalescer.wait().await;
         }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
         // No await from here to the operation: a drain that is asked for later finds something to cancel.
-        if !handle.draining.get() {
-            match stream.readable().await {
+        match handle.phase.get() {
+            Phase::Over => return ReadEnd::Drained,
+            Phase::Draining => {
+                let drain = drain.get_or_insert_with(|| Drain::begin(stream));
+                if !drain.goes_on(stream).await {
+                    return ReadEnd::Drained;
+                }
+            }
+            Phase::Running => match stream.readable().await {
                 Err(error) if !is_cancelled(&error) => {
                     end = Some(ReadEnd::Connection(error));
                     continue;
                 }
-                _ => pace().await,
-            }
-        }
-        if handle.draining.get() {
-            end = match read_arrived(stream, |len_max| read(session, len_max)) {
-                Err(end @ ReadEnd::Protocol(_)) => Some(end),
-                _ => Some(ReadEnd::Drained),
-            };
-            session.finish();
-            continue;
+                _ => wait_for_consumers().await,
+            },
         }
         match read(session, read_len_max) {
-            Ok(count) => small_read = count < SMALL_READ,
+            Ok(count) => {
+                small_read = count < SMALL_READ;
+                if let Some(drain) = &mut drain {
+                    drain.took(count);
+                }
+            }
             Err(ReadEnd::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(other) => end = Some(other),
         }
     }
 }
 
-/// Reads what has arrived and no more: a writer that goes on writing cannot hold up the end.
+/// The end of a connection whose writer has not sent STOP: what has arrived is taken, and a little more, should STOP be on its
+/// way. A writer that goes on writing cannot hold up the end.
+struct Drain {
+    began: Instant,
+    // Bytes that had arrived when the drain began, and were not read since.
+    arrived: usize,
+}
+
+impl Drain {
+    fn begin(stream: &Stream) -> Self {
+        Self { began: Instant::now(), arrived: stream.readable_bytes() }
+    }
+
+    /// Waits a moment for bytes. Returns whether the session reads on.
+    async fn goes_on(&self, stream: &Stream) -> bool {
+        if self.arrived == 0 && self.began.elapsed() >= DRAIN_GRACE {
+            return false;
+        }
+        if stream.readable_bytes() > 0 {
+            return true;
+        }
+        let mut readable = pin!(stream.readable());
+        tokio::select! {
+            biased;
+            readable = &mut readable => readable.is_ok(),
+            () = tokio::time::sleep(DRAIN_QUIET) => {
+                // Polled to its end: what arrives in this moment is not lost.
+                stream.cancel();
+                readable.await.is_ok()
+            }
+        }
+    }
+
+    fn took(&mut self, count: usize) {
+        self.arrived = self.arrived.saturating_sub(count);
+    }
+
+    /// Time in which an output that blocks held up the writer does not count.
+    fn waited_for_outputs(&mut self, time: Duration) {
+        self.began += time;
+    }
+}
+
+/// Reads what has arrived and no more.
 fn read_arrived(
     stream: &Stream,
     mut read: impl FnMut(usize) -> Result<usize, ReadEnd>,
 ) -> Result<(), ReadEnd> {
-    let mut arrived = stream.arrived_bytes();
-    while arrived > 0 {
-        arrived = arrived.saturating_sub(read(arrived.min(ARRIVED_READ_MAX))?);
+    let mut readable = stream.readable_bytes();
+    while readable > 0 {
+        readable = readable.saturating_sub(read(readable.min(ARRIVED_READ_MAX))?);
     }
     Ok(())
 }
@@ -255,10 +321,6 @@ fn read_arrived(
 /// Copies a batch out of the block in which it was read, so that it does not keep it from being read into again.
 fn compact_if_small(batch: FrameBatch) -> FrameBatch {
     if batch.byte_len() < SMALL_BATCH { batch.compact() } else { batch }
-}
-
-fn is_cancelled(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ECANCELED)
 }
 
 /// Lets every other task that is ready run once. Unlike tokio's it does not ask the kernel for events.
@@ -283,6 +345,11 @@ const SMALL_READ: usize = 16 << 10;
 
 /// A batch below this many bytes is not worth a block.
 const SMALL_BATCH: usize = 4 << 10;
+
+/// How long a connection that drains is read from at least, for STOP to arrive.
+const DRAIN_GRACE: Duration = Duration::from_millis(200);
+/// A connection that drains has nothing more to say after this time without a byte.
+const DRAIN_QUIET: Duration = Duration::from_millis(50);
 
 /// Most bytes of one read at the end.
 const ARRIVED_READ_MAX: usize = 64 << 10;

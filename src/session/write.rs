@@ -4,21 +4,26 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
 use std::time::Instant;
 
+use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
-use crate::drain::Over;
 use crate::protocol::ProtocolError;
 use crate::protocol::WriterConfig;
 use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
 use crate::transport::Address;
 use crate::transport::Backend;
+use crate::transport::cancel::is_cancelled;
+use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
+use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
 use crate::transport::sys::SendList;
 
@@ -27,290 +32,311 @@ use crate::transport::sys::SendList;
 pub(crate) enum WriteFault {
     /// No connection.
     Connect(io::Error),
-    /// No connection in time.
-    ConnectTimeout,
     /// The reader broke the protocol, was too slow, or closed.
     Protocol(ProtocolError),
     /// The connection broke.
     Connection(io::Error),
-    /// The reader took nothing for so long.
-    Stalled(Duration),
-}
-
-impl WriteFault {
-    /// Whether the operation was ended by us.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Connection(error) if is_cancellation(error))
-    }
 }
 
 impl fmt::Display for WriteFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
-            Self::ConnectTimeout => write!(f, "cannot connect in time"),
             Self::Protocol(error) => write!(f, "{error}"),
+            // The peer's host is gone: the error says that, in words of its own.
+            Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "the connection broke: {error}"),
-            Self::Stalled(pause) => write!(f, "the reader took nothing for {pause:?}"),
         }
     }
 }
 
-/// A read that is always under way: only so is the death of an idle connection noticed.
-type Incoming = Pin<Box<dyn Future<Output = (io::Result<usize>, BytesMut)>>>;
-
-/// A session in its data phase.
-pub(crate) struct WriteSession {
-    stream: Stream,
-    session: WriterSession,
-    // `None` once the connection has ended: no operation is left under way then.
-    incoming: Option<Incoming>,
-    handshake_len: u64,
-    // Since the handshake.
-    bytes_written: u64,
-    // The part of it that is known to have arrived: arrived <= bytes_written.
-    arrived: u64,
-    unix: bool,
-    bidirectional: bool,
-    // The reader closed after the end of the stream, and had read everything.
-    read_to_the_end: bool,
+/// What happens on an open stream.
+#[derive(Debug)]
+pub(crate) enum WriteEvent {
+    /// A write came back, with so many more bytes written: all of it, or a part.
+    Written(usize),
+    /// FINISH came in answer to STOP; without answers: STOP is sent.
+    Finished,
+    /// The stream has ended.
+    Lost(WriteFault),
 }
 
-impl WriteSession {
-    /// Connects and shakes hands, within the handshake timeout. Cancel-safe: the connection is given up.
+/// An operation of the stream. It is polled until it is ready, never dropped before: the ring may own its buffer.
+type Operation<T> = Pin<Box<dyn Future<Output = (io::Result<usize>, T)>>>;
+
+/// A session in its data phase. [`WriteStream::poll_event`] drives it.
+pub(crate) struct WriteStream {
+    stream: Stream,
+    session: WriterSession,
+    bidirectional: bool,
+    // What the write under way, or the next one, writes.
+    list: Option<SendList>,
+    writing: Option<Operation<SendList>>,
+    // A read that is always under way: only so is the death of an idle connection noticed. `None` once the stream has
+    // ended.
+    incoming: Option<Operation<BytesMut>>,
+    // What the reader said while a write was under way: told once the write has come back.
+    fault: Option<WriteFault>,
+    stop: Stop,
+    closing: bool,
+}
+
+/// How far STOP has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// Nobody asked for it.
+    Not,
+    /// Asked for: what the reader has said by now was not said in answer to it. `true`: everything was heard.
+    Wanted(bool),
+    /// Written, or about to be; before it so many bytes of data were written.
+    Sent { data_len: u64 },
+}
+
+impl WriteStream {
+    /// Connects and shakes hands. Cancel-safe: the connection is given up. It is the caller who limits the time.
     pub(crate) async fn open(
         address: &Address,
+        options: &ConnectOptions,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
-        let begin = Instant::now();
-        let timeout = config.handshake_timeout;
         let bidirectional = config.bidirectional;
-        let mut session = WriterSession::new(config, begin).map_err(WriteFault::Protocol)?;
-        let mut socket = tokio::time::timeout(timeout, Socket::connect(address))
-            .await
-            .map_err(|_| WriteFault::ConnectTimeout)?
-            .map_err(WriteFault::Connect)?;
-        let handshake_len = handshake(&mut socket, &mut session).await?;
-        let fd = socket.into_fd().map_err(WriteFault::Connection)?;
-        let stream = Stream::new(fd, backend).map_err(WriteFault::Connection)?;
+        let mut socket = Socket::connect(address, options).await.map_err(WriteFault::Connect)?;
+        let mut session = WriterSession::new(config, Instant::now()).map_err(WriteFault::Protocol)?;
+        handshake(&mut socket, &mut session).await?;
+        let stream = socket.into_stream(backend).map_err(WriteFault::Connection)?;
         let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
-        let unix = matches!(address, Address::Unix(_));
         Ok(Self {
             stream,
             session,
-            incoming,
-            handshake_len,
-            bytes_written: 0,
-            arrived: 0,
-            unix,
             bidirectional,
-            read_to_the_end: false,
+            list: Some(SendList::new()),
+            writing: None,
+            incoming,
+            fault: None,
+            stop: Stop::Not,
+            closing: false,
         })
     }
 
-    /// Writes `list`, all of it or a part, and says how many bytes; `Err` when the connection has ended, with the bytes
-    /// that went before. Ends early when `over` does. Not cancel-safe.
-    pub(crate) async fn write(
-        &mut self,
-        list: SendList,
-        over: &mut Over,
-    ) -> (usize, Result<(), WriteFault>, SendList) {
-        let stream = self.stream.clone();
-        let mut write = std::pin::pin!(stream.write(list));
-        let mut fault = None;
-        let (result, list) = tokio::select! {
-            biased;
-            done = &mut write => done,
-            heard = self.hear() => {
-                fault = heard.err();
-                // The write that is under way comes back with what it had written.
-                self.stream.shutdown();
-                write.await
-            }
-            () = over.reached() => {
-                self.stream.cancel();
-                write.await
-            }
-        };
-        let count = *result.as_ref().unwrap_or(&0);
-        self.bytes_written += count as u64;
-        let result = match (fault, result) {
-            (Some(fault), _) => Err(fault),
-            (None, result) => result.map(drop).map_err(WriteFault::Connection),
-        };
-        (count, result, list)
-    }
-
-    /// Waits until the reader says something that it must not say before STOP, or closes. Cancel-safe.
-    pub(crate) async fn closed(&mut self) -> WriteFault {
-        loop {
-            if let Err(fault) = self.hear().await {
-                return fault;
-            }
-        }
-    }
-
-    /// Sends STOP and waits for FINISH, within its timeout. Not cancel-safe; ends early when `over` does.
+    /// Writes `buffers`, or goes on with those that were not written last time. Returns how many bytes the socket took at
+    /// once; `None`: [`WriteEvent::Written`] will tell.
     ///
     /// # Errors
-    /// The stream is not acknowledged, and why.
-    pub(crate) async fn finish(&mut self, over: &mut Over) -> Result<(), WriteFault> {
-        // What the reader has said by now was not said in answer to STOP.
-        tokio::select! {
-            biased;
-            heard = self.hear() => heard?,
-            () = tokio::task::yield_now() => {}
+    /// The stream has ended.
+    pub(crate) fn write(
+        &mut self,
+        buffers: impl Iterator<Item = Bytes>,
+    ) -> Result<Option<usize>, WriteFault> {
+        let Some(list) = &mut self.list else { return Ok(None) };
+        if list.is_empty() {
+            list.extend(buffers);
         }
-        self.session.stop(Instant::now());
-        let deadline = self.session.poll_timeout();
-        let mut list = SendList::new();
-        list.extend(std::iter::from_fn(|| self.session.poll_transmit()));
-        while !list.is_empty() {
-            let (written, result, back) = self.write_before(deadline, list, over).await;
-            result?;
-            list = back;
-            list.advance(written);
-        }
-        while self.session.poll_event() != Some(WriterEvent::Finished) {
-            let deadline = self.session.poll_timeout().unwrap_or_else(Instant::now);
-            tokio::select! {
-                heard = self.hear() => heard?,
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    self.session.handle_timeout(Instant::now()).map_err(WriteFault::Protocol)?;
-                }
-                () = over.reached() => return Err(WriteFault::Protocol(ProtocolError::NotAcknowledged)),
+        match self.stream.write_now_list(list) {
+            Ok(count) => {
+                list.advance(count);
+                Ok(Some(count))
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.begin_write();
+                Ok(None)
+            }
+            Err(error) => Err(self.fault.take().unwrap_or(WriteFault::Connection(error))),
         }
-        // A reader that has not got STOP did not answer it: FINISH was on its way before.
-        if self.bidirectional && self.stream.unsent_bytes() > 0 {
-            return Err(WriteFault::Protocol(ProtocolError::UnexpectedBytes));
-        }
-        Ok(())
     }
 
-    /// Writes as [`WriteSession::write`] does, and gives up at the deadline: with what it had written by then, or an error if
-    /// that is nothing.
-    pub(crate) async fn write_before(
-        &mut self,
-        deadline: Option<Instant>,
-        list: SendList,
-        over: &mut Over,
-    ) -> (usize, Result<(), WriteFault>, SendList) {
-        let Some(deadline) = deadline else { return self.write(list, over).await };
+    fn begin_write(&mut self) {
+        let Some(list) = self.list.take() else { return };
         let stream = self.stream.clone();
-        let mut write = std::pin::pin!(self.write(list, over));
-        tokio::select! {
-            biased;
-            done = &mut write => done,
-            () = tokio::time::sleep_until(deadline.into()) => {
-                stream.cancel();
-                write.await
+        self.writing = Some(Box::pin(async move { stream.write(list).await }));
+    }
+
+    /// Ends the write that is under way: [`WriteEvent::Written`] tells what it has written by now.
+    pub(crate) fn interrupt(&self) {
+        if self.writing.is_some() {
+            self.stream.cancel();
+        }
+    }
+
+    /// Sends STOP. [`WriteEvent::Finished`] tells that the stream is acknowledged. No write may be under way.
+    pub(crate) fn stop(&mut self) {
+        self.stop = Stop::Wanted(false);
+    }
+
+    /// Ends the connection: every operation under way completes. Poll [`WriteStream::poll_closed`] from now on.
+    pub(crate) fn close(&mut self) {
+        self.closing = true;
+        self.stream.shutdown();
+    }
+
+    /// Whether every operation has completed after [`WriteStream::close`].
+    pub(crate) fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Some(writing) = &mut self.writing {
+            let _ = ready!(writing.as_mut().poll(context));
+            self.writing = None;
+        }
+        if let Some(incoming) = &mut self.incoming {
+            // What it still heard matters to nobody.
+            let _ = ready!(incoming.as_mut().poll(context));
+            self.incoming = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// The next thing that happens. Pending after [`WriteEvent::Lost`].
+    pub(crate) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<WriteEvent> {
+        while let Poll::Ready(heard) = self.poll_incoming(context) {
+            match heard {
+                // FINISH counts, whatever comes behind it.
+                Ok(()) if matches!(self.stop, Stop::Sent { .. }) => {
+                    if let Poll::Ready(event) = self.poll_finished() {
+                        return Poll::Ready(event);
+                    }
+                }
+                Ok(()) => {}
+                Err(fault) if self.writing.is_none() => return Poll::Ready(WriteEvent::Lost(fault)),
+                Err(fault) => {
+                    // The write that is under way comes back with what it had written.
+                    self.stream.shutdown();
+                    self.fault.get_or_insert(fault);
+                }
             }
         }
+        if self.writing.is_some() {
+            let written = ready!(self.poll_write(context));
+            match (self.stop, written) {
+                (Stop::Sent { .. }, Ok(_)) if self.list.as_ref().is_some_and(|list| !list.is_empty()) => {
+                    self.begin_write();
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                (Stop::Sent { .. }, Ok(_)) => {}
+                (_, Ok(count)) => return Poll::Ready(WriteEvent::Written(count)),
+                (_, Err(fault)) => return Poll::Ready(WriteEvent::Lost(self.fault.take().unwrap_or(fault))),
+            }
+        }
+        if let Some(fault) = self.fault.take() {
+            return Poll::Ready(WriteEvent::Lost(fault));
+        }
+        match self.stop {
+            Stop::Not => Poll::Pending,
+            Stop::Wanted(false) => {
+                // One turn of the worker, in which what has arrived is heard.
+                self.stop = Stop::Wanted(true);
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Stop::Wanted(true) => {
+                self.send_stop();
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Stop::Sent { .. } => self.poll_finished(),
+        }
+    }
+
+    fn send_stop(&mut self) {
+        self.stop = Stop::Sent { data_len: self.stream.written_bytes() };
+        self.session.stop(Instant::now());
+        if let Some(list) = &mut self.list {
+            list.extend(std::iter::from_fn(|| self.session.poll_transmit()));
+        }
+        match self.write(std::iter::empty()) {
+            Err(fault) => self.fault = Some(fault),
+            Ok(_) if self.list.as_ref().is_some_and(|list| !list.is_empty()) => self.begin_write(),
+            Ok(_) => {}
+        }
+    }
+
+    fn poll_finished(&mut self) -> Poll<WriteEvent> {
+        if self.session.poll_event() != Some(WriterEvent::Finished) {
+            return Poll::Pending;
+        }
+        // A reader that has not got STOP did not answer it: FINISH was on its way before.
+        if self.bidirectional
+            && self.arrived_bytes().is_some_and(|arrived| arrived < self.stream.written_bytes())
+        {
+            return Poll::Ready(WriteEvent::Lost(WriteFault::Protocol(ProtocolError::UnexpectedBytes)));
+        }
+        Poll::Ready(WriteEvent::Finished)
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, WriteFault>> {
+        let Some(writing) = &mut self.writing else { return Poll::Pending };
+        let (result, mut list) = ready!(writing.as_mut().poll(context));
+        self.writing = None;
+        let result = match result {
+            Err(error) if is_cancelled(&error) => Ok(0),
+            result => result.map_err(WriteFault::Connection),
+        };
+        list.advance(*result.as_ref().unwrap_or(&0));
+        self.list = Some(list);
+        Poll::Ready(result)
+    }
+
+    /// Waits for the next bytes of the reader and lets the session judge them.
+    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WriteFault>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Pending };
+        let (result, mut buffer) = ready!(incoming.as_mut().poll(context));
+        self.incoming = None;
+        match result {
+            // A write was to end, and this read with it.
+            Err(error) if is_cancelled(&error) => {}
+            Err(error) => return Poll::Ready(Err(WriteFault::Connection(error))),
+            Ok(0) => return Poll::Ready(self.session.handle_eof().map_err(WriteFault::Protocol)),
+            Ok(_) => {
+                let heard = self.session.handle_bytes(Instant::now(), &mut buffer);
+                if let Err(error) = heard {
+                    return Poll::Ready(Err(WriteFault::Protocol(error)));
+                }
+                buffer.reserve(INCOMING_LEN);
+            }
+        }
+        self.incoming = Some(listen(&self.stream, buffer));
+        Poll::Ready(Ok(()))
     }
 
     /// How many bytes, of those written since the handshake, have arrived: in the kernel of the reader (TCP), at the
-    /// reader itself (unix). `None` where that cannot be told: the kernel forgets what was not read when the reader of a
-    /// unix socket closes.
-    pub(crate) fn arrived_bytes(&mut self) -> Option<u64> {
-        let arrived = if !self.unix {
-            let count = self.stream.acknowledged_bytes().ok()?;
-            count.saturating_sub(self.handshake_len).min(self.bytes_written)
-        } else if self.read_to_the_end {
-            self.bytes_written
-        } else {
-            // The socket counts memory: never less than the bytes that were not read, and more with every write.
-            let unread = self.stream.unsent_bytes() as u64;
-            (!self.stream.is_hung_up()).then(|| self.bytes_written.saturating_sub(unread))?
-        };
-        self.arrived = self.arrived.max(arrived);
-        Some(self.arrived)
-    }
-
-    /// Bytes written since the handshake.
-    pub(crate) fn written_bytes(&self) -> u64 {
-        self.bytes_written
+    /// reader itself (unix). `None` where that cannot be told.
+    pub(crate) fn arrived_bytes(&self) -> Option<u64> {
+        match self.stream.progress() {
+            Progress::Acknowledged(count) | Progress::Taken(count) => Some(count),
+            Progress::Unknown => None,
+        }
     }
 
     /// Lets the socket take no more than about so many bytes that the reader has no room for.
     pub(crate) fn set_unsent_max(&self, bytes: usize) {
-        self.stream.set_unsent_max(bytes, self.unix);
+        self.stream.set_unsent_max(bytes);
     }
 
-    /// Bytes that were written and may not have reached the reader: what its kernel had not acknowledged (TCP); at
-    /// most what the socket buffer holds (unix: the kernel forgets the exact number when the reader closes).
+    /// Bytes of data frames that were written and may not have reached the reader.
     pub(crate) fn unconfirmed_bytes(&self) -> u64 {
-        if self.unix {
-            self.bytes_written.min(self.stream.send_buffer_bytes() as u64)
-        } else {
-            self.stream.unsent_bytes() as u64
-        }
-    }
-
-    /// Closes the connection. To be called at every end: a read that is under way would keep it open.
-    pub(crate) async fn close(mut self) {
-        self.stream.shutdown();
-        if let Some(incoming) = self.incoming.take() {
-            // What it still heard matters to nobody.
-            let _ = incoming.await;
-        }
-    }
-
-    /// Waits for the next bytes of the reader and lets the session judge them. Cancel-safe. Pending for ever once the
-    /// connection has ended.
-    async fn hear(&mut self) -> Result<(), WriteFault> {
-        let (result, mut buffer) = loop {
-            let Some(incoming) = &mut self.incoming else { return std::future::pending().await };
-            let (result, buffer) = incoming.await;
-            self.incoming = None;
-            match result {
-                // A write was to end, and this read with it.
-                Err(error) if is_cancellation(&error) => self.incoming = Some(listen(&self.stream, buffer)),
-                result => break (result, buffer),
-            }
+        // STOP is no data, and is what the reader gets last.
+        let stop_len = match self.stop {
+            Stop::Sent { data_len } => self.stream.written_bytes() - data_len,
+            _ => 0,
         };
-        match result {
-            // A reader that closes with something unread resets the connection.
-            Ok(0) => {
-                self.session.handle_eof().map_err(WriteFault::Protocol)?;
-                self.read_to_the_end = true;
-                Ok(())
-            }
-            Ok(_) => {
-                self.session.handle_bytes(Instant::now(), &mut buffer).map_err(WriteFault::Protocol)?;
-                buffer.reserve(INCOMING_LEN);
-                self.incoming = Some(listen(&self.stream, buffer));
-                Ok(())
-            }
-            Err(error) => Err(WriteFault::Connection(error)),
-        }
+        self.stream.unconfirmed_bytes().saturating_sub(stop_len)
     }
-}
-
-fn is_cancellation(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ECANCELED)
 }
 
 /// FINISH is 12 bytes; a control frame of a reader that errs is at most 520.
 const INCOMING_LEN: usize = 1024;
 
-fn listen(stream: &Stream, buffer: BytesMut) -> Incoming {
+fn listen(stream: &Stream, buffer: BytesMut) -> Operation<BytesMut> {
     let stream = stream.clone();
     Box::pin(async move { stream.read(buffer, INCOMING_LEN).await })
 }
 
-/// Returns how many bytes were written.
-async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<u64, WriteFault> {
+async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(), WriteFault> {
     let mut buffer = BytesMut::with_capacity(INCOMING_LEN);
-    let mut written = 0;
     loop {
         while let Some(bytes) = session.poll_transmit() {
             socket.write_all(&bytes).await.map_err(WriteFault::Connection)?;
-            written += bytes.len() as u64;
         }
         if let Some(WriterEvent::Started { .. }) = session.poll_event() {
-            return Ok(written);
+            return Ok(());
         }
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
         match tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await {

@@ -12,6 +12,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::transport::cancel::cancelled;
+use crate::transport::detached::Kind;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
 
@@ -27,6 +29,7 @@ pub(crate) struct Stream {
 }
 
 struct Shared {
+    kind: Kind,
     // Watched for reading alone.
     socket: AsyncFd<OwnedFd>,
     // The same socket watched for writing, while it is full now and then: each time that a peer empties a socket it would
@@ -39,10 +42,12 @@ struct Shared {
 
 impl Stream {
     /// Takes a non-blocking socket.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, kind: Kind) -> io::Result<Self> {
         let socket = sys::register(socket, Interest::READABLE)?;
         let (writable, roomy_writes) = (Cell::new(None), Cell::new(0));
-        Ok(Self { shared: Rc::new(Shared { socket, writable, roomy_writes, cancelled: Notify::new() }) })
+        Ok(Self {
+            shared: Rc::new(Shared { kind, socket, writable, roomy_writes, cancelled: Notify::new() }),
+        })
     }
 
     pub(crate) async fn readable(&self) -> io::Result<()> {
@@ -68,11 +73,11 @@ impl Stream {
     pub(crate) fn read_now(&self, buffer: &mut BytesMut, len_max: usize) -> io::Result<usize> {
         let asked = (buffer.capacity() - buffer.len()).min(len_max);
         let mut read = None;
-        // Told that a read would wait, the reactor forgets that the socket was readable. A short read has emptied it
-        // too: more bytes make a new edge.
+        // Told that a read would wait, the reactor forgets that the socket was readable, until more bytes come. A read
+        // that was shorter than asked has emptied the socket: to say so here saves the read that finds nothing.
         let _ = self.shared.socket.try_io(Interest::READABLE, |socket| {
             match read.insert(sys::recv_now(socket, buffer, len_max)) {
-                Ok(count) if *count == 0 || *count == asked => Ok(()),
+                Ok(count) if *count == 0 || *count == asked || self.has_more() => Ok(()),
                 Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
                 Err(error) => Err(error.kind().into()),
             }
@@ -81,20 +86,28 @@ impl Stream {
         read.unwrap_or_else(|| sys::recv_now(&self.shared.socket, buffer, len_max))
     }
 
-    pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
-        let result = match sys::send_now(&self.shared.socket, &mut list) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.shared.roomy_writes.set(0);
-                self.or_cancelled(self.write_when_writable(&mut list)).await
-            }
-            result => {
+    /// Whether a read left something although it had room. A read of a unix socket ends behind a message that came with
+    /// descriptors.
+    fn has_more(&self) -> bool {
+        self.shared.kind == Kind::Unix && rustix::io::ioctl_fionread(&self.shared.socket) != Ok(0)
+    }
+
+    pub(crate) fn write_now(&self, list: &mut SendList) -> io::Result<usize> {
+        let result = sys::send_now(&self.shared.socket, list);
+        match &result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.shared.roomy_writes.set(0),
+            _ => {
                 self.shared.roomy_writes.update(|count| count.saturating_add(1));
                 if self.shared.roomy_writes.get() == ROOMY_WRITES {
                     self.shared.writable.take();
                 }
-                result
             }
-        };
+        }
+        result
+    }
+
+    pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
+        let result = self.or_cancelled(self.write_when_writable(&mut list)).await;
         (result, list)
     }
 
@@ -122,7 +135,7 @@ impl Stream {
         tokio::select! {
             biased;
             result = operation => result,
-            () = self.shared.cancelled.notified() => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+            () = self.shared.cancelled.notified() => Err(cancelled()),
         }
     }
 }

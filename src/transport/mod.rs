@@ -1,12 +1,20 @@
 //! Byte streams and listeners, on io_uring or epoll.
 //!
-//! Accepting, connecting and handshakes run on `tokio::net` (`socket`), which both backends have. A socket becomes a
-//! `Stream` of its backend when its data begins; `uring` and `epoll` are the only files that differ.
+//! Accepting (`listener`), connecting and handshakes (`socket`) run on `tokio::net`, which both backends have. A socket
+//! becomes a `Stream` of its backend when its data begins; `uring` and `epoll` are the only files that differ.
+//!
+//! A stream knows whether it is TCP or unix, and tells by itself how far its peer is. Nothing above this module holds a
+//! descriptor.
 
 pub mod address;
 pub mod backend;
 pub(crate) mod buffer;
+pub(crate) mod cancel;
+pub(crate) mod detached;
 mod epoll;
+pub(crate) mod listener;
+mod liveness;
+mod resolve;
 pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod sys;

@@ -1,110 +1,157 @@
-//! Sockets before their data begins: listening, accepting, connecting, on `tokio::net`.
+//! Connected sockets before their data begins, on `tokio::net`.
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::net::ToSocketAddrs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 
-use socket2::Domain;
-use socket2::SockAddr;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
-use socket2::Type;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
-use tokio::net::TcpListener;
 use tokio::net::TcpStream;
-use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 
 use crate::transport::Address;
+use crate::transport::Backend;
+use crate::transport::detached::Detached;
+use crate::transport::detached::Kind;
+use crate::transport::resolve::resolve;
+use crate::transport::stream::Stream;
 
-const BACKLOG: i32 = 1024;
 /// A send buffer of this size saves a relay 15 % of its time on unix sockets. The kernel gives what
 /// `net.core.wmem_max` allows.
 const UNIX_SEND_BUFFER: usize = 1 << 20;
-/// A peer that is gone without a word is noticed after about 90 s.
+/// How long an address is tried while there is another: the caller, whose time is limited, is to see the others too.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Shorter user timeouts count as this.
+const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// A writer that is gone without a word is noticed after about 90 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A connected socket during its handshake. Its reads and writes are cancel-safe.
-pub(crate) enum Socket {
+#[derive(Debug)]
+pub(crate) struct Socket {
+    io: Io,
+    // Bytes that the kernel counts as acknowledged on TCP once the peer has everything written so far.
+    acked_at_most: u64,
+    // TCP connections that we opened.
+    user_timeout: Option<Duration>,
+}
+
+/// How a connection is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectOptions {
+    /// TCP: a connection ends when its peer's host does not answer for so long, whether frames flow or not. A host that
+    /// answers and takes nothing is not concerned. At least a second: the kernel's timers are no finer.
+    pub(crate) user_timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Socket {
-    /// Connects, with a fresh name resolution. Cancel-safe.
-    pub(crate) async fn connect(address: &Address) -> io::Result<Self> {
+    /// Connects. A name is looked up each time, and every address that it has is tried, one after the other. Cancel-safe.
+    ///
+    /// # Errors
+    /// Of the lookup; of the last address.
+    pub(crate) async fn connect(address: &Address, options: &ConnectOptions) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                tune_tcp(&stream);
-                Ok(Self::Tcp(stream))
+                let stream = connect_tcp(&resolve(host, *port).await?).await?;
+                let user_timeout = options.user_timeout.max(USER_TIMEOUT_MIN);
+                tune_tcp(&stream, &keepalive_within(user_timeout));
+                // Does not fail on a connected socket.
+                let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(user_timeout));
+                // The kernel counts the SYN of the side that connects.
+                Ok(Self { io: Io::Tcp(stream), acked_at_most: 1, user_timeout: Some(user_timeout) })
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await?;
                 // Best effort: smaller buffers work, more slowly.
                 let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);
-                Ok(Self::Unix(stream))
+                Ok(Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None })
             }
         }
+    }
+
+    /// Takes a TCP connection that was accepted.
+    pub(super) fn accepted_tcp(stream: TcpStream) -> Self {
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES);
+        tune_tcp(&stream, &keepalive);
+        Self { io: Io::Tcp(stream), acked_at_most: 0, user_timeout: None }
+    }
+
+    /// Takes a unix connection that was accepted.
+    pub(super) fn accepted_unix(stream: UnixStream) -> Self {
+        Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None }
     }
 
     /// How much one read should ask for at most: a unix socket has no more than its peer's send buffer, TCP gains up to
     /// 1 MiB.
     pub(crate) fn read_len_max(&self) -> usize {
-        match self {
-            Self::Tcp(_) => 1 << 20,
-            Self::Unix(_) => 256 << 10,
+        match self.io {
+            Io::Tcp(_) => 1 << 20,
+            Io::Unix(_) => 256 << 10,
         }
     }
 
-    /// The bare descriptor, non-blocking, out of the reactor.
-    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
-            Self::Unix(stream) => Ok(stream.into_std()?.into()),
-        }
+    /// Begins the data phase, on a thread that runs this backend: the stream's bytes are counted from here.
+    pub(crate) fn into_stream(self, backend: Backend) -> io::Result<Stream> {
+        Stream::new(self.detach()?, backend)
     }
 
-    /// Takes a descriptor that [`Socket::into_fd`] of another worker gave.
-    pub(crate) fn from_fd(fd: OwnedFd, unix: bool) -> io::Result<Self> {
-        if unix {
-            Ok(Self::Unix(UnixStream::from_std(fd.into())?))
-        } else {
-            Ok(Self::Tcp(TcpStream::from_std(fd.into())?))
-        }
+    /// Takes the socket out of the reactor of this thread.
+    pub(crate) fn detach(self) -> io::Result<Detached> {
+        let (fd, kind) = match self.io {
+            Io::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
+            Io::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
+        };
+        Ok(Detached { fd, kind, acked_before: self.acked_at_most, user_timeout: self.user_timeout })
+    }
+
+    /// Puts the socket into the reactor of this thread.
+    pub(crate) fn attach(detached: Detached) -> io::Result<Self> {
+        let Detached { fd, kind, acked_before, user_timeout } = detached;
+        let io = match kind {
+            Kind::Tcp => Io::Tcp(TcpStream::from_std(fd.into())?),
+            Kind::Unix => Io::Unix(UnixStream::from_std(fd.into())?),
+        };
+        Ok(Self { io, acked_at_most: acked_before, user_timeout })
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        let socket = self.get_mut();
+        let result = match &mut socket.io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        };
+        if let Poll::Ready(Ok(count)) = result {
+            socket.acked_at_most += count as u64;
         }
+        result
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -112,193 +159,66 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
 
-fn tune_tcp(stream: &TcpStream) {
+/// Connects to the first address that answers.
+async fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut result = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+    for (index, &address) in addresses.iter().enumerate() {
+        let connect = TcpStream::connect(address);
+        result = if index + 1 == addresses.len() {
+            connect.await
+        } else {
+            tokio::time::timeout(ADDRESS_TIMEOUT, connect)
+                .await
+                .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+        };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Probes an idle connection so early that the last answer is awaited when the user timeout ends. The kernel counts in whole
+/// seconds, and lets the user timeout decide in place of a number of retries.
+fn keepalive_within(user_timeout: Duration) -> TcpKeepalive {
+    let second = Duration::from_secs(1);
+    TcpKeepalive::new()
+        .with_time((user_timeout / 2).clamp(second, KEEPALIVE_IDLE))
+        .with_interval((user_timeout / 6).clamp(second, KEEPALIVE_INTERVAL))
+}
+
+fn tune_tcp(stream: &TcpStream, keepalive: &TcpKeepalive) {
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
     // Neither fails on a connected socket; if one does, data flows all the same.
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-}
-
-/// An address that is listened on, with one listener for every worker.
-#[derive(Debug)]
-pub(crate) struct Bound {
-    /// With the port that the kernel chose.
-    pub(crate) address: Address,
-    /// One for each worker, non-blocking.
-    pub(crate) listeners: Vec<OwnedFd>,
-    /// Removes the file of a unix socket at the end.
-    pub(crate) file: Option<SocketFile>,
-}
-
-/// Binds `address` for `workers` workers: a TCP listener with SO_REUSEPORT for each, a unix listener shared by all.
-///
-/// A host name binds every address that it resolves to, on the same port. A unix socket that nobody listens on is
-/// replaced; one of a live process is not.
-///
-/// # Errors
-/// `AddrInUse` when another process listens there; what the system says.
-pub(crate) fn bind(address: &Address, workers: usize, mode: Option<u32>) -> io::Result<Vec<Bound>> {
-    match address {
-        Address::Tcp { host, port } => bind_tcp(host, *port, workers),
-        Address::Unix(path) => Ok(vec![bind_unix(path, workers, mode)?]),
-    }
-}
-
-fn bind_tcp(host: &str, mut port: u16, workers: usize) -> io::Result<Vec<Bound>> {
-    let mut bound = Vec::new();
-    for mut address in (host, port).to_socket_addrs()? {
-        address.set_port(port);
-        // SO_REUSEPORT would share the port with another process that sets it too: ask without it first.
-        if port != 0 {
-            tcp_socket(address)?.bind(&address.into())?;
-        }
-        let mut listeners = Vec::new();
-        for _ in 0..workers {
-            let socket = tcp_socket(address)?;
-            socket.set_reuse_port(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            if address.port() == 0 {
-                port = socket.local_addr()?.as_socket().map_or(0, |chosen| chosen.port());
-                address.set_port(port);
-            }
-            listeners.push(socket.into());
-        }
-        let address = Address::Tcp { host: address.ip().to_string(), port };
-        bound.push(Bound { address, listeners, file: None });
-    }
-    Ok(bound)
-}
-
-fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
-    socket.set_reuse_address(true)?;
-    Ok(socket)
-}
-
-fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
-    remove_stale(path)?;
-    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile::of(path)?;
-    if let Some(mode) = mode {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    }
-    socket.listen(BACKLOG)?;
-    let first = OwnedFd::from(socket);
-    let mut listeners = Vec::new();
-    for _ in 1..workers {
-        listeners.push(first.try_clone()?);
-    }
-    listeners.push(first);
-    Ok(Bound { address: Address::Unix(path.to_owned()), listeners, file: Some(file) })
-}
-
-/// Removes a socket file that nobody listens on.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !metadata.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on this socket")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
-    }
-}
-
-/// The file of a unix socket of ours: removed when dropped, unless somebody else's has taken its place.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), inode: fs::symlink_metadata(path)?.ino() })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
-            // Nothing to be done about a failure: the next start removes a stale file.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// One worker's listener in its reactor.
-pub(crate) enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    pub(crate) fn new(listener: OwnedFd, address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Unix(_) => Ok(Self::Unix(UnixListener::from_std(listener.into())?)),
-            _ => Ok(Self::Tcp(TcpListener::from_std(listener.into())?)),
-        }
-    }
-
-    /// The next connection and the name of its peer for the log. Cancel-safe.
-    pub(crate) async fn accept(&self) -> io::Result<(Socket, String)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                tune_tcp(&stream);
-                Ok((Socket::Tcp(stream), peer.to_string()))
-            }
-            Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
-                let peer = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix, process {pid}"));
-                Ok((Socket::Unix(stream), peer))
-            }
-        }
-    }
+    let _ = socket.set_tcp_keepalive(keepalive);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::epoll;
 
     #[test]
-    fn a_stale_socket_is_replaced_a_live_one_is_not_and_ours_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
-        let bound = bind_unix(&path, 2, Some(0o600)).unwrap();
-        assert_eq!(bound.listeners.len(), 2);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind_unix(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(bound);
-        assert!(!path.exists());
-        fs::write(&path, "a file").unwrap();
-        assert_eq!(bind_unix(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&path).unwrap(), b"a file");
-    }
-
-    #[test]
-    fn a_tcp_port_is_shared_among_our_workers_and_with_nobody_else() {
-        let bound = bind_tcp("127.0.0.1", 0, 3).unwrap();
-        let Address::Tcp { port, .. } = bound[0].address else { panic!("not tcp") };
-        assert_eq!(bound[0].listeners.len(), 3);
-        assert_ne!(port, 0);
-        assert_eq!(bind_tcp("127.0.0.1", port, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    fn every_address_of_a_name_is_tried() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        // Nobody listens there: it is bound, and no more.
+        let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let nowhere = bound.local_addr().unwrap().as_socket().unwrap();
+        epoll::runtime().unwrap().block_on(async {
+            let stream = connect_tcp(&[nowhere, there, nowhere]).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), there);
+            let error = connect_tcp(&[nowhere, nowhere]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        });
     }
 }

@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Buf;
 use bytes::BufMut;
@@ -55,6 +56,11 @@ impl SendList {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.buffers.is_empty()
+    }
+
+    /// Bytes of all buffers.
+    pub(crate) fn byte_len(&self) -> usize {
+        self.buffers.iter().map(Bytes::len).sum()
     }
 
     /// Takes `written` bytes off the front.
@@ -120,11 +126,22 @@ pub(crate) fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
 }
 
-/// Bytes that the peer's kernel has acknowledged on a TCP connection, its SYN included; readable after a reset too.
+/// What the kernel knows about the peer of a TCP connection; readable after a reset too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TcpState {
+    /// Bytes that the peer's kernel has acknowledged; a SYN that we sent and a FIN count as one each.
+    pub(crate) bytes_acked: u64,
+    /// Something waits to be sent, and the peer has closed its window.
+    pub(crate) has_no_room: bool,
+    /// Since the last acknowledgement of whatever kind, answers to probes included.
+    pub(crate) silent_for: Duration,
+}
+
+/// Asks the kernel about a TCP connection.
 ///
 /// # Errors
 /// What `getsockopt` says; `Unsupported` on kernels before 4.1.
-pub(crate) fn tcp_bytes_acked(socket: &impl AsFd) -> io::Result<u64> {
+pub(crate) fn tcp_state(socket: &impl AsFd) -> io::Result<TcpState> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
     let fd = socket.as_fd().as_raw_fd();
@@ -135,12 +152,20 @@ pub(crate) fn tcp_bytes_acked(socket: &impl AsFd) -> io::Result<u64> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    let end_of_field = std::mem::offset_of!(libc::tcp_info, tcpi_bytes_acked) + size_of::<u64>();
-    if (len as usize) < end_of_field {
+    let len = len as usize;
+    if len < std::mem::offset_of!(libc::tcp_info, tcpi_bytes_acked) + size_of::<u64>() {
         return Err(io::ErrorKind::Unsupported.into());
     }
+    let window_is_told = len >= std::mem::offset_of!(libc::tcp_info, tcpi_snd_wnd) + size_of::<u32>();
     // SAFETY: a structure of integers, for which all zeroes and whatever the kernel wrote are values.
-    Ok(unsafe { info.assume_init() }.tcpi_bytes_acked)
+    let info = unsafe { info.assume_init() };
+    let waits = info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0;
+    Ok(TcpState {
+        bytes_acked: info.tcpi_bytes_acked,
+        // Nothing is under way to a peer whose window is too small for the next segment.
+        has_no_room: waits && (info.tcpi_unacked == 0 || window_is_told && info.tcpi_snd_wnd == 0),
+        silent_for: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+    })
 }
 
 /// Tells the C library to give large blocks back to the system as soon as they are freed.

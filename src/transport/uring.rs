@@ -11,8 +11,8 @@
 //! - a ring built with SINGLE_ISSUER belongs to the thread that built it: workers build their own;
 //! - a pending read pins its buffer: connections that are read from wait with POLL_ADD, all of a worker's in one system
 //!   call, and read with a plain recv into a block that they share. Outputs hear their readers with a pending RECV;
-//! - a completion costs a turn of the ring: what a socket has room for is sent with a plain sendmsg, and the ring waits
-//!   for the rest;
+//! - a completion costs a turn of the ring: what a socket has room for is sent with a plain sendmsg
+//!   (`Stream::write_now_list`), and the ring waits for the rest;
 //! - fixed buffers and zero-copy sends cost more than they save.
 
 use std::io;
@@ -61,14 +61,8 @@ impl Stream {
         sys::ring_recv(Rc::clone(&self.socket), buffer, len_max).await
     }
 
-    pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
-        // A socket that has room takes it at once, for one system call and no turn of the ring.
-        match sys::send_now(&self.socket, &mut list) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                sys::ring_send(Rc::clone(&self.socket), list).await
-            }
-            result => (result, list),
-        }
+    pub(crate) async fn write(&self, list: SendList) -> (io::Result<usize>, SendList) {
+        sys::ring_send(Rc::clone(&self.socket), list).await
     }
 
     pub(crate) fn cancel(&self) {

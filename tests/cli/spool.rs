@@ -11,10 +11,10 @@ use std::time::Instant;
 use serde_json::Value;
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
+use tapster::spool::Moment;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
 use tempfile::TempDir;
 
 use crate::AfterStop;
@@ -67,8 +67,8 @@ impl Dir {
     fn acknowledge(&self, records: usize) {
         let mut spool = self.open();
         for _ in 0..records {
-            let (_, position) = spool.next(moment(BEGIN)).unwrap().unwrap();
-            spool.done(position, moment(BEGIN));
+            let (batch, position) = spool.next(moment(BEGIN)).unwrap().unwrap();
+            spool.acknowledge(position.after(batch.frames()), moment(BEGIN));
         }
         spool.close(moment(BEGIN)).unwrap();
     }
@@ -270,8 +270,8 @@ fn check_tells_what_is_damaged_and_what_is_missing() {
     }
     // The relay comes to the same, and sets the file aside.
     let mut spool = dir.open();
-    while let Some((_, position)) = spool.next(moment(BEGIN)).unwrap() {
-        spool.done(position, moment(BEGIN));
+    while let Some((batch, position)) = spool.next(moment(BEGIN)).unwrap() {
+        spool.acknowledge(position.after(batch.frames()), moment(BEGIN));
     }
     assert_eq!(spool.poll_loss().map(|(_, frames)| frames), Some(2));
     spool.close(moment(BEGIN)).unwrap();
@@ -298,6 +298,23 @@ fn check_takes_a_torn_end_for_what_it_is() {
         dir.json("check", 1)["flaws"][1],
         serde_json::json!({ "kind": "missing", "first": 4, "frames": 2 })
     );
+}
+
+#[test]
+fn what_was_delivered_in_part_waits_as_the_rest() {
+    let dir = Dir::new();
+    let mut spool = dir.open();
+    let (_, position) = spool.next(moment(BEGIN)).unwrap().unwrap();
+    spool.acknowledge(position.after(1), moment(BEGIN));
+    spool.close(moment(BEGIN)).unwrap();
+    drop(spool);
+    for command in ["list", "check"] {
+        let report = dir.json(command, 0);
+        let frames = (report["frames"].as_u64(), report["frames_waiting"].as_u64());
+        assert_eq!(frames, (Some(12), Some(11)), "{command}");
+    }
+    assert_eq!(dir.dump(&[], 0), payloads(1..12));
+    assert_eq!(dir.dump(&["--all"], 0), payloads(0..12));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tapster::observability::OutputLedger;
 use tapster::output::Balance;
-use tapster::queue::spool::OnFull;
+use tapster::spool::OnFull;
 
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;

@@ -1,4 +1,4 @@
-//! The end: what has arrived is delivered, writers are told, outputs are ended, and it does not take for ever.
+//! The end: what has arrived is delivered, STOP is answered, outputs are ended, and all of it by a deadline.
 
 use std::thread;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::support::wire;
 use crate::support::wire::D;
 
 on_both_backends! {
-    fn what_has_arrived_is_delivered_and_writers_get_finish(backend) {
+    fn what_has_arrived_is_delivered_and_writers_without_stop_see_a_close(backend) {
         for transport in Transport::BOTH {
             let folder = folder();
             let reader = CollectingReader::tcp();
@@ -45,7 +45,7 @@ on_both_backends! {
             assert_eq!(ledger.inputs[0].frames, 1500, "{transport:?}: {ledger:?}");
             numbered::assert_complete(collected.payloads(), &expected);
             for writer in &mut writers {
-                writer.expect(&wire::finish());
+                // None of them has sent STOP.
                 writer.expect_close();
             }
             assert_eq!(ledger.outputs[0].sessions_finished, 1);
@@ -71,10 +71,107 @@ on_both_backends! {
             let expected: Vec<_> = (0..20).map(|number| (number, 0..50)).collect();
             numbered::assert_complete(collected.payloads(), &expected);
             for writer in &mut writers {
-                writer.expect(&wire::finish());
                 writer.expect_close();
             }
         }
+    }
+
+    /// FINISH says that every frame before STOP was taken: it goes to writers whose STOP came in time, and to no other.
+    fn finish_answers_stop_alone_and_says_that_everything_was_taken(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let reader = CollectingReader::tcp();
+            let relay = relay(backend).input(listening(transport, folder.path())).output(to(&reader)).start();
+            let mut writers: Vec<Peer> = (0..20).map(|_| relay.writer()).collect();
+            for (number, writer) in writers.iter_mut().enumerate() {
+                writer.send(&numbered::frames(number as u32, 0..300));
+                if number % 2 == 0 {
+                    writer.send(&wire::stop());
+                }
+            }
+            let (ledger, collected) = relay.drain_into(reader);
+            let expected: Vec<_> = (0..20).map(|number| (number, 0..300)).collect();
+            numbered::assert_complete(collected.payloads(), &expected);
+            assert_eq!(ledger.inputs[0].sessions_ended["finished"], 10, "{ledger:?}");
+            for (number, mut writer) in writers.into_iter().enumerate() {
+                if number % 2 == 0 {
+                    writer.expect(&wire::finish());
+                }
+                writer.expect_close();
+            }
+        }
+    }
+
+    /// Under `block`, with a reader that takes nothing: the relay takes what it has room for, and no FINISH says more.
+    fn no_finish_tells_of_frames_that_were_not_taken(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp().stalled();
+        let relay = relay(backend)
+            .drain_timeout(millis(1500))
+            .input(listening(Transport::Unix, folder.path()))
+            .output(to(&reader).when_full(WhenFull::Block).queue(1 << 20))
+            .start();
+        reader.wait_for_sessions(1);
+        let mut writer = relay.writer();
+        let frames = numbered::frames_of_len(0, 0..60_000, 200);
+        let writing = thread::spawn(move || {
+            // The end may come in the middle.
+            let _ = writer.try_send(&frames).and_then(|()| writer.try_send(&wire::stop()));
+            writer
+        });
+        eventually("the queue is full", || relay.output(0).frames_queued > 3000);
+        let began = Instant::now();
+        let ledger = relay.drain();
+        assert!(began.elapsed() < millis(2500), "{:?}", began.elapsed());
+        assert!(ledger.inputs[0].frames < 60_000, "everything was taken: {ledger:?}");
+        assert_eq!(ledger.inputs[0].sessions_ended.get("finished"), None, "{ledger:?}");
+        let mut writer = writing.join().expect("the relay closed");
+        while let Ok(bytes) = writer.read_some(64)
+            && !bytes.is_empty()
+        {
+            assert_ne!(bytes, wire::finish());
+        }
+        reader.resume();
+    }
+
+    /// Connections that wait in the backlog with all they have to say, when the end is asked for, are taken.
+    fn what_waits_in_the_backlog_is_taken_too(backend) {
+        let folder = folder();
+        let reader = CollectingReader::tcp();
+        let relay = relay(backend).input(listening(Transport::Unix, folder.path())).output(to(&reader)).start();
+        let count = 200;
+        let mut writers: Vec<Peer> = (0..count).map(|_| Peer::connect(&relay.address())).collect();
+        for (number, writer) in writers.iter_mut().enumerate() {
+            writer.send(&[wire::start(&[D]), numbered::frames(number as u32, 0..10), wire::stop()].concat());
+        }
+        let (ledger, collected) = relay.drain_into(reader);
+        assert_eq!(ledger.inputs[0].frames, 10 * count, "{ledger:?}");
+        let expected: Vec<_> = (0..count as u32).map(|number| (number, 0..10)).collect();
+        numbered::assert_complete(collected.payloads(), &expected);
+    }
+
+    /// An output that blocks holds up its inputs at a drain: the output beside it gets all that was taken, and ends in order.
+    fn the_end_of_an_output_that_blocks_costs_no_other(backend) {
+        let folder = folder();
+        let stalled = CollectingReader::tcp().stalled();
+        let healthy = CollectingReader::tcp();
+        let relay = relay(backend)
+            .drain_timeout(Duration::from_secs(2))
+            .input(listening(Transport::Unix, folder.path()))
+            .output(to(&healthy))
+            .output(to(&stalled).when_full(WhenFull::Block).queue(1 << 20))
+            .start();
+        stalled.wait_for_sessions(1);
+        let mut writer = relay.writer();
+        writer.send_until_stalled(&numbered::frames_of_len(0, 0..100_000, 200), millis(300));
+        let began = Instant::now();
+        let (ledger, collected) = relay.drain_into(healthy);
+        assert!(began.elapsed() < millis(3000), "{:?}", began.elapsed());
+        assert!(dropped_for(&ledger.outputs[1], "shutdown") > 0, "{ledger:?}");
+        assert_eq!(dropped(&ledger.outputs[0]), 0, "{ledger:?}");
+        assert_eq!(ledger.outputs[0].sessions_finished, 1, "{ledger:?}");
+        assert_eq!(collected.frames(), ledger.inputs[0].frames);
+        stalled.resume();
     }
 
     fn a_unidirectional_writer_is_closed_on_without_a_word(backend) {
@@ -147,7 +244,7 @@ on_both_backends! {
             assert_eq!(dropped_for(output, "shutdown"), 500, "{output:?}");
             assert_eq!(output.frames_sent, 0);
         }
-        writer.expect(&wire::finish());
+        writer.expect_close();
     }
 
     /// Under `block` the relay waits for a reader that is away as long as the drain may take; under the drop
@@ -162,7 +259,7 @@ on_both_backends! {
             relay.wait_for_frames(500);
             let began = Instant::now();
             let drain = thread::spawn(move || relay.drain());
-            writer.expect(&wire::finish());
+            writer.expect_close();
             if when_full == WhenFull::Block {
                 thread::sleep(millis(300));
                 reader.revive();
@@ -269,7 +366,6 @@ on_both_backends! {
             writer.send(&numbered::frames(0, 0..1000));
             program.process.signal(signal);
             program.process.wait_for_success(Duration::from_secs(8));
-            writer.expect(&wire::finish());
             writer.expect_close();
             let collected = reader.close();
             numbered::assert_complete(collected.payloads(), &[(0, 0..1000)]);

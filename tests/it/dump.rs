@@ -10,9 +10,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
+use tapster::spool::Moment;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
 
 use crate::support::collector::CollectingReader;
 use crate::support::files::FstrmFile;

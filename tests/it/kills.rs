@@ -18,10 +18,10 @@ use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::SegmentItems;
-use tapster::queue::spool::inspect;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::SegmentItems;
+use tapster::spool::inspect;
 use tapster::transport::Address;
 use tapster::transport::Backend;
 

@@ -4,10 +4,13 @@
 //! D data, L limits, S splits, X ends, T timeouts, W the relay as writer, P real peers.
 //!
 //! Tests that need a program which is not installed, or io_uring where it is forbidden, say so on stderr and
-//! pass; with `TAPSTER_REQUIRE_PEERS` set they fail. `TAPSTER_GARBAGE_SEED` repeats a run of `garbage`.
+//! pass; with `TAPSTER_REQUIRE_PEERS` set they fail. Tests that measure time on a busy machine say so and pass too.
+//! `TAPSTER_SKIPS` names a file to which all these are added. `TAPSTER_GARBAGE_SEED` repeats a run of `garbage`.
 
 #[macro_use]
 mod support;
+#[path = "../common/skips.rs"]
+mod skips;
 
 mod age;
 mod checkpoint;
@@ -37,4 +40,5 @@ mod spool;
 mod stop;
 mod timeouts;
 mod unix_sockets;
+mod vanished;
 mod writer_side;

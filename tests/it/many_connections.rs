@@ -85,7 +85,7 @@ fn relay_with_idle_writers(backend: Backend, transport: Transport) {
         .summary(folder.path().join("summary.json"))
         .start();
     busy_session(&address, &reader, 0, 50_000);
-    thread::sleep(millis(200));
+    program.process.wait_for_output("connection ended");
     let (descriptors, memory) = (program.process.descriptors(), program.process.memory());
 
     let mut idle = crowd(&address, count, &[wire::ready(&[D]), wire::start(&[D])].concat());
@@ -144,7 +144,7 @@ on_both_backends! {
         let mut program = tapster(backend).arg("-c").arg(&config).summary(folder.path().join("summary.json")).start();
         program.process.wait_for_output(&address.to_string());
         busy_session(&address, &reader, 0, 1000);
-        thread::sleep(millis(200));
+        program.process.wait_for_output("connection ended");
         let (descriptors, memory) = (program.process.descriptors(), program.process.memory());
         for (round, bytes) in [&b""[..], &wire::ready(&[D]), &wire::ready(&[D])[..30]].into_iter().enumerate() {
             let crowd = crowd(&address, count / 3, bytes);
@@ -175,7 +175,7 @@ on_both_backends! {
         program.process.limit_descriptors(open as u64 + 20);
         // They stay in the kernel's queue of the listener, or are accepted and wait for their handshake.
         let crowds = addresses.each_ref().map(|address| crowd(address, 60, b""));
-        thread::sleep(millis(200));
+        program.process.wait_for_output("cannot accept");
         let before = program.process.cpu_ticks();
         thread::sleep(Duration::from_secs(1));
         let ticks = program.process.cpu_ticks() - before;
@@ -204,6 +204,7 @@ on_both_backends! {
         for peer in &mut waiting {
             peer.expect(&wire::accept(&[D]));
         }
+        // Nothing tells that the relay has looked at the lengths, and that nothing comes of it: time must pass.
         thread::sleep(millis(300));
         let grown = program.process.memory().saturating_sub(memory);
         assert!(grown < count as u64 * 32 * 1024 + 32 * MIB, "{} MiB for {count} announcements", grown / MIB);
@@ -288,6 +289,7 @@ on_both_backends! {
         let mut program = tapster(backend).listen(&address).to(&reader.address(), "").to(&down, "").start();
         let _writer = Peer::writer(&address);
         reader.wait_for_sessions(1);
+        // After the first attempts to reach the output that is down, which are close together.
         thread::sleep(millis(1500));
         let before = program.process.cpu_ticks();
         thread::sleep(Duration::from_secs(1));

@@ -160,6 +160,7 @@ on_both_backends! {
             peer.expect(&wire::ready(&[D]));
             peer.send(&accept[..at]);
         }
+        // These pauses are the case too.
         thread::sleep(millis(20));
         for (peer, at) in peers.iter_mut().zip(1..) {
             peer.send(&accept[at..]);

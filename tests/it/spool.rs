@@ -13,12 +13,14 @@ use tapster::observability::OutputLedger;
 use tapster::output::Balance;
 use tapster::output::Checkpoint;
 use tapster::queue::WhenFull;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SyncPolicy;
 
+use crate::skips::Cause;
+use crate::skips::skip;
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
 use crate::support::numbered::Number;
@@ -386,7 +388,7 @@ on_both_backends! {
 
     /// Also where every append is synced, and where none is.
     fn every_way_to_sync_delivers_the_same(backend) {
-        for sync in [Sync::None, Sync::Batch, Sync::Interval(millis(5))] {
+        for sync in [SyncPolicy::None, SyncPolicy::Batch, SyncPolicy::Interval(millis(5))] {
             let folder = folder();
             let reader = CollectingReader::tcp();
             let output = small(to(&reader).on_disk(&spool_of(folder.path())));
@@ -409,7 +411,7 @@ impl<'a> Immutable<'a> {
     fn new(folder: &'a Path) -> Option<Self> {
         let done = Command::new("chattr").arg("+i").arg(folder).status().is_ok_and(|status| status.success());
         if !done {
-            eprintln!("skipped: a folder cannot be made immutable here");
+            skip(Cause::Missing, "a folder cannot be made immutable here");
         }
         done.then_some(Self(folder))
     }

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::RecordHeader;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::Storage;
-use tapster::queue::spool::Sync;
+use tapster::protocol::FrameBatch;
+use tapster::spool::ConnectionId;
+use tapster::spool::Folder;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
+use tapster::spool::Storage;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -19,11 +21,11 @@ use crate::support::numbers;
 use crate::support::open;
 use crate::support::small;
 
-const INTERVAL: Sync = Sync::Interval(Duration::from_millis(100));
+const INTERVAL: SyncPolicy = SyncPolicy::Interval(Duration::from_millis(100));
 
 #[test]
 fn what_is_appended_comes_back_in_order_and_once() {
-    for sync in [Sync::None, INTERVAL, Sync::Batch] {
+    for sync in [SyncPolicy::None, INTERVAL, SyncPolicy::Batch] {
         let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
         let mut spool = open(&folder, &small(sync, OnFull::Block), clock.now()).unwrap();
         for _ in 0..20 {
@@ -33,7 +35,7 @@ fn what_is_appended_comes_back_in_order_and_once() {
         }
         assert_eq!(spool.frames(), 80);
         while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
-            books.acknowledged += spool.done(position, clock.now());
+            books.acknowledged += spool.acknowledge(position, clock.now());
         }
         assert!(spool.reader_caught_up());
         assert_eq!((books.missing(), books.lost(), spool.frames()), (0, 0, 0));
@@ -55,8 +57,8 @@ fn what_is_not_acknowledged_comes_again_after_a_restart() {
     while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
         positions.push(position);
     }
-    assert_eq!(spool.done(positions[3], clock.now()), 8);
-    assert_eq!(spool.done(positions[1], clock.now()), 0, "an older place changes nothing");
+    assert_eq!(spool.acknowledge(positions[3], clock.now()), 8);
+    assert_eq!(spool.acknowledge(positions[1], clock.now()), 0, "an older place changes nothing");
     spool.close(clock.now()).unwrap();
 
     let (mut spool, report) = Spool::open_in(folder, config, Some(ContentType::DNSTAP), clock.now()).unwrap();
@@ -65,17 +67,79 @@ fn what_is_not_acknowledged_comes_again_after_a_restart() {
     assert_eq!(numbers(&batch), [8, 9]);
 }
 
+/// The collector has the first frames of a batch, and the relay ends.
+#[test]
+fn the_rest_of_a_batch_that_was_delivered_in_part_comes_after_a_restart() {
+    for sync in [SyncPolicy::None, INTERVAL, SyncPolicy::Batch] {
+        let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let config = small(sync, OnFull::Block);
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        let connection = ConnectionId::new(5);
+        let batches = [10, 10, 2].map(|frames| (connection, books.batch(frames, 100, clock.now())));
+        let positions = spool.append_from(&batches, clock.now()).unwrap().positions;
+        assert_eq!(spool.acknowledge(positions[1].after(4), clock.now()), 14);
+        assert_eq!(spool.frames(), 8);
+        spool.close(clock.now()).unwrap();
+        drop(spool);
+
+        let opened = Spool::open_in(folder.clone(), config.clone(), Some(ContentType::DNSTAP), clock.now());
+        let (mut spool, report) = opened.unwrap();
+        assert_eq!(report.frames, 8);
+        let (from, batch, rest) = spool.next_from(clock.now()).unwrap().unwrap();
+        assert_eq!((from, numbers(&batch)), (connection, (14..20).collect()));
+        assert_eq!((batch.frames(), batch.payload_len_max()), (6, 100));
+        assert_eq!(rest, positions[1].after(4));
+        // And again a part of it.
+        assert_eq!(spool.acknowledge(rest.after(1), clock.now()), 1);
+        spool.rewind();
+        let (batch, rest) = spool.next(clock.now()).unwrap().unwrap();
+        assert_eq!(numbers(&batch), (15..20).collect::<Vec<_>>());
+        assert_eq!(spool.acknowledge(rest.after(batch.frames()), clock.now()), 5);
+        assert_eq!(numbers(&spool.next(clock.now()).unwrap().unwrap().0), [20, 21]);
+        assert_eq!((spool.frames(), spool.poll_loss()), (2, None));
+        drop(spool);
+        let (_, report) = Spool::open_in(folder, config, Some(ContentType::DNSTAP), clock.now()).unwrap();
+        assert_eq!(report.frames, 8, "a kill, and the cursor was not due: duplicates");
+    }
+}
+
+/// What is in memory alone, because the disk fails, has no record to be read from.
+#[test]
+fn the_rest_of_a_batch_comes_from_memory_while_nothing_can_be_written() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &small(INTERVAL, OnFull::Block), clock.now()).unwrap();
+    let batch = books.batch(10, 100, clock.now());
+    let position = spool.append(&[batch], clock.now()).unwrap().positions[0];
+    folder.fail_after(0, 1000);
+    clock.advance(Duration::from_millis(100));
+    spool.handle_timeout(clock.now()).unwrap_err();
+    assert!(spool.is_degraded());
+    assert_eq!(spool.acknowledge(position.after(4), clock.now()), 4);
+    assert_eq!(spool.unsynced_frames(), 6);
+    spool.rewind();
+    folder.heal();
+    let (batch, rest) = spool.next(clock.now()).unwrap().unwrap();
+    assert_eq!(numbers(&batch), (4..10).collect::<Vec<_>>());
+    clock.advance(Duration::from_secs(1));
+    spool.handle_timeout(clock.now()).unwrap();
+    assert!(!spool.is_degraded());
+    spool.rewind();
+    assert_eq!(numbers(&spool.next(clock.now()).unwrap().unwrap().0), numbers(&batch));
+    assert_eq!(spool.acknowledge(rest.after(6), clock.now()), 6);
+    assert_eq!((spool.frames(), spool.poll_loss()), (0, None));
+}
+
 #[test]
 fn a_rewind_reads_again_from_the_watermark() {
     let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
-    let mut spool = open(&folder, &small(Sync::Batch, OnFull::Block), clock.now()).unwrap();
+    let mut spool = open(&folder, &small(SyncPolicy::Batch, OnFull::Block), clock.now()).unwrap();
     for _ in 0..4 {
         let batch = books.batch(1, 100, clock.now());
         books.append(&mut spool, &[batch], clock.now()).unwrap();
     }
     let first = books.read(&mut spool, clock.now()).unwrap().unwrap();
     while books.read(&mut spool, clock.now()).unwrap().is_some() {}
-    spool.done(first, clock.now());
+    spool.acknowledge(first, clock.now());
     spool.rewind();
     for number in 1..4 {
         let (batch, _) = spool.next(clock.now()).unwrap().unwrap();
@@ -91,7 +155,7 @@ fn a_reader_that_has_caught_up_may_be_spared_what_is_in_memory() {
     let batch = books.batch(5, 100, clock.now());
     let appended = books.append(&mut spool, std::slice::from_ref(&batch), clock.now()).unwrap();
     assert!(!spool.reader_caught_up());
-    spool.skip_to(appended.positions[0]);
+    spool.skip_to(appended.positions[0].after(batch.frames()));
     books.delivered(&batch);
     assert!(spool.reader_caught_up());
     assert_eq!(books.read(&mut spool, clock.now()).unwrap(), None);
@@ -100,8 +164,8 @@ fn a_reader_that_has_caught_up_may_be_spared_what_is_in_memory() {
     spool.rewind();
     books.again();
     let position = books.read(&mut spool, clock.now()).unwrap().unwrap();
-    assert_eq!(position, appended.positions[0]);
-    assert_eq!(spool.done(position, clock.now()), 5);
+    assert_eq!(position, appended.positions[0].after(batch.frames()));
+    assert_eq!(spool.acknowledge(position, clock.now()), 5);
     assert_eq!(spool.frames(), 0);
 }
 
@@ -113,7 +177,7 @@ fn a_full_spool_drops_its_oldest_segment_and_counts_what_was_not_acknowledged() 
     let batch = books.batch(1, 10_000, clock.now());
     books.append(&mut spool, &[batch], clock.now()).unwrap();
     let first = books.read(&mut spool, clock.now()).unwrap().unwrap();
-    books.acknowledged += spool.done(first, clock.now());
+    books.acknowledged += spool.acknowledge(first, clock.now());
     for _ in 0..200 {
         let batch = books.batch(1, 10_000, clock.now());
         let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
@@ -123,7 +187,7 @@ fn a_full_spool_drops_its_oldest_segment_and_counts_what_was_not_acknowledged() 
     }
     assert!(books.lost["spool_full"] > 100);
     while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
-        books.acknowledged += spool.done(position, clock.now());
+        books.acknowledged += spool.acknowledge(position, clock.now());
     }
     books.balance(&spool);
     assert_eq!(books.missing(), books.lost());
@@ -155,7 +219,7 @@ fn a_full_spool_that_blocks_takes_more_as_soon_as_a_segment_is_acknowledged() {
             blocked += 1;
             waiting = Some(batch);
             let position = books.read(&mut spool, clock.now()).unwrap().unwrap();
-            books.acknowledged += spool.done(position, clock.now());
+            books.acknowledged += spool.acknowledge(position, clock.now());
         }
     }
     assert!(blocked > 100);
@@ -231,7 +295,7 @@ fn deadlines_are_met_and_then_gone() {
     clock.advance(Duration::from_millis(100));
     spool.handle_timeout(clock.now()).unwrap();
     assert_eq!((spool.unsynced_bytes(), spool.poll_timeout()), (0, idle));
-    spool.done(appended.positions[0], clock.now());
+    spool.acknowledge(appended.positions[0].after(1), clock.now());
     clock.advance(Duration::from_millis(100));
     spool.handle_timeout(clock.now()).unwrap();
     assert_eq!(spool.poll_timeout(), idle);
@@ -247,13 +311,13 @@ fn what_is_acknowledged_before_its_time_is_never_synced_and_never_missed() {
         for cut in 0..20 {
             let mut spool = open(&folder, &config, clock.now()).unwrap();
             for _ in 0..40 {
-                let batches = [(0, books.batch(3, 2000, clock.now()))];
+                let batches = [(ConnectionId::default(), books.batch(3, 2000, clock.now()))];
                 let appended = spool.append_from(&batches, clock.now()).unwrap();
-                spool.skip_to(appended.positions[0]);
+                spool.skip_to(appended.positions[0].after(3));
                 clock.advance(step);
                 spool.handle_timeout(clock.now()).unwrap();
                 assert!(spool.unsynced_bytes() > 0, "it was synced");
-                assert_eq!(spool.done(appended.positions[0], clock.now()), 3);
+                assert_eq!(spool.acknowledge(appended.positions[0].after(3), clock.now()), 3);
                 assert_eq!(spool.unsynced_bytes(), 0);
                 clock.advance(step);
                 spool.handle_timeout(clock.now()).unwrap();
@@ -283,7 +347,7 @@ fn a_full_disk_is_a_full_spool_and_recovers_by_itself() {
         let batch = books.batch(1, 10_000, clock.now());
         assert_eq!(books.append(&mut spool, &[batch], clock.now()).unwrap().positions.len(), 1);
         while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
-            books.acknowledged += spool.done(position, clock.now());
+            books.acknowledged += spool.acknowledge(position, clock.now());
         }
         books.balance(&spool);
         assert_eq!(
@@ -307,6 +371,25 @@ fn some_of_the_disk_is_left_to_others() {
     assert!(folder.free_bytes().unwrap() <= 120 << 10);
 }
 
+/// A test keeps the folder, and makes it fail, while another thread drives the spool, whatever its storage is.
+#[test]
+fn a_spool_runs_on_another_thread_in_whatever_storage() {
+    fn append_on_a_thread<S: Storage + 'static>(mut spool: Spool<S>, batch: FrameBatch, now: Moment) -> bool
+    where
+        S::File: 'static,
+    {
+        std::thread::spawn(move || spool.append(&[batch], now).is_ok()).join().expect("no panic")
+    }
+    let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    for fails in [false, true] {
+        let spool = open(&folder, &small(SyncPolicy::Batch, OnFull::Block), clock.now()).unwrap();
+        folder.fail_after(0, if fails { 1000 } else { 0 });
+        let appended = append_on_a_thread(spool, books.batch(1, 100, clock.now()), clock.now());
+        folder.heal();
+        assert_eq!(appended, !fails);
+    }
+}
+
 #[test]
 fn a_second_spool_in_the_folder_is_refused_and_access_is_the_owners() {
     use std::os::unix::fs::PermissionsExt;
@@ -327,7 +410,7 @@ fn a_second_spool_in_the_folder_is_refused_and_access_is_the_owners() {
         assert_eq!(mode(&entry.unwrap().path()), 0o600);
     }
     // A look takes no lock.
-    let inspected = tapster::queue::spool::inspect(&Folder::open_to_inspect(&folder).unwrap()).unwrap();
+    let inspected = tapster::spool::inspect(&Folder::open_to_inspect(&folder).unwrap()).unwrap();
     assert_eq!(inspected.segments.len(), 1);
     drop(spool);
     Spool::open(&folder, config, None, clock.now()).unwrap();
@@ -342,7 +425,7 @@ fn the_number_of_a_segment_is_not_used_again_when_nothing_but_the_cursor_is_left
         let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
         assert_eq!(appended.positions[0].segment(), number);
         let position = books.read(&mut spool, clock.now()).unwrap().expect("the frame comes");
-        spool.done(position, clock.now());
+        spool.acknowledge(position, clock.now());
         spool.close(clock.now()).unwrap();
         assert_eq!(folder.names(), ["cursor"]);
     }
@@ -354,15 +437,15 @@ fn a_spool_tells_where_batches_came_from() {
     let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
     let config = small(INTERVAL, OnFull::Block);
     let mut spool = open(&folder, &config, clock.now()).unwrap();
-    let upstreams = [0, 7, RecordHeader::UPSTREAM_MAX, 7];
-    let batches = upstreams.map(|upstream| (upstream, books.batch(1, 100, clock.now())));
+    let connections = [0, 7, u32::MAX >> 1, 7].map(ConnectionId::new);
+    let batches = connections.map(|connection| (connection, books.batch(1, 100, clock.now())));
     spool.append_from(&batches, clock.now()).unwrap();
     let read = |spool: &mut Spool<_>| {
         let read = std::iter::from_fn(|| spool.next_from(clock.now()).unwrap());
-        read.map(|(upstream, _, _)| upstream).collect::<Vec<_>>()
+        read.map(|(connection, _, _)| connection).collect::<Vec<_>>()
     };
-    assert_eq!(read(&mut spool), upstreams);
+    assert_eq!(read(&mut spool), connections);
     spool.close(clock.now()).unwrap();
     drop(spool);
-    assert_eq!(read(&mut open(&folder, &config, clock.now()).unwrap()), upstreams);
+    assert_eq!(read(&mut open(&folder, &config, clock.now()).unwrap()), connections);
 }

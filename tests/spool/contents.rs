@@ -7,22 +7,23 @@ use std::thread;
 use std::time::Duration;
 
 use tapster::protocol::ContentType;
-use tapster::queue::spool::Content;
-use tapster::queue::spool::Contents;
-use tapster::queue::spool::Flaw;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Part;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::Sync;
-use tapster::queue::spool::inspect;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::Flaw;
+use tapster::spool::Folder;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::Part;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SyncPolicy;
+use tapster::spool::inspect;
 
 use crate::corruption::FIRST;
 use crate::corruption::FRAMES;
 use crate::corruption::RECORDS;
 use crate::corruption::SECOND;
+use crate::corruption::acknowledge_within_second_record;
 use crate::corruption::config;
 use crate::corruption::two_segments;
 use crate::corruption::with;
@@ -56,7 +57,7 @@ fn read(folder: &SimFolder, now: Moment) -> (Vec<u64>, u64, usize) {
     let mut frames = Vec::new();
     while let Some((batch, position)) = spool.next(now).expect("nothing fails") {
         frames.extend(numbers(&batch));
-        spool.done(position, now);
+        spool.acknowledge(position.after(batch.frames()), now);
     }
     spool.close(now).expect("nothing fails");
     let lost = std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum();
@@ -128,8 +129,8 @@ fn what_is_acknowledged_is_no_longer_waiting_and_not_missed() {
     let folder = two_segments(clock, &mut books);
     let mut spool = open(&folder, &config(), clock.now()).unwrap();
     for _ in 0..2 {
-        let (_, position) = spool.next(clock.now()).unwrap().unwrap();
-        spool.done(position, clock.now());
+        let (batch, position) = spool.next(clock.now()).unwrap().unwrap();
+        spool.acknowledge(position.after(batch.frames()), clock.now());
     }
     spool.close(clock.now()).unwrap();
     let numbers = |from| (from..2 * RECORDS * FRAMES).collect::<Vec<_>>();
@@ -141,6 +142,22 @@ fn what_is_acknowledged_is_no_longer_waiting_and_not_missed() {
     let (frames, flaws) = look(&folder, Part::Segments, clock.now());
     assert_eq!(frames, numbers(FRAMES));
     assert!(matches!(flaws[..], [Flaw::Damaged { offset: 4096, .. }]), "{flaws:?}");
+}
+
+#[test]
+fn the_rest_of_a_record_waits_and_a_look_finds_what_the_spool_gives() {
+    let (clock, mut books) = (Clock::new(), Books::default());
+    let folder = two_segments(clock, &mut books);
+    acknowledge_within_second_record(&folder, clock);
+    let waiting: Vec<_> = (FRAMES + 1..2 * RECORDS * FRAMES).collect();
+    assert_eq!(look(&folder, Part::Waiting, clock.now()), (waiting.clone(), Vec::new()));
+    let segment = folder.content(FIRST).unwrap();
+    for byte in 4096..segment.len() - 40 {
+        let mut damaged = segment.clone();
+        damaged[byte] ^= 0x01;
+        let (frames, flaws) = compare(&with(&folder, FIRST, &damaged), clock.now());
+        assert_eq!(frames.len() as u64 + missing(&flaws), waiting.len() as u64, "byte {byte}");
+    }
 }
 
 #[test]
@@ -201,8 +218,8 @@ fn a_segment_that_goes_meanwhile_is_neither_damage_nor_missed() {
     let contents = Contents::new(&folder, &inspected, Part::Waiting, clock.now());
     let mut spool = open(&folder, &config(), clock.now()).unwrap();
     for _ in 0..RECORDS {
-        let (_, position) = spool.next(clock.now()).unwrap().unwrap();
-        spool.done(position, clock.now());
+        let (batch, position) = spool.next(clock.now()).unwrap().unwrap();
+        spool.acknowledge(position.after(batch.frames()), clock.now());
     }
     spool.close(clock.now()).unwrap();
     assert_eq!(folder.names(), ["cursor", SECOND]);
@@ -219,7 +236,7 @@ fn a_spool_at_work_looks_sound_at_any_moment() {
     let (begun, at_work) = (Barrier::new(2), AtomicBool::new(true));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let (mut clock, config) = (Clock::new(), small(Sync::None, OnFull::DropOldest));
+            let (mut clock, config) = (Clock::new(), small(SyncPolicy::None, OnFull::DropOldest));
             let (mut spool, _) = Spool::open(&path, config, None, clock.now()).unwrap();
             begun.wait();
             for round in 0..4000 {
@@ -227,9 +244,9 @@ fn a_spool_at_work_looks_sound_at_any_moment() {
                 spool.append(&[batch(20 * round, 20, 200, clock.now())], clock.now()).unwrap();
                 // Now it keeps up, now it does not.
                 if round % 700 < 400
-                    && let Some((_, position)) = spool.next(clock.now()).unwrap()
+                    && let Some((batch, position)) = spool.next(clock.now()).unwrap()
                 {
-                    spool.done(position, clock.now());
+                    spool.acknowledge(position.after(batch.frames()), clock.now());
                 }
                 spool.handle_timeout(clock.now()).unwrap();
             }
@@ -279,7 +296,7 @@ fn what_cannot_be_read_is_told_and_the_rest_is_read() {
 #[test]
 fn what_was_read_before_a_moment_is_dropped_by_whole_segments() {
     let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
-    let config = small(Sync::Batch, OnFull::Block);
+    let config = small(SyncPolicy::Batch, OnFull::Block);
     let begin = clock.now().unix;
     for _ in 0..3 {
         let mut spool = open(&folder, &config, clock.now()).unwrap();
@@ -309,7 +326,7 @@ fn what_was_read_before_a_moment_is_dropped_by_whole_segments() {
     // And the numbers go on.
     let mut spool = open(&folder, &config, clock.now()).unwrap();
     let appended = spool.append(&[batch(6, 1, 40, clock.now())], clock.now()).unwrap();
-    assert_eq!(appended.positions[0].frame_seq(), 7);
+    assert_eq!(appended.positions[0].frame_seq(), 6);
 }
 
 fn look_at_numbers(folder: &SimFolder, clock: Clock) -> Vec<u64> {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::CursorSlot;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -21,7 +22,7 @@ pub(crate) const FRAMES: u64 = 3;
 pub(crate) const RECORDS: u64 = 4;
 
 pub(crate) fn config() -> SpoolConfig {
-    small(Sync::Interval(Duration::from_millis(100)), OnFull::Block)
+    small(SyncPolicy::Interval(Duration::from_millis(100)), OnFull::Block)
 }
 
 /// A folder with two closed segments.
@@ -55,7 +56,7 @@ fn read_all(folder: &SimFolder, clock: Clock, books: &Books) -> (Books, usize) {
     let mut spool = open(folder, &config(), clock.now()).expect("a spool opens whatever is there");
     books.restart(spool.frames());
     while let Some(position) = books.read(&mut spool, clock.now()).expect("nothing fails") {
-        books.acknowledged += spool.done(position, clock.now());
+        books.acknowledged += spool.acknowledge(position, clock.now());
     }
     assert_eq!(spool.frames(), 0);
     books.balance(&spool);
@@ -63,7 +64,7 @@ fn read_all(folder: &SimFolder, clock: Clock, books: &Books) -> (Books, usize) {
     let batch = books.batch(1, 40, clock.now());
     spool.append(&[batch], clock.now()).expect("nothing fails");
     let position = books.read(&mut spool, clock.now()).unwrap().expect("the new frame comes");
-    assert_eq!(spool.done(position, clock.now()), 1);
+    assert_eq!(spool.acknowledge(position, clock.now()), 1);
     spool.close(clock.now()).expect("nothing fails");
     books.acknowledged = before;
     let bad = folder.names().iter().filter(|name| name.ends_with(".bad")).count();
@@ -134,6 +135,75 @@ fn numbers_go_on_above_a_segment_of_which_nothing_is_left() {
     }
 }
 
+/// Acknowledges the first record, and one frame of the second.
+pub(crate) fn acknowledge_within_second_record(folder: &SimFolder, clock: Clock) {
+    let mut spool = open(folder, &config(), clock.now()).unwrap();
+    spool.next(clock.now()).unwrap().expect("the first record");
+    let (_, second) = spool.next(clock.now()).unwrap().expect("the second record");
+    assert_eq!(spool.acknowledge(second.after(1), clock.now()), FRAMES + 1);
+    spool.close(clock.now()).unwrap();
+}
+
+#[test]
+fn damage_in_a_record_that_was_delivered_in_part_costs_the_rest_of_it() {
+    let (clock, mut books) = (Clock::new(), Books::default());
+    let folder = two_segments(clock, &mut books);
+    acknowledge_within_second_record(&folder, clock);
+    let segment = folder.content(FIRST).unwrap();
+    let total = 2 * RECORDS * FRAMES - FRAMES - 1;
+    let record_len = (segment.len() - 4096 - 40) / RECORDS as usize;
+    for byte in 4096..segment.len() - 40 {
+        let mut damaged = segment.clone();
+        damaged[byte] ^= 0xff;
+        let (read, _) = read_all(&with(&folder, FIRST, &damaged), clock, &books);
+        let lost = match (byte - 4096) / record_len {
+            0 => 0,
+            1 => FRAMES - 1,
+            _ => FRAMES,
+        };
+        assert_eq!((read.lost(), read.acknowledged), (lost, total - lost), "byte {byte}");
+    }
+}
+
+/// A sound cursor that says what no spool would say: it is believed as far as the records allow it, and the books balance.
+#[test]
+fn a_forged_cursor_skips_by_frame_numbers_and_counts_what_is_not_there() {
+    let (clock, mut books) = (Clock::new(), Books::default());
+    let folder = two_segments(clock, &mut books);
+    let total = 2 * RECORDS * FRAMES;
+    let record_len = (folder.content(FIRST).unwrap().len() as u64 - 4096 - 40) / RECORDS;
+    for segment in [1, 2, 3, 1 << 40] {
+        for record in 0..=RECORDS {
+            for shift in [0, 1, 60] {
+                for frame_seq in 0..total + 3 {
+                    let offset = 4096 + record * record_len + shift;
+                    let cursor = forge(&folder.content("cursor").unwrap(), segment, offset, frame_seq);
+                    let (read, _) = read_all(&with(&folder, "cursor", &cursor), clock, &books);
+                    let waiting = total.saturating_sub(frame_seq);
+                    assert_eq!(read.acknowledged + read.lost(), waiting, "{segment} {offset} {frame_seq}");
+                    // Where the offset is not behind the frame nothing is missed.
+                    let first = (segment - 1).saturating_mul(RECORDS * FRAMES) + record * FRAMES;
+                    if shift == 0 && first <= frame_seq {
+                        assert_eq!(read.lost(), 0, "{segment} {offset} {frame_seq}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A cursor file with a newer slot.
+fn forge(cursor: &[u8], segment: u64, offset: u64, frame_seq: u64) -> Vec<u8> {
+    let newest = CursorSlot::newest(cursor).expect("a sound cursor");
+    let mut slot = CursorSlot { generation: newest.generation + 1, ..newest }.encode();
+    for (at, number) in [(16, segment), (24, offset), (32, frame_seq)] {
+        slot[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    let crc = crc32c::crc32c(&slot[..60]);
+    slot[60..].copy_from_slice(&crc.to_le_bytes());
+    slot.to_vec()
+}
+
 #[test]
 fn a_lost_or_old_cursor_costs_duplicates_and_nothing_else() {
     let (clock, mut books) = (Clock::new(), Books::default());
@@ -142,7 +212,7 @@ fn a_lost_or_old_cursor_costs_duplicates_and_nothing_else() {
     let mut spool = open(&folder, &config(), clock.now()).unwrap();
     books.restart(spool.frames());
     let position = books.read(&mut spool, clock.now()).unwrap().unwrap();
-    spool.done(position, clock.now());
+    spool.acknowledge(position, clock.now());
     spool.close(clock.now()).unwrap();
     let newer = folder.content("cursor").unwrap();
     assert_ne!(old, newer);

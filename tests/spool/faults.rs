@@ -3,26 +3,32 @@
 
 use std::time::Duration;
 
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
 use crate::support::open;
 use crate::support::small;
 
-const SYNCS: [Sync; 3] = [Sync::None, Sync::Interval(Duration::from_millis(100)), Sync::Batch];
+const SYNCS: [SyncPolicy; 3] =
+    [SyncPolicy::None, SyncPolicy::Interval(Duration::from_millis(100)), SyncPolicy::Batch];
 
-fn config(sync: Sync) -> SpoolConfig {
+fn config(sync: SyncPolicy) -> SpoolConfig {
     SpoolConfig { max: 256 << 10, ..small(sync, OnFull::DropOldest) }
 }
 
 /// A life that sees every kind of operation: a spool is opened, filled until it drops, read in part, rewound and drained.
 /// The books balance after every step; what the spool refused is not in them. `None` where it could not be opened.
-fn live(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) -> Option<Spool<SimFolder>> {
+fn live(
+    folder: &SimFolder,
+    sync: SyncPolicy,
+    clock: &mut Clock,
+    books: &mut Books,
+) -> Option<Spool<SimFolder>> {
     let mut spool = (0..5).find_map(|_| open(folder, &config(sync), clock.now()).ok())?;
     for step in 0..STEPS {
         clock.advance(Duration::from_millis(70));
@@ -31,10 +37,12 @@ fn live(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) ->
             let _ = books.append(&mut spool, &batches, clock.now());
         }
         if step % 2 == 0
-            && let Ok(Some(position)) = books.read(&mut spool, clock.now())
+            && let Ok(Some((batch, start))) = books.read_batch(&mut spool, clock.now())
             && step % 4 == 0
         {
-            books.acknowledged += spool.done(position, clock.now());
+            // Every other time only the first frame of the batch.
+            let frames = if step % 8 == 0 { batch.frames() } else { 1 };
+            books.acknowledged += spool.acknowledge(start.after(frames), clock.now());
         }
         if step == STEPS / 2 {
             spool.rewind();
@@ -55,7 +63,7 @@ const STEPS: usize = 40;
 fn drain(spool: &mut Spool<SimFolder>, clock: &mut Clock, books: &mut Books) {
     for _ in 0..3 {
         while let Ok(Some(position)) = books.read(spool, clock.now()) {
-            books.acknowledged += spool.done(position, clock.now());
+            books.acknowledged += spool.acknowledge(position, clock.now());
         }
         clock.advance(Duration::from_secs(2));
         let _ = spool.handle_timeout(clock.now());
@@ -66,7 +74,7 @@ fn drain(spool: &mut Spool<SimFolder>, clock: &mut Clock, books: &mut Books) {
 }
 
 /// Opens what a life has left, and reads it all.
-fn live_again(folder: &SimFolder, sync: Sync, clock: &mut Clock, books: &mut Books) {
+fn live_again(folder: &SimFolder, sync: SyncPolicy, clock: &mut Clock, books: &mut Books) {
     let mut spool = open(folder, &config(sync), clock.now()).expect("a spool opens whatever was left");
     books.restart(spool.frames());
     drain(&mut spool, clock, books);
@@ -144,7 +152,7 @@ fn a_power_cut_after_any_operation_loses_only_what_was_not_synced() {
                 break;
             }
             live_again(&cut, sync, &mut clock, &mut books);
-            if sync != Sync::None {
+            if sync != SyncPolicy::None {
                 let allowed = books.lost() + unsynced;
                 assert!(books.missing() <= allowed, "{} missing, not {allowed}", books.missing());
             }

@@ -6,16 +6,16 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use tapster::protocol::ContentType;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::RecoveryReport;
-use tapster::queue::spool::SegmentItems;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::Sync;
-use tapster::queue::spool::inspect;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::RecoveryReport;
+use tapster::spool::SegmentItems;
+use tapster::spool::Spool;
+use tapster::spool::SpoolError;
+use tapster::spool::SyncPolicy;
+use tapster::spool::inspect;
 
 use crate::support::batch;
 use crate::support::numbers;
@@ -45,7 +45,7 @@ impl Dir {
     }
 
     fn open_for(&self, content_type: &ContentType) -> Result<(Spool, RecoveryReport), SpoolError> {
-        let config = small(Sync::Batch, OnFull::Block);
+        let config = small(SyncPolicy::Batch, OnFull::Block);
         Spool::open(&self.path, config, Some(content_type.clone()), Moment::now())
     }
 
@@ -181,7 +181,7 @@ fn a_segment_that_cannot_be_opened_by_anybody_else_is_inspected_in_use() {
 fn a_folder_that_cannot_be_had_is_a_clear_error() {
     let dir = Dir::new();
     let file = dir.path.join("cursor");
-    let config = small(Sync::Batch, OnFull::Block);
+    let config = small(SyncPolicy::Batch, OnFull::Block);
     let error = Spool::open(&file, config.clone(), None, Moment::now()).unwrap_err();
     assert!(error.to_string().starts_with("cannot open the folder "), "{error}");
     let missing = dir.path.join("a/b");

@@ -3,7 +3,6 @@
 
 mod behaviour;
 mod contents;
-mod corpus;
 mod corruption;
 mod faults;
 mod folder;

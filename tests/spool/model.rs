@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Position;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::Sync;
+use tapster::spool::LogPosition;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SyncPolicy;
 
 use crate::support::Books;
 use crate::support::Clock;
@@ -23,13 +24,14 @@ enum Step {
     Append {
         batches: Vec<(u64, usize)>,
     },
-    /// Appends a batch and passes it on from memory, if the reader has caught up.
+    /// Appends a batch and passes it on from memory, or the first `passed` frames of it, if the reader has caught up.
     PassOn {
         frames: u64,
+        passed: u32,
     },
     Next,
-    /// Acknowledges some of what was read: this many of the 8 parts.
-    Done {
+    /// Acknowledges some of the frames that were read: this many of the 8 parts. A batch may be cut.
+    Acknowledge {
         eighths: usize,
     },
     Rewind,
@@ -49,9 +51,9 @@ fn step() -> impl Strategy<Value = Step> {
     let sizes = prop_oneof![8 => 8..2000usize, 1 => 2000..70_000usize];
     prop_oneof![
         6 => prop::collection::vec((1..4u64, sizes), 1..6).prop_map(|batches| Step::Append { batches }),
-        2 => (1..4u64).prop_map(|frames| Step::PassOn { frames }),
+        2 => (1..4u64, 0..4u32).prop_map(|(frames, passed)| Step::PassOn { frames, passed }),
         8 => Just(Step::Next),
-        4 => (0..=8usize).prop_map(|eighths| Step::Done { eighths }),
+        4 => (0..=8usize).prop_map(|eighths| Step::Acknowledge { eighths }),
         1 => Just(Step::Rewind),
         3 => (0..200u64).prop_map(|millis| Step::Wait { millis }),
         1 => Just(Step::Kill),
@@ -67,8 +69,8 @@ struct Model {
     waiting: VecDeque<u64>,
     /// So many of the waiting were read.
     read: usize,
-    /// Places behind what was read, and how many frames had been appended before them.
-    positions: VecDeque<(Position, u64)>,
+    /// Where the batches begin that were read and are not wholly acknowledged, and their numbers.
+    batches: VecDeque<(LogPosition, Vec<u64>)>,
 }
 
 struct Pair {
@@ -81,7 +83,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(sync: Sync, on_full: OnFull) -> Self {
+    fn new(sync: SyncPolicy, on_full: OnFull) -> Self {
         let (folder, clock) = (SimFolder::new(), Clock::new());
         let config = SpoolConfig { max: 256 << 10, ..small(sync, on_full) };
         let spool = open(&folder, &config, clock.now()).expect("an empty folder");
@@ -96,32 +98,36 @@ impl Pair {
                     batches.iter().map(|&(frames, len)| self.books.batch(frames, len, now)).collect();
                 self.append(&batches);
             }
-            Step::PassOn { frames } => {
+            Step::PassOn { frames, passed } => {
                 let batch = self.books.batch(*frames, 100, self.clock.now());
+                let passed = batch.frames().min(*passed);
                 let caught_up = self.spool.reader_caught_up();
                 let positions = self.append(std::slice::from_ref(&batch));
-                if let (Some(position), true) = (positions.first(), caught_up) {
-                    self.spool.skip_to(*position);
-                    self.was_read(&batch, *position);
+                if let (Some(position), true, 1..) = (positions.first(), caught_up, passed) {
+                    self.spool.skip_to(position.after(passed));
+                    let numbers = numbers(&batch).into_iter().take(passed as usize).collect();
+                    self.were_read(numbers, *position);
                 }
             }
             Step::Next => match self.spool.next(self.clock.now()).expect("nothing fails") {
-                Some((batch, position)) => self.was_read(&batch, position),
+                Some((batch, position)) => self.were_read(numbers(&batch), position),
                 None => assert_eq!(self.model.read, self.model.waiting.len(), "everything was read"),
             },
-            Step::Done { eighths } => {
-                let count = self.model.positions.len() * eighths / 8;
-                let Some((position, last)) = self.model.positions.drain(..count).next_back() else { return };
-                let done = self.spool.done(position, self.clock.now());
-                let count = self.model.waiting.iter().take_while(|number| **number <= last).count();
-                assert_eq!(done, count as u64);
-                self.model.waiting.drain(..count);
+            Step::Acknowledge { eighths } => {
+                let count = self.model.read * eighths / 8;
+                let Some(last) = self.model.waiting.drain(..count).next_back() else { return };
                 self.model.read -= count;
+                let has_last = |(_, numbers): &&(LogPosition, Vec<u64>)| numbers.last() >= Some(&last);
+                let (start, numbers) = self.model.batches.iter().find(has_last).expect("it was read");
+                let frames = numbers.iter().take_while(|number| **number <= last).count();
+                let acknowledged = self.spool.acknowledge(start.after(frames as u32), self.clock.now());
+                assert_eq!(acknowledged, count as u64);
+                self.model.batches.retain(|(_, numbers)| numbers.last() > Some(&last));
             }
             Step::Rewind => {
                 self.spool.rewind();
                 self.model.read = 0;
-                self.model.positions.clear();
+                self.model.batches.clear();
             }
             Step::Wait { millis } => {
                 self.clock.advance(Duration::from_millis(*millis));
@@ -145,7 +151,7 @@ impl Pair {
         self.check();
     }
 
-    fn append(&mut self, batches: &[FrameBatch]) -> Vec<Position> {
+    fn append(&mut self, batches: &[FrameBatch]) -> Vec<LogPosition> {
         let Ok(appended) = self.spool.append(batches, self.clock.now()) else {
             // Only a disk that is full can be the reason.
             return Vec::new();
@@ -164,42 +170,39 @@ impl Pair {
             self.model.read = self.model.read.saturating_sub(1);
         }
         let first = self.model.waiting.front().copied().unwrap_or(u64::MAX);
-        self.model.positions.retain(|(_, last)| *last >= first);
+        self.model.batches.retain(|(_, numbers)| numbers.last() >= Some(&first));
         appended.positions
     }
 
-    fn was_read(&mut self, batch: &FrameBatch, position: Position) {
-        let numbers = numbers(batch);
+    fn were_read(&mut self, numbers: Vec<u64>, start: LogPosition) {
         let expected: Vec<_> =
             self.model.waiting.iter().skip(self.model.read).take(numbers.len()).copied().collect();
         assert_eq!(numbers, expected);
         self.model.read += numbers.len();
-        self.model.positions.push_back((position, *numbers.last().expect("a batch has frames")));
+        self.model.batches.push_back((start, numbers));
     }
 
     /// Opens it again. Duplicates may come: they were acknowledged after the cursor was written.
     fn reopen(&mut self) {
         self.spool = open(&self.folder, &self.config, self.clock.now()).expect("whatever is in the folder");
         self.model.read = 0;
-        self.model.positions.clear();
+        self.model.batches.clear();
         let waiting = self.spool.frames();
         let expected = self.model.waiting.len() as u64;
         assert!(waiting >= expected, "{waiting} frames are there, {expected} are expected");
         // I4: duplicates are what was acknowledged last.
-        let mut again = Vec::new();
-        let mut frames = 0;
-        let mut last = None;
-        while frames < waiting - expected {
-            let (batch, position) =
-                self.spool.next(self.clock.now()).expect("nothing fails").expect("a frame");
-            frames += u64::from(batch.frames());
-            again.extend(numbers(&batch));
-            last = Some(position);
+        let mut left = waiting - expected;
+        while left > 0 {
+            let (batch, start) = self.spool.next(self.clock.now()).expect("nothing fails").expect("a frame");
+            let again = batch.frames().min(left as u32);
+            let last = numbers(&batch).into_iter().nth(again as usize - 1);
+            assert!(last < self.model.waiting.front().copied().or(Some(u64::MAX)));
+            left -= u64::from(again);
+            let acknowledged = self.spool.acknowledge(start.after(again), self.clock.now());
+            assert_eq!(acknowledged, u64::from(again));
         }
-        assert!(again.is_sorted() && again.last() < self.model.waiting.front().or(Some(&u64::MAX)));
-        if let Some(position) = last {
-            assert_eq!(self.spool.done(position, self.clock.now()), frames);
-        }
+        // The last of these batches may have frames that are no duplicates.
+        self.spool.rewind();
         assert_eq!(self.poll_lost(), 0);
     }
 
@@ -227,7 +230,7 @@ proptest! {
     fn a_spool_is_a_queue(
         steps in prop::collection::vec(step(), 1..120),
         sync in prop_oneof![
-            Just(Sync::None), Just(Sync::Batch), Just(Sync::Interval(Duration::from_millis(100)))
+            Just(SyncPolicy::None), Just(SyncPolicy::Batch), Just(SyncPolicy::Interval(Duration::from_millis(100)))
         ],
         on_full in prop_oneof![Just(OnFull::DropOldest), Just(OnFull::DropNewest), Just(OnFull::Block)],
     ) {
@@ -237,8 +240,16 @@ proptest! {
         }
         // In the end all of it can be had.
         while let Some((batch, position)) = pair.spool.next(pair.clock.now()).expect("nothing fails") {
-            pair.was_read(&batch, position);
+            pair.were_read(numbers(&batch), position);
         }
         assert_eq!(pair.model.read, pair.model.waiting.len());
+        // And a restart promises what it gives.
+        let Pair { folder, config, clock, spool, .. } = pair;
+        drop(spool);
+        let opened = Spool::open_in(folder, config, Some(ContentType::DNSTAP), clock.now());
+        let (mut spool, report) = opened.expect("whatever is in the folder");
+        let read = std::iter::from_fn(|| spool.next(clock.now()).expect("nothing fails"));
+        let frames: u64 = read.map(|(batch, _)| u64::from(batch.frames())).sum();
+        assert_eq!((report.frames, spool.poll_loss()), (frames, None));
     }
 }

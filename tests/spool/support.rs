@@ -6,20 +6,20 @@ use std::time::Instant;
 
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Appended;
-use tapster::queue::spool::LossReason;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::OnFull;
-use tapster::queue::spool::Position;
-use tapster::queue::spool::SimFolder;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::Storage;
-use tapster::queue::spool::Sync;
+use tapster::spool::Appended;
+use tapster::spool::LogPosition;
+use tapster::spool::LossReason;
+use tapster::spool::Moment;
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
+use tapster::spool::Storage;
+use tapster::spool::SyncPolicy;
 
 /// A spool of 512 KiB, segments of 64 KiB.
-pub(crate) fn small(sync: Sync, on_full: OnFull) -> SpoolConfig {
+pub(crate) fn small(sync: SyncPolicy, on_full: OnFull) -> SpoolConfig {
     SpoolConfig { max: 512 << 10, min_free: 0, sync, on_full, ..SpoolConfig::default() }
 }
 
@@ -123,17 +123,27 @@ impl Books {
         Ok(appended)
     }
 
-    /// Reads one batch: later than the one before, but after a rewind.
+    /// Reads one batch, and returns the place behind it. The batch is later than the one before, except after a rewind.
     pub(crate) fn read<S: Storage>(
         &mut self,
         spool: &mut Spool<S>,
         now: Moment,
-    ) -> Result<Option<Position>, SpoolError> {
+    ) -> Result<Option<LogPosition>, SpoolError> {
+        let read = self.read_batch(spool, now)?;
+        Ok(read.map(|(batch, start)| start.after(batch.frames())))
+    }
+
+    /// The same, and returns the batch and where it begins.
+    pub(crate) fn read_batch<S: Storage>(
+        &mut self,
+        spool: &mut Spool<S>,
+        now: Moment,
+    ) -> Result<Option<(FrameBatch, LogPosition)>, SpoolError> {
         let next = spool.next(now);
         self.losses(spool);
-        let Some((batch, position)) = next? else { return Ok(None) };
+        let Some((batch, start)) = next? else { return Ok(None) };
         self.delivered(&batch);
-        Ok(Some(position))
+        Ok(Some((batch, start)))
     }
 
     /// Notes a batch that was delivered.

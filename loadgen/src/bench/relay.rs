@@ -11,8 +11,8 @@ use clap::Args;
 use clap::ValueEnum;
 use tapster::transport::Address;
 
-use crate::bench::contender::Peer;
-use crate::bench::contender::RELAY;
+use crate::bench::peer::Peer;
+use crate::bench::peer::RELAY;
 use crate::bench::process::Class;
 
 /// Which relay, and how it is set.

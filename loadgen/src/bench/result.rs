@@ -10,8 +10,8 @@ use hdrhistogram::Histogram;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::bench::contender::Peer;
-use crate::bench::contender::RELAY;
+use crate::bench::peer::Peer;
+use crate::bench::peer::RELAY;
 use crate::latency;
 use crate::latency::Latency;
 

@@ -11,14 +11,14 @@ use anyhow::Context;
 use anyhow::Result;
 use tapster::transport::Address;
 
-use crate::bench::BenchArgs;
-use crate::bench::Transport;
+use crate::bench::args::BenchArgs;
 use crate::bench::contender::Contender;
-use crate::bench::contender::Peer;
-use crate::bench::contender::free_address;
+use crate::bench::peer::Peer;
 use crate::bench::process::Pin;
 use crate::bench::process::Process;
 use crate::bench::result::Round;
+use crate::bench::transport::Transport;
+use crate::bench::transport::free_address;
 use crate::report::SendReport;
 use crate::report::SinkReport;
 use crate::schedule::Rate;

@@ -1,7 +1,7 @@
 //! The result of a benchmark as text.
 
-use crate::bench::contender::Peer;
-use crate::bench::contender::RELAY;
+use crate::bench::peer::Peer;
+use crate::bench::peer::RELAY;
 use crate::bench::result::BenchResult;
 use crate::bench::result::Spread;
 use crate::report::bytes;

@@ -6,20 +6,20 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tapster::queue::spool::Content;
-use tapster::queue::spool::Contents;
-use tapster::queue::spool::Flaw;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Part;
-use tapster::queue::spool::SegmentItems;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::Flaw;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::Moment;
+use tapster::spool::Part;
+use tapster::spool::SegmentItems;
 
 use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;
 use crate::commands::file::count_frames;
 use crate::commands::spool::list::print_json;
-use crate::commands::spool::look;
+use crate::commands::spool::look::look;
 use crate::commands::stdout_failed;
 
 /// What `--json` prints for a folder.
@@ -96,9 +96,8 @@ impl Report {
                     let frames = u64::from(header.frames);
                     self.frames += frames;
                     self.bytes += batch.byte_len() as u64;
-                    if header.frame_seq_end() > acknowledged {
-                        self.frames_waiting += frames;
-                    }
+                    let waiting = header.frame_seq_end().saturating_sub(acknowledged);
+                    self.frames_waiting += waiting.min(frames);
                 }
                 Content::Flaw(flaw) => {
                     if flaw.is_damage() {

@@ -5,18 +5,18 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Spool;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolError;
+use tapster::spool::Moment;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolError;
 
 use crate::cli::spool::SpoolDropArgs;
 use crate::commands::CommandError;
 use crate::commands::file::count_frames;
 use crate::commands::file::counted;
-use crate::commands::spool::Time;
 use crate::commands::spool::list::Listing;
-use crate::commands::spool::look;
+use crate::commands::spool::look::look;
+use crate::commands::spool::time::Time;
 use crate::commands::stdout_failed;
 
 /// Removes what is in the folder, as far as it is old enough.

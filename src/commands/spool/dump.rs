@@ -18,7 +18,7 @@ use crate::commands::CommandError;
 use crate::commands::check_range;
 use crate::commands::file::count_frames;
 use crate::commands::spool::frames::SpoolFrames;
-use crate::commands::spool::look;
+use crate::commands::spool::look::look;
 
 /// Writes START, the frames, and STOP; the exit code tells whether all of them were there.
 pub(crate) fn dump(args: &SpoolDumpArgs) -> Result<ExitCode, CommandError> {

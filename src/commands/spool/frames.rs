@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
-use tapster::queue::spool::Content;
-use tapster::queue::spool::Contents;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Inspected;
-use tapster::queue::spool::Moment;
-use tapster::queue::spool::Part;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::Folder;
+use tapster::spool::Inspected;
+use tapster::spool::Moment;
+use tapster::spool::Part;
 
 use crate::cli::time::TimeRange;
 

@@ -6,21 +6,21 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tapster::queue::spool::CursorSlot;
-use tapster::queue::spool::Entry;
-use tapster::queue::spool::Folder;
-use tapster::queue::spool::Found;
-use tapster::queue::spool::Inspected;
-use tapster::queue::spool::InspectedSegment;
-use tapster::queue::spool::SegmentItems;
-use tapster::queue::spool::SpoolError;
-use tapster::queue::spool::inspect;
+use tapster::spool::CursorSlot;
+use tapster::spool::Entry;
+use tapster::spool::Folder;
+use tapster::spool::Found;
+use tapster::spool::Inspected;
+use tapster::spool::InspectedSegment;
+use tapster::spool::SegmentItems;
+use tapster::spool::SpoolError;
+use tapster::spool::inspect;
 
 use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;
 use crate::commands::file::count_frames;
 use crate::commands::file::counted;
-use crate::commands::spool::Time;
+use crate::commands::spool::time::Time;
 use crate::commands::stdout_failed;
 
 /// What `--json` prints for a folder.
@@ -131,7 +131,10 @@ impl Listing {
         writeln!(out, "{segments} of {bytes} bytes{}", span(self.oldest, self.youngest))?;
         match &self.cursor {
             Some(ListedCursor { segment, offset, frame }) => {
-                writeln!(out, "  cursor: before frame {frame}, in segment {segment} at offset {offset}")?;
+                writeln!(
+                    out,
+                    "  cursor: before frame {frame}, in segment {segment} from offset {offset} on"
+                )?;
             }
             None if self.cursor_damaged => writeln!(out, "  cursor: damaged, or of another spool")?,
             None => writeln!(out, "  cursor: none")?,

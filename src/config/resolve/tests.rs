@@ -22,10 +22,10 @@ use crate::output::Reconnect;
 use crate::output::Rotate;
 use crate::output::StreamsConfig;
 use crate::queue::WhenFull;
-use crate::queue::spool::OnFull;
-use crate::queue::spool::SpoolConfig;
-use crate::queue::spool::SpoolSettings;
-use crate::queue::spool::Sync;
+use crate::spool::OnFull;
+use crate::spool::SpoolConfig;
+use crate::spool::SpoolSettings;
+use crate::spool::SyncPolicy;
 
 fn from_file(text: &str) -> Result<Resolved, Faults> {
     let mut file = NamedTempFile::new().unwrap();
@@ -258,7 +258,7 @@ fn a_spool_has_its_keys_and_its_limits() {
         max: 1 << 30,
         max_age: Duration::from_secs(7 * 24 * 3600),
         min_free: 0,
-        sync: Sync::Batch,
+        sync: SyncPolicy::Batch,
         on_full: OnFull::Block,
     };
     let spool = SpoolSettings { folder: "/s".into(), config };

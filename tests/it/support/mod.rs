@@ -5,6 +5,7 @@ pub(crate) mod backend;
 pub(crate) mod collector;
 pub(crate) mod dns;
 pub(crate) mod files;
+pub(crate) mod hosts;
 pub(crate) mod numbered;
 pub(crate) mod peer;
 pub(crate) mod peers;

@@ -235,12 +235,15 @@ pub(crate) struct PeerListener {
 
 impl PeerListener {
     pub(crate) fn bind(transport: Transport, folder: &std::path::Path) -> Self {
-        let address = transport.fresh_address(folder);
-        Self { listener: Listener::bind(&address).unwrap_or_else(|error| panic!("bind {address}: {error}")) }
+        Self::on(&transport.fresh_address(folder))
     }
 
     pub(crate) fn tcp() -> Self {
-        Self { listener: Listener::bind(&super::stream::tcp_address("127.0.0.1", 0)).expect("a free port") }
+        Self::on(&super::stream::tcp_address("127.0.0.1", 0))
+    }
+
+    pub(crate) fn on(address: &Address) -> Self {
+        Self { listener: Listener::bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}")) }
     }
 
     pub(crate) fn address(&self) -> Address {

@@ -13,6 +13,8 @@ use super::peer::PeerListener;
 use super::process::Process;
 use super::stream::Transport;
 use super::wire::D;
+use crate::skips::Cause;
+use crate::skips::skip;
 
 /// Turns the absence of a program into a failure.
 const REQUIRE: &str = "TAPSTER_REQUIRE_PEERS";
@@ -37,8 +39,8 @@ pub(crate) fn all_there(programs: &[&str]) -> bool {
 /// Says that a test does nothing here, and fails where that is not allowed.
 pub(crate) fn absent(what: &str) {
     let required = env::var_os(REQUIRE).is_some_and(|value| !value.is_empty());
-    assert!(!required, "{what} is not to be had, and {REQUIRE} is set");
-    eprintln!("skipped: {what} is not to be had here");
+    assert!(!required, "{what} is not installed or not allowed here, and {REQUIRE} is set");
+    skip(Cause::Missing, &format!("{what} is not installed or not allowed here"));
 }
 
 /// A port of the loopback that was free a moment ago, for programs that cannot choose one themselves.

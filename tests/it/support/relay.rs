@@ -28,10 +28,10 @@ use tapster::output::Rotate;
 use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
 use tapster::queue::WhenFull;
-use tapster::queue::spool::SpoolConfig;
-use tapster::queue::spool::SpoolSettings;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SpoolSettings;
 use tapster::transport::Address;
 use tapster::transport::Backend;
 use tapster::transport::BackendChoice;
@@ -411,6 +411,11 @@ impl OutputBuilder {
 
     pub(crate) fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.streams().handshake_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn user_timeout(mut self, timeout: Duration) -> Self {
+        self.streams().user_timeout = timeout;
         self
     }
 

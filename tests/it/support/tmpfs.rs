@@ -4,6 +4,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::skips::Cause;
+use crate::skips::skip;
+
 /// A mounted tmpfs, which goes with this.
 #[derive(Debug)]
 pub(crate) struct Tmpfs {
@@ -20,7 +23,7 @@ impl Tmpfs {
         match mount {
             Ok(output) if output.status.success() => Some(Self { path }),
             _ => {
-                eprintln!("skipped: a tmpfs cannot be mounted here");
+                skip(Cause::Missing, "a tmpfs cannot be mounted here");
                 None
             }
         }

@@ -12,6 +12,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::skips::Cause;
+use crate::skips::skip;
+
 /// How long anything may take that is not about time at all: long enough for a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -45,7 +48,8 @@ pub(crate) fn eventually_within(
 /// Runs a scenario that measures time until it comes out well, at most [`RUNS`] times.
 ///
 /// Fails where it comes out badly although the machine was quiet: a thread beside it that sleeps for a millisecond
-/// at a time was woken late by less than a fifth of `bound`, the time that is asked for. Where the machine never was, nothing can be said, and that is said on stderr.
+/// at a time was woken late by less than a fifth of `bound`, the time that is asked for. Where the machine never was quiet,
+/// the scenario proves nothing, and counts as skipped.
 #[track_caller]
 pub(crate) fn in_quiet(bound: Duration, mut scenario: impl FnMut() -> Result<(), String>) {
     let mut last = String::new();
@@ -60,7 +64,7 @@ pub(crate) fn in_quiet(bound: Duration, mut scenario: impl FnMut() -> Result<(),
         last = if quiet { fault } else { last };
     }
     assert!(last.is_empty(), "{last}, on a quiet machine");
-    eprintln!("skipped: the machine is too busy to measure time");
+    skip(Cause::Timing, "the machine is too busy to measure time");
 }
 
 /// Runs of a scenario that measures time.

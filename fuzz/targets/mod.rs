@@ -1,0 +1,10 @@
+//! What the fuzzers run; `cargo test` runs it over the corpora.
+//!
+//! A target asserts what must hold for every input; that nothing panics is the least of it.
+
+pub(crate) mod dnstap;
+pub(crate) mod frames;
+mod input;
+pub(crate) mod memory;
+pub(crate) mod sessions;
+pub(crate) mod spool;

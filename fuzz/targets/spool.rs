@@ -1,0 +1,158 @@
+//! What the fuzzers of the spool run: files and folders, whatever is in them.
+
+use std::time::Instant;
+
+use tapster::protocol::ContentType;
+use tapster::protocol::FrameBatch;
+use tapster::spool::Content;
+use tapster::spool::Contents;
+use tapster::spool::CursorSlot;
+use tapster::spool::Found;
+use tapster::spool::Moment;
+use tapster::spool::Part;
+use tapster::spool::SEGMENT_HEADER_LEN;
+use tapster::spool::SegmentItems;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::inspect;
+
+/// A cursor file: what decodes is what was encoded.
+pub(crate) fn cursor(input: &[u8]) {
+    if let Some(slot) = CursorSlot::newest(input) {
+        assert_eq!(CursorSlot::decode(&slot.encode()), Some(slot));
+    }
+}
+
+/// A segment file, with the header of the input or, where that is damaged, by the number in its name: a scan passes each
+/// byte once, and ends.
+pub(crate) fn segment(input: &[u8]) {
+    let folder = SimFolder::new();
+    folder.put(FIRST, input.to_vec());
+    let items = SegmentItems::open(&folder, FIRST).expect("nothing fails");
+    let mut passed = SEGMENT_HEADER_LEN as u64;
+    for item in items {
+        passed += match item.expect("nothing fails") {
+            Found::Record(header, payload) => {
+                assert_eq!(payload.len() as u64 + 40, header.record_len());
+                header.record_len()
+            }
+            Found::Damage { len } => {
+                assert!(len > 0);
+                len
+            }
+        };
+    }
+    assert_eq!(passed, (input.len() as u64).max(SEGMENT_HEADER_LEN as u64));
+}
+
+/// A sound folder, and edits of it in groups of five bytes: which file, what is done, where, with what. It is looked at,
+/// opens, gives only frames that were put in, balances, takes more, and opens again.
+pub(crate) fn folder(input: &[u8]) {
+    let folder = sound_folder();
+    for edit in input.chunks_exact(5).take(64) {
+        let (file, action, at, value) = (edit[0], edit[1], u16::from_be_bytes([edit[2], edit[3]]), edit[4]);
+        let names = folder.names();
+        let name = &names[usize::from(file) % names.len()];
+        let mut bytes = folder.content(name).expect("a file");
+        let at = usize::from(at) % (bytes.len() + 1);
+        if action >= 240 {
+            // A cursor that goes too far, and is sound.
+            forge_cursor(&folder, value);
+            continue;
+        }
+        match action % 6 {
+            0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= value),
+            1 => bytes.truncate(at),
+            2 => bytes.iter_mut().skip(at).take(usize::from(value)).for_each(|byte| *byte = 0),
+            3 => bytes.extend(std::iter::repeat_n(value, at)),
+            // A copy under another name.
+            4 => folder.put(&format!("seg-{value:016x}.fsr"), bytes.clone()),
+            // The end of another place in front of the rest: a block that was swapped.
+            _ => bytes.rotate_left(at),
+        }
+        folder.put(name, bytes);
+    }
+    let looked = look(&folder);
+    for round in 0..2 {
+        let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+        let (mut spool, report) =
+            Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now).expect("it opens");
+        let drain = |spool: &mut Spool<SimFolder>| {
+            let mut frames = 0;
+            while let Some((batch, position)) = spool.next(now).expect("nothing fails") {
+                batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
+                frames += spool.acknowledge(position.after(batch.frames()), now);
+            }
+            frames
+        };
+        let mut frames = drain(&mut spool);
+        assert!(round > 0 || frames <= looked, "{frames} frames, of which a look found {looked}");
+        spool.append(&[batch(round)], now).expect("nothing fails");
+        frames += drain(&mut spool);
+        let lost: u64 = std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum();
+        assert_eq!((frames + lost, spool.frames()), (report.frames + FRAMES, 0));
+        spool.close(now).expect("nothing fails");
+    }
+}
+
+/// Whatever is looked at, only frames are found that were put in, and nothing is changed. Returns how many wait.
+fn look(folder: &SimFolder) -> u64 {
+    let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+    let before: Vec<_> = folder.names().iter().map(|name| folder.content(name)).collect();
+    let inspected = inspect(folder).expect("nothing fails");
+    let frames_of = |part| -> u64 {
+        let contents = Contents::new(folder, &inspected, part, now);
+        let frames = contents.map(|content| match content {
+            Content::Batch(header, batch) => {
+                batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
+                u64::from(header.frames)
+            }
+            Content::Flaw(_) => 0,
+        });
+        frames.sum()
+    };
+    let (waiting, all) = (frames_of(Part::Waiting), frames_of(Part::All));
+    assert!(waiting <= all);
+    assert!(before.iter().eq(&folder.names().iter().map(|name| folder.content(name)).collect::<Vec<_>>()));
+    waiting
+}
+
+/// Moves the cursor on by `frames` frames.
+fn forge_cursor(folder: &SimFolder, frames: u8) {
+    let Some(mut cursor) = folder.content("cursor") else { return };
+    let Some(newest) = CursorSlot::newest(&cursor) else { return };
+    let position = newest.position.after(u32::from(frames));
+    let forged = CursorSlot { generation: newest.generation.saturating_add(1), position, ..newest };
+    cursor.splice(..CursorSlot::LEN.min(cursor.len()), forged.encode());
+    folder.put("cursor", cursor);
+}
+
+/// Two closed segments and a cursor within a record.
+fn sound_folder() -> SimFolder {
+    let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+    let folder = SimFolder::new();
+    for _ in 0..2 {
+        let (mut spool, _) =
+            Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now).expect("it opens");
+        for number in 0..3 {
+            spool.append(&[batch(number)], now).expect("nothing fails");
+        }
+        let (_, first) = spool.next(now).expect("nothing fails").expect("what was appended");
+        spool.acknowledge(first.after(1), now);
+        spool.close(now).expect("nothing fails");
+    }
+    folder
+}
+
+fn batch(number: u64) -> FrameBatch {
+    let payloads = (0..FRAMES).map(|frame| format!("frame {frame} of batch {number}"));
+    FrameBatch::from_payloads(payloads, Instant::now()).expect("short payloads")
+}
+
+fn config() -> SpoolConfig {
+    SpoolConfig { max: 1 << 20, min_free: 0, ..SpoolConfig::default() }
+}
+
+const FIRST: &str = "seg-0000000000000001.fsr";
+const FRAMES: u64 = 4;

@@ -1,0 +1,95 @@
+//! What the members of one output have in common.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::batch::Acknowledgement;
+use crate::batch::Batch;
+use crate::delivery::action::Action;
+use crate::delivery::action::StreamId;
+use crate::delivery::balance::Balancer;
+use crate::delivery::config::DeliveryConfig;
+use crate::delivery::item::Item;
+use crate::lifecycle::Phase;
+use crate::observability::account::OutputAccount;
+
+/// A frame that was left out because no reader takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedFrame {
+    /// Length of its payload, in bytes.
+    pub(crate) len: usize,
+    /// How many connections ended at it.
+    pub(crate) breaks: u32,
+}
+
+/// The state that every member sees.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: DeliveryConfig,
+    pub(super) account: Arc<OutputAccount>,
+    pub(super) balancer: Balancer,
+    /// Taken from the queue, and with no member: what came back, and a batch whose member has no room. By number.
+    pub(super) waiting: BTreeMap<u64, Item>,
+    pub(super) phase: Phase,
+    /// Nothing comes from inputs any more; a spool may still have something.
+    pub(super) inputs_ended: bool,
+    /// Nothing will come out of the queue any more.
+    pub(super) source_over: bool,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) acknowledged: Vec<Acknowledgement>,
+    pub(super) refused: Vec<RefusedFrame>,
+    /// When the batches were read that have been delivered since the ages were told.
+    pub(super) delivered: Vec<Instant>,
+    next_serial: u64,
+}
+
+impl Shared {
+    pub(super) fn new(config: DeliveryConfig, account: Arc<OutputAccount>) -> Self {
+        let balancer = Balancer::new(config.balance, &config.weights, config.room(), config.slow_start);
+        Self {
+            config,
+            account,
+            balancer,
+            waiting: BTreeMap::new(),
+            phase: Phase::Running,
+            inputs_ended: false,
+            source_over: false,
+            actions: VecDeque::new(),
+            acknowledged: Vec::new(),
+            refused: Vec::new(),
+            delivered: Vec::new(),
+            next_serial: 0,
+        }
+    }
+
+    /// Whether everything is written, by whatever member, and nothing will come.
+    pub(super) fn nothing_to_come(&self) -> bool {
+        self.source_over && self.waiting.is_empty() && self.balancer.all_written()
+    }
+
+    /// A connection to this member that has no number yet.
+    pub(super) fn new_stream(&mut self, member: usize) -> StreamId {
+        self.next_serial += 1;
+        StreamId { member, serial: self.next_serial }
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        if let Action::Close(stream, _) = action {
+            // Nothing else is to be done with it any more: nothing at all if nobody has begun to open it.
+            let unknown = self.actions.contains(&Action::Connect(stream));
+            self.actions.retain(|earlier| earlier.stream() != stream);
+            if unknown {
+                return;
+            }
+        }
+        self.actions.push_back(action);
+    }
+
+    /// Lets go of a batch for good: as far as this output wants to know, its frames have arrived.
+    pub(super) fn settle(&mut self, batch: Batch) {
+        self.delivered.push(batch.read_at());
+        self.acknowledged.extend(batch.delivered());
+    }
+}

@@ -1,0 +1,593 @@
+//! The delivery under a storm, in virtual time: connections that are refused, break at any byte, stall, answer STOP early, late
+//! or never; sources that are full, empty or closed; the end at any moment. A run is decided by its seed, which a failure
+//! prints. `TAPSTER_STORM_RUNS` asks for more runs.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::BinaryHeap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::batch::Batch;
+use crate::batch::budget::Budget;
+use crate::batch::budget::charge;
+use crate::batch::connection::ConnectionId;
+use crate::batch::custody::Custody;
+use crate::batch::position::LogPosition;
+use crate::batch::tests::ledger;
+use crate::delivery::DeliveryMachine;
+use crate::delivery::action::Action;
+use crate::delivery::action::StreamId;
+use crate::delivery::balance::Balance;
+use crate::delivery::config::Acknowledge;
+use crate::delivery::config::Checkpoint;
+use crate::delivery::config::DeliveryConfig;
+use crate::delivery::config::Order;
+use crate::delivery::config::Reconnect;
+use crate::lifecycle::Phase;
+use crate::observability::account::DropReason;
+use crate::observability::account::OutputAccount;
+use crate::observability::member_account::MemberAccount;
+use crate::protocol::FrameBatch;
+
+/// Bytes of a frame: a length word and eight digits.
+const FRAME_LEN: usize = 12;
+
+/// Runs where a test does not ask for others: some seconds in a debug build.
+const RUNS: u64 = 20_000;
+
+#[test]
+fn every_frame_ends_once_whatever_connections_do() {
+    let runs = std::env::var("TAPSTER_STORM_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS);
+    let first = std::env::var("TAPSTER_STORM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let began = Instant::now();
+    let mut totals = Totals::default();
+    for seed in first..first + runs {
+        let run = std::panic::AssertUnwindSafe(|| Storm::new(seed).run());
+        match std::panic::catch_unwind(run) {
+            Ok(run) => totals.add(run),
+            Err(panic) => {
+                eprintln!("seed {seed}: TAPSTER_STORM_SEED={seed} TAPSTER_STORM_RUNS=1 runs it again");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    println!("{runs} runs from seed {first} on in {:?}: {totals:?}", began.elapsed());
+    // A storm in which nothing of a kind happens proves nothing about it.
+    if runs >= RUNS {
+        assert!(totals.kinds().into_iter().all(|count| count > runs / 100), "{totals:?}");
+    }
+}
+
+/// How often what happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    frames: u64,
+    connected: u64,
+    refused: u64,
+    broken: u64,
+    stalled: u64,
+    finished: u64,
+    unanswered: u64,
+    frames_twice: u64,
+    frames_left: u64,
+    frames_refused: u64,
+}
+
+impl Totals {
+    fn kinds(&self) -> [u64; 10] {
+        let Self { frames, connected, refused, broken, stalled, finished, .. } = *self;
+        let Self { unanswered, frames_twice, frames_left, frames_refused, .. } = *self;
+        [
+            frames,
+            connected,
+            refused,
+            broken,
+            stalled,
+            finished,
+            unanswered,
+            frames_twice,
+            frames_left,
+            50 * frames_refused,
+        ]
+    }
+
+    fn add(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.connected += other.connected;
+        self.refused += other.refused;
+        self.broken += other.broken;
+        self.stalled += other.stalled;
+        self.finished += other.finished;
+        self.unanswered += other.unanswered;
+        self.frames_twice += other.frames_twice;
+        self.frames_left += other.frames_left;
+        self.frames_refused += other.frames_refused;
+    }
+}
+
+/// What happens, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Batch,
+    CloseSource,
+    Over,
+    Connected(StreamId),
+    Refused(StreamId),
+    Written(StreamId),
+    Lost(StreamId),
+    Finished(StreamId),
+}
+
+/// What a stream has got, and how its reader is.
+#[derive(Debug, Default)]
+struct Stream {
+    /// All that was given, of which `written` bytes have gone.
+    given: Vec<u8>,
+    written: usize,
+    /// What the reader has taken.
+    taken: usize,
+    writing: bool,
+    /// No byte goes through from here on.
+    stalls_at: usize,
+    closed: bool,
+    /// Nobody knows whether what it got has arrived.
+    broke: bool,
+    stopped: bool,
+}
+
+/// How likely it is, in percent, that a thing goes wrong.
+#[derive(Clone, Copy, Debug)]
+struct Weather {
+    refuses: u32,
+    never_connects: u32,
+    breaks: u32,
+    stalls: u32,
+    no_finish: u32,
+    refuses_frame: Option<u64>,
+}
+
+impl Weather {
+    /// Whether every reader does what it should.
+    fn is_fair(&self) -> bool {
+        self.refuses + self.never_connects + self.breaks + self.stalls + self.no_finish == 0
+    }
+}
+
+struct Storm {
+    random: fastrand::Rng,
+    weather: Weather,
+    config: DeliveryConfig,
+    begin: Instant,
+    now: Instant,
+    events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
+    serial: u64,
+    delivery: DeliveryMachine,
+    account: Arc<OutputAccount>,
+    budget: Arc<Budget>,
+    queue: VecDeque<Batch>,
+    source_closed: bool,
+    over: bool,
+    streams: BTreeMap<StreamId, Stream>,
+    connecting: BTreeSet<StreamId>,
+    frames: u64,
+    /// Of each frame: the connection that it came from.
+    origins: Vec<u32>,
+    /// The streams that have wholly got a frame, in this order.
+    got: BTreeMap<u64, Vec<StreamId>>,
+    /// What the spool may forget.
+    settled: BTreeSet<u64>,
+    totals: Totals,
+}
+
+impl Storm {
+    fn new(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let members = random.choice([1, 1, 1, 2, 3]).unwrap_or(1);
+        let balances = [Balance::RoundRobin, Balance::LeastBacklog, Balance::Failover, Balance::Sticky];
+        let keeps_order = random.bool();
+        let acknowledge = match random.u32(0..4) {
+            0 => Acknowledge::Written,
+            1 => Acknowledge::Progress { margin: random.u64(0..60), probe_len: random.u64(1..200) },
+            _ => Acknowledge::Finish {
+                checkpoint: if random.bool() {
+                    Checkpoint::Every(Duration::from_millis(random.u64(1..300)))
+                } else {
+                    Checkpoint::Bytes(random.usize(1..3000))
+                },
+                order: if keeps_order { Order::Strict } else { Order::PerConnection },
+            },
+        };
+        let answers = matches!(acknowledge, Acknowledge::Finish { .. }) || random.bool();
+        let queue_max = 20_000;
+        let config = DeliveryConfig {
+            weights: (0..members).map(|_| random.u32(1..4)).collect(),
+            balance: if members == 1 {
+                Balance::RoundRobin
+            } else {
+                random.choice(balances).unwrap_or_default()
+            },
+            acknowledge,
+            answers,
+            connect_timeout: Duration::from_millis(500),
+            finish_timeout: Duration::from_millis(500),
+            stall_timeout: (members > 1 || random.bool()).then(|| Duration::from_millis(300)),
+            slow_start: Duration::from_secs(1),
+            reconnect: Reconnect { min: Duration::from_millis(10), max: Duration::from_millis(200) },
+            tries_to_the_end: random.bool(),
+            queue_max,
+            held_max: queue_max / 2,
+            write_len_max: random.usize(1..400),
+            seed,
+        };
+        let fair = random.u32(0..4) == 0;
+        let mut percent = |max| if fair { 0 } else { random.u32(0..=max) };
+        let mut weather = Weather {
+            refuses: percent(60),
+            never_connects: percent(20),
+            breaks: percent(40),
+            stalls: percent(20),
+            no_finish: percent(40),
+            refuses_frame: None,
+        };
+        if !fair && random.u32(0..10) == 0 {
+            weather.refuses_frame = Some(random.u64(0..10));
+        }
+        let (account, budget) = (Arc::<OutputAccount>::default(), Arc::new(Budget::new(queue_max)));
+        let accounts: Vec<_> =
+            (0..if members == 1 { 0 } else { members }).map(|_| Arc::<MemberAccount>::default()).collect();
+        let begin = Instant::now();
+        let delivery = DeliveryMachine::new(config.clone(), Arc::clone(&account), &accounts, begin);
+        Self {
+            random,
+            weather,
+            config,
+            begin,
+            now: begin,
+            events: BinaryHeap::new(),
+            serial: 0,
+            delivery,
+            account,
+            budget,
+            queue: VecDeque::new(),
+            source_closed: false,
+            over: false,
+            streams: BTreeMap::new(),
+            connecting: BTreeSet::new(),
+            frames: 0,
+            origins: Vec::new(),
+            got: BTreeMap::new(),
+            settled: BTreeSet::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    fn plan(&mut self, after_ms: u64, event: Event) {
+        self.serial += 1;
+        self.events.push(Reverse((self.now + Duration::from_millis(after_ms), self.serial, event)));
+    }
+
+    fn happens(&mut self, percent: u32) -> bool {
+        self.random.u32(0..100) < percent
+    }
+
+    fn run(mut self) -> Totals {
+        for _ in 0..self.random.u64(0..12) {
+            let at = self.random.u64(0..400);
+            self.plan(at, Event::Batch);
+        }
+        let end = self.random.u64(0..800);
+        self.plan(end, Event::CloseSource);
+        let drain = if self.happens(70) { 6000 } else { self.random.u64(0..1000) };
+        self.plan(end + drain, Event::Over);
+        let mut turns = 0;
+        self.turn();
+        while !self.delivery.is_over() {
+            turns += 1;
+            assert!(turns < 20_000, "no end in sight: {:?}", self.delivery);
+            let due = self.delivery.poll_timeout();
+            let next = self.events.peek().map(|Reverse((at, ..))| *at);
+            assert!(next.is_some() || due.is_some(), "nothing will ever happen: {:?}", self.delivery);
+            match (due, next) {
+                (Some(due), next) if next.is_none_or(|next| due <= next) => {
+                    assert!(due > self.now || turns < 19_000, "time stands still: {:?}", self.delivery);
+                    self.now = self.now.max(due);
+                    self.delivery.handle_timeout(self.now);
+                }
+                _ => {
+                    let Some(Reverse((at, _, event))) = self.events.pop() else { continue };
+                    self.now = self.now.max(at);
+                    self.happen(event);
+                }
+            }
+            self.turn();
+        }
+        self.check_end()
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Batch if !self.source_closed => self.add_batch(),
+            Event::Batch => {}
+            Event::CloseSource => {
+                self.source_closed = true;
+                self.delivery.handle_phase(Phase::Draining, self.now);
+            }
+            Event::Over => {
+                self.over = true;
+                self.delivery.handle_phase(Phase::Over, self.now);
+            }
+            Event::Connected(stream) if self.connecting.remove(&stream) => {
+                self.totals.connected += 1;
+                self.open(stream);
+                self.delivery.handle_connected(stream, self.now);
+            }
+            Event::Refused(stream) if self.connecting.remove(&stream) => {
+                self.totals.refused += 1;
+                self.delivery.handle_refused(stream, self.now);
+            }
+            Event::Written(stream) => self.write_on(stream),
+            Event::Lost(stream) => self.lose(stream),
+            Event::Finished(stream) => {
+                if let Some(state) = self.streams.get_mut(&stream).filter(|state| !state.closed) {
+                    state.taken = state.written;
+                    self.totals.finished += 1;
+                    self.delivery.handle_finish(stream, true, self.now);
+                }
+            }
+            Event::Connected(_) | Event::Refused(_) => {}
+        }
+    }
+
+    fn add_batch(&mut self) {
+        let count = self.random.u64(1..6);
+        let payloads = (self.frames..self.frames + count).map(|number| format!("{number:08}"));
+        let frames = FrameBatch::from_payloads(payloads, self.now).unwrap();
+        let position = LogPosition { segment: 1, offset: self.frames, frame_seq: self.frames };
+        let connection = self.random.u32(0..3);
+        self.origins.extend((0..count).map(|_| connection));
+        self.frames += count;
+        let permit = self.budget.reserve_anyway(charge(frames.byte_len()));
+        let custody = Custody::admit(Arc::clone(&self.account), permit, frames.frames());
+        self.queue.push_back(Batch::new(frames, ConnectionId::new(connection), Some(position), custody));
+    }
+
+    fn open(&mut self, stream: StreamId) {
+        let stalls_at =
+            if self.happens(self.weather.stalls) { self.random.usize(0..300) } else { usize::MAX };
+        self.streams.insert(stream, Stream { stalls_at, ..Stream::default() });
+        if self.happens(self.weather.breaks) {
+            let at = self.random.u64(0..400);
+            self.plan(at, Event::Lost(stream));
+        }
+    }
+
+    /// One turn of the loop that drives the machine.
+    fn turn(&mut self) {
+        while self.delivery.wants_batch()
+            && let Some(batch) = self.queue.pop_front()
+        {
+            self.delivery.handle_batch(batch, self.now);
+        }
+        let over = self.source_closed && self.queue.is_empty();
+        self.delivery.handle_source(self.source_closed, over, self.now);
+        while let Some(action) = self.delivery.poll_action() {
+            self.act(action);
+        }
+        self.delivery.tell_ages(self.now);
+        self.totals.frames_refused += self.delivery.poll_refused().count() as u64;
+        for acknowledged in self.delivery.poll_acknowledged() {
+            for frame in
+                acknowledged.from.frame_seq()..acknowledged.from.frame_seq() + u64::from(acknowledged.frames)
+            {
+                assert!(self.settled.insert(frame), "frame {frame} has ended twice");
+            }
+        }
+        let now = ledger(&self.account);
+        assert!(now.balances(), "{now:?}");
+        self.check_waits();
+    }
+
+    /// A deadline is set while anything but a write is awaited.
+    fn check_waits(&self) {
+        let stopping = self.streams.values().any(|state| state.stopped && !state.closed);
+        let nobody = self.streams.values().all(|state| state.closed);
+        if (stopping || nobody || !self.connecting.is_empty()) && !self.delivery.is_over() {
+            assert!(self.delivery.poll_timeout().is_some(), "waits without a deadline: {:?}", self.delivery);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect(stream) => {
+                assert!(!self.over, "connects when all is over");
+                assert!(self.connecting.insert(stream) && !self.streams.contains_key(&stream));
+                let after = self.random.u64(0..30);
+                if self.happens(self.weather.refuses) {
+                    self.plan(after, Event::Refused(stream));
+                } else if !self.happens(self.weather.never_connects) {
+                    self.plan(after, Event::Connected(stream));
+                }
+            }
+            Action::Write(stream) => self.begin_write(stream),
+            Action::Interrupt(stream) => {
+                let state = &self.streams[&stream];
+                assert!(!state.closed);
+                if state.writing {
+                    self.interrupt(stream);
+                }
+            }
+            Action::Probe(stream) => {
+                let fair = self.weather.is_fair();
+                let state = self.streams.get_mut(&stream).unwrap();
+                assert!(!state.closed);
+                let taken_min = if fair { state.written } else { state.taken };
+                state.taken = self.random.usize(taken_min..=state.written);
+                let arrived = (self.random.u32(0..10) > 0 || fair).then_some(state.taken as u64);
+                self.delivery.handle_progress(stream, arrived, self.now);
+            }
+            Action::Stop(stream) => {
+                let state = self.streams.get_mut(&stream).unwrap();
+                assert!(!state.closed && !state.writing && !state.stopped, "STOP in the middle of a write");
+                assert_eq!(state.written % FRAME_LEN, 0, "STOP in the middle of a frame");
+                state.stopped = true;
+                if self.config.answers && self.happens(self.weather.no_finish) {
+                    self.totals.unanswered += 1;
+                } else {
+                    let after = self.random.u64(0..if self.weather.is_fair() { 450 } else { 700 });
+                    self.plan(if self.config.answers { after } else { 0 }, Event::Finished(stream));
+                }
+            }
+            Action::Close(stream, reason) => {
+                if self.connecting.remove(&stream) {
+                    return;
+                }
+                let state = self.streams.get_mut(&stream).unwrap();
+                assert!(!std::mem::replace(&mut state.closed, true), "closed twice");
+                state.broke = true;
+                self.totals.stalled += u64::from(reason == crate::delivery::action::CloseReason::Stalled);
+            }
+        }
+    }
+
+    fn begin_write(&mut self, stream: StreamId) {
+        let state = self.streams.get_mut(&stream).unwrap();
+        assert!(!state.closed && !state.writing && !state.stopped, "a write too many");
+        if state.given.len() == state.written {
+            self.delivery.buffers(stream).for_each(|buffer| state.given.extend_from_slice(&buffer));
+        }
+        assert!(state.given.len() > state.written, "a write of nothing");
+        state.writing = true;
+        if state.written < state.stalls_at {
+            let after = self.random.u64(0..20);
+            self.plan(after, Event::Written(stream));
+        }
+    }
+
+    fn write_on(&mut self, stream: StreamId) {
+        let Some(state) = self.streams.get_mut(&stream).filter(|state| !state.closed && state.writing) else {
+            return;
+        };
+        let rest = state.given.len().min(state.stalls_at) - state.written;
+        let count = self.random.usize(0..=rest);
+        let count = if self.random.bool() { rest } else { count };
+        self.has_written(stream, count);
+    }
+
+    fn interrupt(&mut self, stream: StreamId) {
+        let state = &self.streams[&stream];
+        let rest = state.given.len().min(state.stalls_at).saturating_sub(state.written);
+        let count = self.random.usize(0..=rest);
+        self.has_written(stream, count);
+    }
+
+    fn has_written(&mut self, stream: StreamId, count: usize) {
+        let state = self.streams.get_mut(&stream).unwrap();
+        state.writing = false;
+        let before = state.written / FRAME_LEN;
+        state.written += count;
+        let frames: Vec<u64> = (before..state.written / FRAME_LEN)
+            .map(|index| {
+                let digits = &state.given[index * FRAME_LEN + 4..(index + 1) * FRAME_LEN];
+                std::str::from_utf8(digits).unwrap().parse().unwrap()
+            })
+            .collect();
+        for frame in frames {
+            self.arrives(stream, frame);
+        }
+        self.delivery.handle_written(stream, count, self.now);
+        if self.refuses(stream) {
+            self.lose(stream);
+        }
+    }
+
+    /// Whether the reader of this stream ends it at the frame that it got last, or gets now.
+    fn refuses(&self, stream: StreamId) -> bool {
+        let Some(refused) = self.weather.refuses_frame else { return false };
+        let state = &self.streams[&stream];
+        let begun = state.given.chunks(FRAME_LEN).take(state.written.div_ceil(FRAME_LEN));
+        begun.into_iter().any(|frame| frame[4..] == *format!("{refused:08}").as_bytes())
+    }
+
+    /// Whoever gets a frame again had lost the stream before.
+    fn arrives(&mut self, stream: StreamId, frame: u64) {
+        let streams = self.got.entry(frame).or_default();
+        for earlier in &*streams {
+            assert!(self.streams[earlier].broke, "frame {frame} is sent twice without a break");
+        }
+        self.totals.frames_twice += u64::from(!streams.is_empty());
+        streams.push(stream);
+        self.totals.frames += 1;
+        assert!(!self.settled.contains(&frame), "frame {frame} is sent after its end");
+        self.check_order(stream, frame);
+    }
+
+    /// On each stream, and by each connection where the balance keeps that, frames are in order, except those that come again.
+    fn check_order(&self, stream: StreamId, frame: u64) {
+        let ordered = self.config.weights.len() == 1 || self.config.balance.keeps_order();
+        let first_time = self.got[&frame].len() == 1;
+        if !ordered || !first_time {
+            return;
+        }
+        let origin = |frame: u64| self.origins[usize::try_from(frame).unwrap()];
+        let later = self
+            .got
+            .range(frame + 1..)
+            .find(|(later, streams)| origin(**later) == origin(frame) && streams.last() == Some(&stream));
+        assert!(later.is_none(), "frame {frame} comes behind {later:?}");
+    }
+
+    fn lose(&mut self, stream: StreamId) {
+        let Some(state) = self.streams.get_mut(&stream).filter(|state| !state.closed) else { return };
+        if state.writing {
+            // The write comes back first, with what it had written.
+            state.writing = false;
+            let rest = state.given.len().min(state.stalls_at).saturating_sub(state.written);
+            let count = self.random.usize(0..=rest);
+            self.has_written(stream, count);
+        }
+        let state = self.streams.get_mut(&stream).unwrap();
+        if !state.closed {
+            state.broke = true;
+            self.totals.broken += 1;
+            self.delivery.handle_lost(stream, self.now);
+        }
+    }
+
+    /// Every frame has ended in exactly one way.
+    fn check_end(mut self) -> Totals {
+        let ended_at = self.now - self.begin;
+        assert!(self.streams.values().all(|state| state.closed), "a connection is left open");
+        assert!(self.connecting.is_empty(), "an attempt is left");
+        assert_eq!(self.delivery.poll_timeout(), None);
+        let mut left = 0;
+        let mut last = None;
+        let delivery = self.delivery;
+        for batch in delivery.into_remaining().chain(self.queue.drain(..)) {
+            let from = batch.log_position.unwrap().frame_seq();
+            for frame in from..from + u64::from(batch.frames().frames()) {
+                assert!(self.settled.insert(frame), "frame {frame} is settled, and left");
+                assert!(last < Some(frame), "left out of order");
+                last = Some(frame);
+            }
+            left += u64::from(batch.frames().frames());
+            batch.dropped(DropReason::Shutdown);
+        }
+        assert_eq!(self.settled.len() as u64, self.frames, "a frame has no end");
+        let end = ledger(&self.account);
+        assert!(end.balances() && end.frames_queued == 0, "{end:?}");
+        assert_eq!(end.frames_dropped.get("internal"), None);
+        assert_eq!((self.budget.charged(), self.budget.held()), (0, 0), "memory is not given back");
+        if self.config.keeps() {
+            assert_eq!(end.frames_sent, end.frames_acknowledged + end.frames_unacknowledged, "{end:?}");
+        }
+        if self.weather.is_fair() && self.weather.refuses_frame.is_none() && !self.over {
+            assert_eq!(left, 0, "left although every reader reads: after {ended_at:?}, {:?}", self.config);
+        }
+        self.totals.frames_left = left;
+        self.totals
+    }
+}

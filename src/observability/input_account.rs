@@ -1,0 +1,65 @@
+//! What one input took in.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::observability::InputLedger;
+
+/// What one input took in on one worker.
+#[derive(Debug, Default)]
+pub(crate) struct InputAccount {
+    connections: AtomicU64,
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    unrouted: AtomicU64,
+    oversize: AtomicU64,
+    controls_ignored: AtomicU64,
+    bytes_after_stop: AtomicU64,
+    ended: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl InputAccount {
+    pub(crate) fn connected(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn taken(&self, frames: u64, bytes: u64) {
+        self.frames.fetch_add(frames, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn unrouted(&self, frames: u64) {
+        self.unrouted.fetch_add(frames, Relaxed);
+    }
+
+    /// Frames over the limit, control frames of unknown type, and bytes after STOP were left out.
+    pub(crate) fn left_out(&self, oversize: u64, controls_ignored: u64, bytes_after_stop: u64) {
+        self.oversize.fetch_add(oversize, Relaxed);
+        self.controls_ignored.fetch_add(controls_ignored, Relaxed);
+        self.bytes_after_stop.fetch_add(bytes_after_stop, Relaxed);
+    }
+
+    /// A connection has ended, once for each.
+    pub(crate) fn ended(&self, reason: &'static str) {
+        *self.ended.lock().expect("no panic while it is held").entry(reason).or_default() += 1;
+    }
+
+    /// Adds this worker's share to the ledger of the input.
+    pub(crate) fn add_to(&self, ledger: &mut InputLedger) {
+        let ended = self.ended.lock().expect("no panic while it is held").clone();
+        let connections = self.connections.load(Relaxed);
+        ledger.connections += connections;
+        ledger.connections_open += connections - ended.values().sum::<u64>();
+        ledger.frames += self.frames.load(Relaxed);
+        ledger.bytes += self.bytes.load(Relaxed);
+        ledger.frames_unrouted += self.unrouted.load(Relaxed);
+        ledger.frames_oversize += self.oversize.load(Relaxed);
+        ledger.control_frames_ignored += self.controls_ignored.load(Relaxed);
+        ledger.bytes_after_stop += self.bytes_after_stop.load(Relaxed);
+        for (reason, count) in ended {
+            *ledger.sessions_ended.entry(reason.to_owned()).or_default() += count;
+        }
+    }
+}

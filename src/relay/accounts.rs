@@ -1,0 +1,114 @@
+//! Who counts for which input and output, and where its frames wait.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::error;
+
+use crate::lifecycle::Scope;
+use crate::observability::InputLedger;
+use crate::observability::Ledger;
+use crate::observability::OutputLedger;
+use crate::observability::account::DropReason;
+use crate::observability::account::OutputAccount;
+use crate::observability::age::AgeSum;
+use crate::observability::input_account::InputAccount;
+use crate::observability::member_account::MemberAccount;
+use crate::queue::Queue;
+use crate::transport::Address;
+
+/// Everything that the ledger is made of.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    pub(crate) workers: usize,
+    pub(crate) inputs: Vec<InputEntry>,
+    pub(crate) outputs: Vec<OutputEntry>,
+}
+
+/// One input: an account for each worker.
+#[derive(Debug)]
+pub(crate) struct InputEntry {
+    pub(crate) name: String,
+    pub(crate) accounts: Vec<Arc<InputAccount>>,
+}
+
+/// One output: an account for each lane.
+#[derive(Debug)]
+pub(crate) struct OutputEntry {
+    pub(crate) name: String,
+    pub(crate) scope: Scope,
+    pub(crate) accounts: Vec<Arc<OutputAccount>>,
+    /// The queues that inputs fill.
+    pub(crate) fronts: Vec<Arc<Queue>>,
+    /// Where its frames wait, these included.
+    pub(crate) queues: Vec<Arc<Queue>>,
+    /// Of a group: where each member is, and what it did.
+    pub(crate) members: Vec<(Address, Arc<MemberAccount>)>,
+}
+
+impl OutputEntry {
+    pub(crate) fn new(name: &str, scope: Scope) -> Self {
+        let (fronts, queues) = (Vec::new(), Vec::new());
+        Self { name: name.to_owned(), scope, accounts: Vec::new(), fronts, queues, members: Vec::new() }
+    }
+
+    /// Adds the queue that inputs fill, and the one that a lane empties: another one, where a spool is between them.
+    pub(crate) fn add_queues(&mut self, front: Arc<Queue>, back: Arc<Queue>) {
+        if !Arc::ptr_eq(&front, &back) {
+            self.queues.push(back);
+        }
+        self.queues.push(Arc::clone(&front));
+        self.fronts.push(front);
+    }
+
+    /// Nothing comes any more.
+    pub(crate) fn close(&self) {
+        self.fronts.iter().for_each(|front| front.close());
+    }
+
+    /// The end, after that of every task, or of the time for it: what is left is lost.
+    pub(crate) fn abandon(&self) {
+        for queue in &self.queues {
+            queue.abandon();
+        }
+        let left_behind = self.scope.alive();
+        if left_behind.is_empty() {
+            return;
+        }
+        let frames_dropped: u64 =
+            self.accounts.iter().map(|account| account.abandoned(DropReason::Shutdown)).sum();
+        let (output, tasks) = (&self.name, left_behind.join(", "));
+        error!(
+            output,
+            tasks,
+            frames_dropped,
+            "tapster ends although a part of this output does not answer: a disk that hangs, most likely"
+        );
+    }
+
+    fn ledger(&self, now: Instant) -> OutputLedger {
+        let mut ledger = OutputLedger { name: self.name.clone(), ..OutputLedger::default() };
+        self.accounts.iter().for_each(|account| account.add_to(&mut ledger));
+        ledger.members =
+            self.members.iter().map(|(to, account)| account.ledger(to.to_string(), now)).collect();
+        let mut ages = AgeSum::new();
+        self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| ages.add_waiting(read_at));
+        self.accounts.iter().for_each(|account| account.add_ages_to(&mut ages));
+        ledger.oldest_age_us = ages.oldest_age_us(now);
+        ledger.residence = ages.residence();
+        ledger
+    }
+}
+
+impl Accounts {
+    pub(crate) fn ledger(&self) -> Ledger {
+        let inputs = self.inputs.iter().map(|entry| {
+            let mut ledger = InputLedger { name: entry.name.clone(), ..InputLedger::default() };
+            entry.accounts.iter().for_each(|account| account.add_to(&mut ledger));
+            ledger
+        });
+        let now = Instant::now();
+        let outputs = self.outputs.iter().map(|entry| entry.ledger(now));
+        Ledger { inputs: inputs.collect(), outputs: outputs.collect() }
+    }
+}

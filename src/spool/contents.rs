@@ -1,0 +1,331 @@
+//! The frames in the folder of a spool, and what is wrong with them, without touching it: in use or not.
+//!
+//! What waits is what [`Spool::next`](crate::spool::Spool::next) would give, found by the same rules.
+
+use std::collections::VecDeque;
+use std::io;
+
+use serde::Serialize;
+
+use crate::protocol::ContentType;
+use crate::protocol::FrameBatch;
+use crate::spool::cursor::CURSOR_NAME;
+use crate::spool::cursor::Cursor;
+use crate::spool::inspect::Inspected;
+use crate::spool::inspect::SegmentItems;
+use crate::spool::moment::Moment;
+use crate::spool::numbered::without_first;
+use crate::spool::record::RecordHeader;
+use crate::spool::scan::Found;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::segment_of;
+use crate::spool::storage::Storage;
+
+/// How much of a spool is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What waits to be delivered: behind the cursor.
+    Waiting,
+    /// Every segment: what was delivered and is not removed yet, too.
+    Segments,
+    /// Everything that is sound and still there: in files that were set aside, too.
+    All,
+}
+
+/// What is found in a spool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The frames of a sound record; where the first of them are delivered, or were found before, the others, with a
+    /// header that says so.
+    Batch(RecordHeader, FrameBatch),
+    /// Something that is not as it should be.
+    Flaw(Flaw),
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Flaw {
+    /// Bytes that are no record.
+    #[error("{}: {bytes} bytes from offset {offset} on are damaged", file.escape_debug())]
+    Damaged {
+        /// Name of the file.
+        file: String,
+        /// Where they begin, in bytes.
+        offset: u64,
+        /// How many there are.
+        bytes: u64,
+    },
+    /// The end of a file that is no record. It is no damage: the frames in it, if any, were never wholly written.
+    #[error("{}: the last {bytes} bytes are no record: a crash or a write under way", file.escape_debug())]
+    Torn {
+        /// Name of the file.
+        file: String,
+        /// Where they begin, in bytes.
+        offset: u64,
+        /// How many there are.
+        bytes: u64,
+    },
+    /// The header of a segment. Its records are found without it.
+    #[error("{}: the header is damaged", file.escape_debug())]
+    Header {
+        /// Name of the file.
+        file: String,
+    },
+    /// The cursor: frames may come that were delivered before.
+    #[error("cursor: damaged, or of another spool: frames that were delivered before count as waiting")]
+    Cursor,
+    /// Frames that are not acknowledged, and in no segment that is read.
+    #[error("frames {first} to {} are missing: {frames} in all", first + frames - 1)]
+    Missing {
+        /// Number of the first of them.
+        first: u64,
+        /// How many there are.
+        frames: u64,
+    },
+    /// A segment of another spool, which is not read.
+    #[error("{}: is of another spool, and left out", file.escape_debug())]
+    OtherSpool {
+        /// Name of the file.
+        file: String,
+    },
+    /// A segment of another content type, which is not read.
+    #[error("{}: is of another content type ({content_type}), and left out", file.escape_debug())]
+    OtherContentType {
+        /// Name of the file.
+        file: String,
+        /// The type, for people.
+        content_type: String,
+    },
+    /// The rest of a file cannot be read.
+    #[error("{}: cannot be read from offset {offset} on: {error}", file.escape_debug())]
+    Unreadable {
+        /// Name of the file.
+        file: String,
+        /// Where that was tried, in bytes.
+        offset: u64,
+        /// What the system said.
+        error: String,
+    },
+}
+
+impl Flaw {
+    /// Whether something may be lost by it. A torn end is what a crash leaves.
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Torn { .. })
+    }
+}
+
+/// The contents of a spool, in the order of its frames; no frame twice. One record is in memory at a time, beside a
+/// few bytes for each file.
+pub struct Contents<'a, S: Storage> {
+    storage: &'a S,
+    now: Moment,
+    /// Of the frames; `None` where no header tells.
+    content_type: Option<Option<ContentType>>,
+    spool: Option<[u8; 16]>,
+    /// Files to come.
+    files: VecDeque<File>,
+    current: Option<(String, SegmentItems<'a, S>)>,
+    /// Frames below it are not missed.
+    acknowledged: Option<u64>,
+    /// Number of the next frame. `None` before the first.
+    position: Option<u64>,
+    /// Found, and not given yet.
+    found: VecDeque<Content>,
+}
+
+/// A segment, or one that was set aside.
+#[derive(Clone, Debug)]
+struct File {
+    name: String,
+    spool: Option<[u8; 16]>,
+    number: u64,
+    /// Number of its first frame.
+    frame_seq: u64,
+    /// Where to begin, in bytes.
+    offset: u64,
+}
+
+impl<'a, S: Storage> Contents<'a, S> {
+    /// The contents of the spool that `inspected` tells of.
+    pub fn new(storage: &'a S, inspected: &Inspected, part: Part, now: Moment) -> Self {
+        let cursor = inspected.cursor.map(|slot| slot.position);
+        let acknowledged = cursor.map(|position| position.frame_seq);
+        let mut contents = Self {
+            storage,
+            now,
+            content_type: inspected.newest_header().map(|header| header.content_type.clone()),
+            spool: inspected.spool,
+            files: VecDeque::new(),
+            current: None,
+            acknowledged,
+            position: acknowledged.filter(|_| part == Part::Waiting),
+            found: VecDeque::new(),
+        };
+        if inspected.cursor_damaged {
+            contents.found(Flaw::Cursor);
+        }
+        for segment in &inspected.segments {
+            let number = segment.header.as_ref().map_or(segment.number, |header| header.segment);
+            let start = cursor.filter(|_| part == Part::Waiting);
+            if start.is_none_or(|start| start.segment <= number) {
+                let start = start.filter(|start| start.segment == number).map(|start| start.offset);
+                contents.add(&segment.file.name, number, start, part == Part::All);
+            }
+        }
+        for entry in inspected.bad.iter().filter(|_| part == Part::All) {
+            if let Some(number) = segment_of(&entry.name) {
+                contents.add(&entry.name, number, None, true);
+            }
+        }
+        let own = contents.spool;
+        let files = contents.files.make_contiguous();
+        files.sort_by_key(|file| (file.spool != own, file.spool, file.frame_seq, file.number));
+        contents
+    }
+
+    /// Content type of the frames; `None` where no header tells, `Some(None)` where the spool takes any.
+    pub fn content_type(&self) -> Option<&Option<ContentType>> {
+        self.content_type.as_ref()
+    }
+
+    /// Takes a file into the list, if its frames are wanted.
+    fn add(&mut self, name: &str, number: u64, offset: Option<u64>, other_spools: bool) {
+        let file = name.to_owned();
+        let mut items = match SegmentItems::open(self.storage, name) {
+            Ok(items) => items,
+            Err(error) => return self.cannot_read(file, 0, &error),
+        };
+        let start = items.offset();
+        let (spool, number, frame_seq) = match items.header() {
+            Some(header) if Some(header.spool) != self.spool && !other_spools => {
+                return self.found(Flaw::OtherSpool { file });
+            }
+            Some(header) => {
+                // Where no segment tells the type, the first file does.
+                let content_type = self.content_type.get_or_insert_with(|| header.content_type.clone());
+                if *content_type != header.content_type {
+                    let other = header.content_type.as_ref();
+                    let content_type = other.map_or_else(|| "none".to_owned(), ToString::to_string);
+                    return self.found(Flaw::OtherContentType { file, content_type });
+                }
+                (Some(header.spool), header.segment, header.frame_seq)
+            }
+            None if items.len() < SEGMENT_HEADER_LEN as u64 => {
+                // It never had a record: begun just now, or left by a crash.
+                let bytes = items.len();
+                if bytes > 0 {
+                    self.found(Flaw::Torn { file, offset: 0, bytes });
+                }
+                return;
+            }
+            None => {
+                self.found(Flaw::Header { file: file.clone() });
+                let first = items.find_map(|item| match item {
+                    Ok(Found::Damage { .. }) => None,
+                    Ok(Found::Record(header, _)) => Some(header.frame_seq),
+                    Err(_) => Some(u64::MAX),
+                });
+                (self.spool, number, first.unwrap_or(u64::MAX))
+            }
+        };
+        self.files.push_back(File { name: file, spool, number, frame_seq, offset: offset.unwrap_or(start) });
+    }
+
+    fn found(&mut self, flaw: Flaw) {
+        self.found.push_back(Content::Flaw(flaw));
+    }
+
+    fn cannot_read(&mut self, file: String, offset: u64, error: &io::Error) {
+        if error.kind() != io::ErrorKind::NotFound {
+            return self.found(Flaw::Unreadable { file, offset, error: error.to_string() });
+        }
+        // It has gone since the folder was listed: the cursor had passed it before, and tells how far.
+        let slot = self.storage.open(CURSOR_NAME).and_then(|file| Cursor::read(self.storage, &file));
+        let slot = slot.unwrap_or(None).filter(|slot| Some(slot.spool) == self.spool);
+        self.acknowledged = self.acknowledged.max(slot.map(|slot| slot.position.frame_seq));
+    }
+
+    fn open_next(&mut self) -> Option<()> {
+        let file = self.files.pop_front()?;
+        if file.spool != self.spool {
+            // Its numbers have nothing to do with those before.
+            (self.spool, self.position, self.acknowledged) = (file.spool, None, None);
+        }
+        match SegmentItems::open(self.storage, &file.name) {
+            Ok(mut items) => {
+                items.seek(file.offset);
+                self.current = Some((file.name, items));
+            }
+            Err(error) => self.cannot_read(file.name, 0, &error),
+        }
+        Some(())
+    }
+
+    /// Goes on by one record or stretch of damage.
+    fn go_on(&mut self, file: String, mut items: SegmentItems<'a, S>) {
+        let offset = items.offset();
+        let Some(mut item) = items.next() else { return };
+        if matches!(item, Ok(Found::Damage { .. })) && !items.is_at_end() {
+            // A full disk makes a spool at work take back what it wrote, and write there again: the second look counts.
+            items.seek(offset);
+            item = items.next().unwrap_or(item);
+        }
+        let bytes = items.offset() - offset;
+        match item {
+            Ok(Found::Record(header, payload)) => {
+                self.expect(header.frame_seq);
+                let end = header.frame_seq_end();
+                let is_new = self.position < Some(end);
+                if is_new && !header.footer {
+                    match FrameBatch::parse(payload, u32::MAX, self.now.instant_of(header.received)) {
+                        Ok(batch) if batch.frames() == header.frames => {
+                            let first = self.position.max(Some(header.frame_seq)).unwrap_or_default();
+                            self.position = Some(end);
+                            self.found.push_back(rest_from(first, header, batch));
+                        }
+                        _ => self.found(Flaw::Damaged { file: file.clone(), offset, bytes }),
+                    }
+                }
+            }
+            Ok(Found::Damage { .. }) if items.is_at_end() => {
+                self.found(Flaw::Torn { file: file.clone(), offset, bytes });
+            }
+            Ok(Found::Damage { .. }) => self.found(Flaw::Damaged { file: file.clone(), offset, bytes }),
+            Err(error) => return self.found(Flaw::Unreadable { file, offset, error: error.to_string() }),
+        }
+        self.current = Some((file, items));
+    }
+
+    /// Notes what is missing before frame `frame_seq`.
+    fn expect(&mut self, frame_seq: u64) {
+        let expected = self.position.max(self.acknowledged);
+        if let Some(first) = expected.filter(|expected| *expected < frame_seq) {
+            self.found(Flaw::Missing { first, frames: frame_seq - first });
+        }
+        self.position = self.position.max(Some(frame_seq));
+    }
+}
+
+/// The frames of a record from number `first` on, which it has.
+fn rest_from(first: u64, header: RecordHeader, batch: FrameBatch) -> Content {
+    let batch = without_first(batch, first.saturating_sub(header.frame_seq));
+    let len = batch.byte_len() as u32; // no longer than the record
+    Content::Batch(RecordHeader { len, frame_seq: first, frames: batch.frames(), ..header }, batch)
+}
+
+impl<S: Storage> Iterator for Contents<'_, S> {
+    type Item = Content;
+
+    fn next(&mut self) -> Option<Content> {
+        while self.found.is_empty() {
+            match self.current.take() {
+                Some((file, items)) => self.go_on(file, items),
+                None => self.open_next()?,
+            }
+        }
+        self.found.pop_front()
+    }
+}

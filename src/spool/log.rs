@@ -1,0 +1,485 @@
+//! The segments on disk: which there are, which one is written to, and how much room they take.
+
+use std::collections::VecDeque;
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::batch::position::LogPosition;
+use crate::protocol::ContentType;
+use crate::spool::aside::set_aside;
+use crate::spool::config::SpoolConfig;
+use crate::spool::config::SyncPolicy;
+use crate::spool::error::SpoolError;
+use crate::spool::moment::Moment;
+use crate::spool::moment::nanos;
+use crate::spool::numbered::ArrivingBatch;
+use crate::spool::numbered::NumberedBatch;
+use crate::spool::numbered::record_len;
+use crate::spool::open_segment::OpenSegment;
+use crate::spool::record::RecordHeader;
+use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::Segment;
+use crate::spool::segment::SegmentHeader;
+use crate::spool::segment::segment_name;
+use crate::spool::segment::segment_start;
+use crate::spool::storage::Entry;
+use crate::spool::storage::Storage;
+
+/// The segments of one spool, and the files that were set aside from them.
+///
+/// Segments and frames are numbered; no number is used twice.
+#[derive(Debug)]
+pub(super) struct Log<S: Storage> {
+    storage: S,
+    config: SpoolConfig,
+    files: LogFiles,
+    open: Option<OpenSegment<S::File>>,
+    /// Bytes of all files on disk.
+    bytes: u64,
+}
+
+/// The files of a log.
+#[derive(Debug)]
+pub(super) struct LogFiles {
+    /// Which spool this is, in every file of it.
+    pub(super) id: [u8; 16],
+    /// Content type of the frames; `None` where streams of any type, or none, are taken.
+    pub(super) content_type: Option<ContentType>,
+    /// Oldest first. The last one is written to while a segment is open.
+    pub(super) segments: VecDeque<Segment>,
+    /// Number of the next segment.
+    pub(super) segment_next: u64,
+    /// Files that were set aside, oldest first.
+    pub(super) aside: VecDeque<Entry>,
+    /// Number of the next frame to be appended.
+    pub(super) head: u64,
+}
+
+/// What a reader may read of a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Readable {
+    /// Number of the segment.
+    pub(super) number: u64,
+    /// Bytes that may be read.
+    pub(super) len: u64,
+    /// The segment is written to: more may come.
+    pub(super) grows: bool,
+}
+
+impl<S: Storage> Log<S> {
+    pub(super) fn new(storage: S, config: SpoolConfig, files: LogFiles) -> Self {
+        let segments = files.segments.iter().map(|segment| segment.len).sum::<u64>();
+        let aside = files.aside.iter().map(|entry| entry.len).sum::<u64>();
+        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside) }
+    }
+
+    pub(super) fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    pub(super) fn config(&self) -> &SpoolConfig {
+        &self.config
+    }
+
+    /// Bytes of all files on disk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn segments_count(&self) -> usize {
+        self.files.segments.len()
+    }
+
+    pub(super) fn aside_count(&self) -> usize {
+        self.files.aside.len()
+    }
+
+    /// Number of the next frame to be appended.
+    pub(super) fn head(&self) -> u64 {
+        self.files.head
+    }
+
+    /// The place behind everything.
+    pub(super) fn end(&self) -> LogPosition {
+        match self.files.segments.back() {
+            Some(last) => LogPosition { segment: last.number, offset: last.len, frame_seq: self.head() },
+            None => segment_start(self.files.segment_next, self.head()),
+        }
+    }
+
+    /// Gives the next `frames` frames their numbers. Returns the first of them.
+    pub(super) fn take_numbers(&mut self, frames: u32) -> u64 {
+        let first = self.files.head;
+        self.files.head += u64::from(frames);
+        first
+    }
+
+    /// Takes the last `frames` numbers back, which no record has.
+    pub(super) fn return_numbers(&mut self, frames: u64) {
+        self.files.head -= frames;
+    }
+
+    // What there is room for.
+
+    /// The batches from the front that may be written at once: within the limits, and to one segment.
+    pub(super) fn run_that_fits<'a>(&self, batches: &'a [ArrivingBatch]) -> &'a [ArrivingBatch] {
+        let free = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
+        let overhead = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
+        let room = self.config.max.saturating_sub(self.bytes).min(free).saturating_sub(overhead);
+        let fresh = self.config.segment_len();
+        let segment_room = match &self.open {
+            Some(_) => self.files.segments.back().map_or(0, |last| fresh.saturating_sub(last.len)),
+            None => fresh.saturating_sub(overhead),
+        };
+        let mut run_len = 0;
+        let fits = |(index, (_, batch)): &(usize, &ArrivingBatch)| {
+            let len = record_len(batch);
+            run_len += len;
+            let within = run_len <= room && len <= self.config.record_len_max() && batch.frames() > 0;
+            // The first one gets a segment of its own, if need be.
+            within && (*index == 0 || run_len <= segment_room.min(WRITE_LEN_MAX) && *index < BATCHES_MAX)
+        };
+        let count = batches.iter().enumerate().take_while(fits).count();
+        batches.get(..count).unwrap_or_default()
+    }
+
+    /// Whether the open segment must be closed before a record of `record_len` bytes is written.
+    pub(super) fn must_close_before(&self, record_len: u64, now: Moment) -> bool {
+        let (Some(_), Some(segment)) = (&self.open, self.files.segments.back()) else { return false };
+        let len = segment.len + record_len + RecordHeader::LEN as u64;
+        let full = len > self.config.segment_len();
+        let old = now.unix.saturating_sub(segment.created) > nanos(self.config.max_age / AGE_STEPS);
+        !segment.has_no_records() && (full || old)
+    }
+
+    // What is written.
+
+    /// Whether a segment is open to be written to.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Begins a segment. Its number was never used before.
+    ///
+    /// # Errors
+    /// What the system says. No segment is open then.
+    pub(super) fn create_segment(&mut self, frame_seq: u64, now: Moment) -> io::Result<()> {
+        for _ in 0..TAKEN_NAMES_MAX {
+            let header = SegmentHeader {
+                spool: self.files.id,
+                segment: self.files.segment_next,
+                frame_seq,
+                created: now.unix,
+                content_type: self.files.content_type.clone(),
+            };
+            self.files.segment_next += 1;
+            let open = match OpenSegment::create(&self.storage, &header, self.syncs()) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                created => created?,
+            };
+            // Room is reserved only where `min_free` leaves enough of it.
+            let free = self.storage.free_bytes().unwrap_or(0);
+            if free > self.config.min_free.saturating_add(2 * self.config.segment_len()) {
+                open.reserve(&self.storage, self.config.segment_len());
+            }
+            let segment = Segment::begun(&header);
+            self.bytes += segment.len;
+            self.files.segments.push_back(segment);
+            self.open = Some(open);
+            return Ok(());
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Writes batches to the end of the open segment, as one write. Returns where each begins.
+    ///
+    /// # Errors
+    /// What the system says. Any part of the batches may be in the file; the log does not count it.
+    pub(super) fn append<'a>(
+        &mut self,
+        batches: impl Iterator<Item = &'a NumberedBatch> + Clone,
+    ) -> io::Result<Vec<LogPosition>> {
+        let (Some(open), Some(segment)) = (&self.open, self.files.segments.back_mut()) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let len_before = segment.len;
+        let positions = open.append(&self.storage, segment, batches)?;
+        self.bytes += segment.len - len_before;
+        Ok(positions)
+    }
+
+    /// Cuts off what a write that failed has left in the open segment. Returns whether that is sure to be gone.
+    pub(super) fn cut_back(&self) -> bool {
+        let (Some(open), Some(segment)) = (&self.open, self.files.segments.back()) else { return true };
+        open.cut_back(&self.storage, segment.len, self.syncs())
+    }
+
+    /// Makes durable what the open segment has, as far as the configuration wants it.
+    ///
+    /// # Errors
+    /// What the system says. Then the segment must be abandoned: see [`Log::abandon_segment`].
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        let syncs = self.syncs();
+        if let (Some(open), Some(segment)) = (&mut self.open, self.files.segments.back()) {
+            if syncs {
+                open.sync(&self.storage, segment.len)?;
+            } else {
+                open.trust(segment.len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the open segment, in order: with a footer, and durable where `durable` asks for it. `frame_seq` is the
+    /// number of the frame after its last.
+    ///
+    /// # Errors
+    /// What the system says of the sync. Then the segment is still open, and must be abandoned.
+    pub(super) fn close_segment(&mut self, frame_seq: u64, durable: bool) -> io::Result<()> {
+        let syncs = self.syncs() && durable;
+        let (Some(open), Some(segment)) = (&mut self.open, self.files.segments.back_mut()) else {
+            return Ok(());
+        };
+        let len_before = segment.len;
+        open.end(&self.storage, segment, frame_seq);
+        self.bytes += segment.len - len_before;
+        if syncs {
+            open.sync(&self.storage, segment.len)?;
+        }
+        self.open = None;
+        Ok(())
+    }
+
+    /// Gives up the open segment after a failed write or sync: only what was durable before counts. (After a failed sync
+    /// the kernel takes its pages for clean, and the next sync would succeed with the data gone.)
+    pub(super) fn abandon_segment(&mut self) {
+        let syncs = self.syncs();
+        let (Some(mut open), Some(segment)) = (self.open.take(), self.files.segments.back_mut()) else {
+            return;
+        };
+        let len_before = segment.len;
+        if !syncs {
+            open.trust(segment.len);
+        }
+        open.abandon(&self.storage, segment);
+        self.bytes -= len_before - segment.len;
+        if segment.has_no_records() && self.storage.unlink(&segment_name(segment.number)).is_ok() {
+            self.bytes -= segment.len;
+            self.files.segments.pop_back();
+        }
+    }
+
+    /// Removes the open segment if it has no records.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub(super) fn discard_empty_segment(&mut self) -> Result<(), SpoolError> {
+        let Some(last) = self.files.segments.back().filter(|_| self.open.is_some()) else { return Ok(()) };
+        if !last.has_no_records() {
+            return Ok(());
+        }
+        self.open = None;
+        let name = segment_name(last.number);
+        self.storage.unlink(&name).map_err(SpoolError::io("remove", name))?;
+        self.bytes -= last.len;
+        self.files.segments.pop_back();
+        Ok(())
+    }
+
+    /// Whether the configuration wants anything to be made durable.
+    fn syncs(&self) -> bool {
+        self.config.sync != SyncPolicy::None
+    }
+
+    // What is read.
+
+    /// The first segment from `number` on.
+    pub(super) fn readable(&self, number: u64) -> Option<Readable> {
+        let index = self.files.segments.partition_point(|segment| segment.number < number);
+        let segment = self.files.segments.get(index)?;
+        let grows = index + 1 == self.files.segments.len() && self.open.is_some();
+        Some(Readable { number: segment.number, len: segment.len, grows })
+    }
+
+    /// Notes that something in a segment is damaged.
+    pub(super) fn mark_damaged(&mut self, number: u64) {
+        if let Ok(index) = self.files.segments.binary_search_by_key(&number, |segment| segment.number)
+            && let Some(segment) = self.files.segments.get_mut(index)
+        {
+            segment.damaged = true;
+        }
+    }
+
+    // What is removed.
+
+    /// The place behind the oldest segment; `None` where there is none that could be removed: the open one cannot.
+    pub(super) fn front_end(&self) -> Option<LogPosition> {
+        if self.files.segments.len() <= usize::from(self.open.is_some()) {
+            return None;
+        }
+        Some(match self.files.segments.get(1) {
+            Some(next) => segment_start(next.number, next.frame_seq),
+            None => segment_start(self.files.segment_next, self.head()),
+        })
+    }
+
+    /// Whether everything in the oldest segment was read before `unix`, in nanoseconds of Unix time.
+    pub(super) fn front_is_older(&self, unix: u64) -> bool {
+        self.files.segments.front().is_some_and(|front| front.age() < unix)
+    }
+
+    /// Whether the open segment is the only one, and has records.
+    pub(super) fn front_is_open_with_records(&self) -> bool {
+        self.open.is_some()
+            && self.files.segments.len() == 1
+            && self.files.segments.front().is_some_and(|front| !front.has_no_records())
+    }
+
+    /// Removes the oldest segment. If something in it is damaged, sets it aside instead.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`]: it stays.
+    pub(super) fn remove_front(&mut self) -> Result<(), SpoolError> {
+        let Some(front) = self.files.segments.front() else { return Ok(()) };
+        let name = segment_name(front.number);
+        if front.damaged {
+            let aside = set_aside(&self.storage, &name).map_err(SpoolError::io("set aside", name))?;
+            let entry = Entry { name: aside, regular: true, len: front.len, modified: front.age() };
+            self.files.aside.push_back(entry);
+        } else {
+            match self.storage.unlink(&name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(SpoolError::io("remove", name)(error));
+                }
+                _ => self.bytes -= front.len,
+            }
+        }
+        self.files.segments.pop_front();
+        Ok(())
+    }
+
+    /// Whether the oldest of the files that were set aside is of a time before `unix`, in nanoseconds of Unix time.
+    pub(super) fn aside_is_older(&self, unix: u64) -> bool {
+        self.files.aside.front().is_some_and(|file| file.modified < unix)
+    }
+
+    /// Removes the oldest of the files that were set aside. Returns whether that freed something.
+    pub(super) fn remove_aside(&mut self) -> bool {
+        while let Some(file) = self.files.aside.pop_front() {
+            // A file that cannot be removed no longer counts.
+            self.bytes -= file.len;
+            if self.storage.unlink(&file.name).is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Whether an error says that room would help.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
+}
+
+/// Most bytes and batches of one write, so that their checksums are made while they are in the cache.
+const WRITE_LEN_MAX: u64 = 256 << 10;
+const BATCHES_MAX: usize = 512;
+
+/// A segment takes frames for this part of the time that they are kept.
+pub(super) const AGE_STEPS: u32 = 8;
+
+/// After so many names that others have taken, something else is wrong.
+const TAKEN_NAMES_MAX: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::connection::ConnectionId;
+    use crate::spool::fixture::batch;
+    use crate::spool::fixture::empty_log;
+    use crate::spool::fixture::numbered;
+    use crate::spool::sim::SimFolder;
+
+    /// A log with `segments` segments of two frames each, of which the last is open.
+    fn log(folder: &SimFolder, segments: usize, now: Moment) -> Log<SimFolder> {
+        let mut log = empty_log(folder, SyncPolicy::Batch);
+        for _ in 0..segments {
+            log.close_segment(log.head(), true).unwrap();
+            log.create_segment(log.head(), now).unwrap();
+            let batch = numbered(&mut log, 2, now);
+            log.append([&batch].into_iter()).unwrap();
+        }
+        log
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_files() {
+        let (folder, now) = (SimFolder::new(), Moment::now());
+        let mut log = log(&folder, 3, now);
+        assert_eq!((log.bytes(), log.segments_count()), (folder.bytes(), 3));
+        log.mark_damaged(1);
+        log.remove_front().unwrap();
+        assert_eq!(folder.names()[0], "seg-0000000000000001.fsr.bad");
+        assert_eq!((log.bytes(), log.aside_count()), (folder.bytes(), 1));
+        assert!(log.remove_aside() && !log.remove_aside());
+        log.remove_front().unwrap();
+        assert_eq!(log.bytes(), folder.bytes());
+        assert_eq!(log.front_end(), None, "the open segment stays");
+    }
+
+    #[test]
+    fn what_was_not_durable_does_not_count_in_a_segment_that_is_given_up() {
+        let (folder, now) = (SimFolder::new(), Moment::now());
+        let mut log = log(&folder, 1, now);
+        log.sync().unwrap();
+        let durable = log.end();
+        let batch = numbered(&mut log, 5, now);
+        log.append([&batch].into_iter()).unwrap();
+        log.abandon_segment();
+        assert_eq!((log.end().offset, log.bytes()), (durable.offset, folder.bytes()));
+        assert!(!log.is_open() && log.front_end().is_some());
+    }
+
+    #[test]
+    fn a_segment_without_durable_records_goes_when_it_is_given_up() {
+        let (folder, now) = (SimFolder::new(), Moment::now());
+        let mut log = log(&folder, 1, now);
+        log.abandon_segment();
+        assert_eq!((folder.names().len(), log.bytes(), log.segments_count()), (0, 0, 0));
+        log.create_segment(log.head(), now).unwrap();
+        assert_eq!(log.end().segment, 2, "no number is used twice");
+        log.discard_empty_segment().unwrap();
+        assert_eq!((folder.names().len(), log.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_write_that_failed_is_cut_back() {
+        let (folder, now) = (SimFolder::new(), Moment::now());
+        let mut log = log(&folder, 1, now);
+        let bytes = folder.bytes();
+        let batch = numbered(&mut log, 2, now);
+        folder.fail_after(0, 1);
+        assert!(log.append([&batch].into_iter()).is_err());
+        assert!(folder.bytes() > bytes, "half of it is there");
+        assert!(log.cut_back());
+        assert_eq!((folder.bytes(), log.bytes()), (bytes, bytes));
+    }
+
+    #[test]
+    fn a_run_keeps_within_a_segment_and_the_spool() {
+        let (folder, now) = (SimFolder::new(), Moment::now());
+        let mut log = empty_log(&folder, SyncPolicy::Batch);
+        let batches: Vec<_> = (0..100).map(|_| (ConnectionId::default(), batch(10, now))).collect();
+        let run = log.run_that_fits(&batches);
+        assert_eq!(run.len(), 6, "a segment has 64 KiB, and 6 of 10 080 bytes fit");
+        folder.limit(Some(20_000));
+        assert_eq!(log.run_that_fits(&batches).len(), 1);
+        folder.limit(None);
+        log.create_segment(0, now).unwrap();
+        let long = numbered(&mut log, 60, now);
+        log.append([&long].into_iter()).unwrap();
+        assert!(log.must_close_before(10_080, now) && !log.must_close_before(100, now));
+    }
+}

@@ -1,0 +1,538 @@
+//! The stage between two queues that has a spool, on a thread beside the workers: file work never holds up a worker.
+//!
+//! ```text
+//! inputs ─► front queue ─► stage ──────────► back queue ─► lane ─► collector
+//!                          │    ▲                           │
+//!                   append ▼    │ next                      │ reports
+//!                          spool ◄───────────────────────────┘
+//! ```
+//!
+//! Everything passes the stage, and in order: while the spool holds what the lane has not got, whatever arrives goes behind
+//! it. The two queues share what the output may have of memory. Frames that are on disk may be in the back queue or with the
+//! lane too; their segment goes when the lane has reported their end.
+//!
+//! [`Stage::turn`] does everything that can be done at one moment and reads no clock. `stage_loop` calls it, and waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::time::Instant;
+
+use tracing::error;
+use tracing::info;
+use tracing::warn;
+
+use crate::batch::Acknowledgement;
+use crate::batch::Batch;
+use crate::batch::connection::ConnectionId;
+use crate::batch::custody::Custody;
+use crate::batch::position::LogPosition;
+use crate::observability::account::DropReason;
+use crate::observability::account::OutputAccount;
+use crate::protocol::ContentType;
+use crate::protocol::FrameBatch;
+use crate::queue::Queue;
+use crate::queue::channel::QueueEnd;
+use crate::spool::Folder;
+use crate::spool::LossReason;
+use crate::spool::Moment;
+use crate::spool::RecoveryReport;
+use crate::spool::Spool;
+use crate::spool::SpoolError;
+use crate::spool::SpoolSettings;
+use crate::spool::Storage;
+use crate::spool::offsets::UnacknowledgedOffsets;
+use crate::spool::reports::Report;
+use crate::spool::reports::ReportReceiver;
+
+/// What a stage is told.
+#[derive(Debug)]
+pub(crate) struct StageConfig {
+    /// Name of the output, for the log.
+    pub(crate) output: String,
+    pub(crate) content_type: Option<ContentType>,
+    /// Longer frames (payload bytes) are not given to the lane: the limit may have been another when they were stored.
+    pub(crate) frame_len_max: u32,
+    pub(crate) settings: SpoolSettings,
+    /// Whether everything goes to disk, and not only what memory has no room for.
+    pub(crate) stores_all: bool,
+}
+
+/// What a stage waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waits {
+    /// Something is due by time.
+    pub(super) due: Option<Instant>,
+    /// A batch that arrives.
+    pub(super) batch: bool,
+    /// The end of the front queue, as far as the stage has seen it.
+    pub(super) seen: QueueEnd,
+    /// Room for so many bytes in the back queue.
+    pub(super) room_for: Option<usize>,
+}
+
+/// Opens the spool of a stage.
+pub(crate) type OpenSpool<S> = fn(&StageConfig, Moment) -> Result<(Spool<S>, RecoveryReport), SpoolError>;
+
+/// The stage of one lane.
+pub(crate) struct Stage<S: Storage = Folder> {
+    config: StageConfig,
+    open_spool: OpenSpool<S>,
+    pub(super) front: Arc<Queue>,
+    pub(super) back: Arc<Queue>,
+    pub(super) reports: ReportReceiver,
+    account: Arc<OutputAccount>,
+    /// `None`: the spool cannot be opened.
+    spool: Option<Spool<S>>,
+    /// Out of the front queue, and nowhere else.
+    arrived: VecDeque<Batch>,
+    /// Out of the spool, and not in the back queue.
+    read: VecDeque<ReadBatch>,
+    /// What the lane has, or is about to get, of what is on disk.
+    offsets: UnacknowledgedOffsets,
+    /// What the lane has left at its end.
+    left: Vec<Batch>,
+    /// The spool cannot be opened, or written to: then it is tried again.
+    retry_at: Option<Instant>,
+    /// The spool cannot be read: then it is tried again.
+    read_at: Option<Instant>,
+}
+
+/// A batch that was read from the spool, before there is room for it in memory.
+#[derive(Debug)]
+struct ReadBatch {
+    connection: ConnectionId,
+    frames: FrameBatch,
+    position: LogPosition,
+}
+
+impl Stage {
+    /// Opens the spool of a stage in its folder.
+    pub(crate) fn open_folder(
+        config: &StageConfig,
+        now: Moment,
+    ) -> Result<(Spool, RecoveryReport), SpoolError> {
+        let SpoolSettings { folder, config: limits } = &config.settings;
+        Spool::open(folder, limits.clone(), config.content_type.clone(), now)
+    }
+}
+
+impl<S: Storage> Stage<S> {
+    /// A stage between two queues, whose spool is not open.
+    pub(crate) fn new(
+        config: StageConfig,
+        open_spool: OpenSpool<S>,
+        (front, back): (Arc<Queue>, Arc<Queue>),
+        reports: ReportReceiver,
+        account: Arc<OutputAccount>,
+    ) -> Self {
+        // The ledger shows that there is a spool.
+        account.spool();
+        Self {
+            config,
+            open_spool,
+            front,
+            back,
+            reports,
+            account,
+            spool: None,
+            arrived: VecDeque::new(),
+            read: VecDeque::new(),
+            offsets: UnacknowledgedOffsets::default(),
+            left: Vec::new(),
+            retry_at: None,
+            read_at: None,
+        }
+    }
+
+    /// Does everything that can be done now. Returns whether anything moved: then there may be more.
+    pub(super) fn turn(&mut self, now: Moment) -> bool {
+        self.take_reports(now);
+        self.look_after_spool(now);
+        let taken = self.take_in(now);
+        let passed = self.pass_on(now);
+        self.tell_state();
+        if self.front.is_closed() {
+            self.back.end_inputs();
+        }
+        if !taken && !passed && self.everything_passed() {
+            self.back.close();
+        }
+        taken || passed
+    }
+
+    /// Opens the spool, and tells what was in it.
+    pub(super) fn open(&mut self, now: Moment) {
+        match (self.open_spool)(&self.config, now) {
+            Ok((spool, report)) => {
+                self.spool = Some(spool);
+                self.tell_recovered(&report);
+                self.works();
+            }
+            Err(error) => self.fails(&error, now),
+        }
+    }
+
+    fn tell_recovered(&self, report: &RecoveryReport) {
+        let (output, folder) = (&self.config.output, self.config.settings.folder.display());
+        self.account.recovered(report.frames);
+        let account = self.account.spool();
+        account.frames_recovered.fetch_add(report.frames, Relaxed);
+        account.files_set_aside.fetch_add(report.set_aside.len() as u64, Relaxed);
+        for set_aside in &report.set_aside {
+            warn!(output, file = set_aside.name, "set aside in the spool {folder}: {}", set_aside.reason);
+        }
+        let RecoveryReport { frames, bytes, segments, torn_bytes, bad_files, foreign, .. } = report;
+        info!(output, frames, bytes, segments, torn_bytes, bad_files, foreign, "the spool {folder} is open");
+    }
+
+    /// Notes that the spool cannot be used now.
+    fn fails(&mut self, error: &SpoolError, now: Moment) {
+        self.retry_at = Some(now.instant + RETRY_PAUSE);
+        if !self.account.spool().degraded.swap(true, Relaxed) {
+            let output = &self.config.output;
+            error!(output, "{error}; frames wait in memory alone, and the spool is tried again every second");
+        }
+    }
+
+    /// Notes that the spool can be used.
+    fn works(&mut self) {
+        self.retry_at = None;
+        if self.account.spool().degraded.swap(false, Relaxed) {
+            info!(output = self.config.output, "the spool can be used again");
+        }
+    }
+
+    fn take_reports(&mut self, now: Moment) {
+        while let Some(report) = self.reports.next() {
+            match report {
+                Report::Acknowledged(acknowledged) => self.acknowledge(acknowledged, now),
+                Report::Left(batch) => self.left.push(batch),
+                Report::Failed => {
+                    // What the lane had is read from the disk once more.
+                    self.offsets.clear();
+                    self.read.clear();
+                    if let Some(spool) = &mut self.spool {
+                        spool.rewind();
+                        self.account.reconcile_spooled(spool.frames());
+                    }
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
+        if let (Some(position), Some(spool)) = (self.offsets.acknowledge(acknowledged), &mut self.spool) {
+            spool.acknowledge(position, now);
+        }
+    }
+
+    /// Does what is due by time.
+    fn look_after_spool(&mut self, now: Moment) {
+        let retries = self.retry_at.take_if(|at| *at <= now.instant).is_some();
+        match &mut self.spool {
+            None if retries => self.open(now),
+            Some(spool) if spool.poll_timeout() <= now.instant => {
+                let was_degraded = spool.is_degraded();
+                let acknowledged = spool.acknowledged().frame_seq();
+                let result = spool.handle_timeout(now);
+                let recovered = was_degraded && !spool.is_degraded();
+                self.count_lost(acknowledged, 0);
+                match result {
+                    Ok(()) if recovered => self.works(),
+                    Ok(()) => {}
+                    Err(error) => self.fails(&error, now),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the lane has got, or is getting, everything that the spool holds: what arrives may follow in memory.
+    fn spool_is_read(&self) -> bool {
+        self.read.is_empty() && self.spool.as_ref().is_none_or(Spool::reader_caught_up)
+    }
+
+    fn everything_passed(&self) -> bool {
+        self.front.is_closed() && self.front.is_empty() && self.arrived.is_empty() && self.spool_is_read()
+    }
+
+    /// Whether the spool is there and was not found unwritable a moment ago.
+    fn may_store(&self) -> bool {
+        self.spool.is_some() && self.retry_at.is_none()
+    }
+
+    /// Takes in what arrives: to the lane, to the spool, or both. Returns whether there was any.
+    fn take_in(&mut self, now: Moment) -> bool {
+        let may_store = self.may_store();
+        let mut moved = false;
+        if !may_store || !self.config.stores_all {
+            moved = self.pass_past_spool();
+        }
+        if !may_store {
+            return moved;
+        }
+        self.gather();
+        if let (Some(first), Some(spool)) = (self.arrived.front(), &mut self.spool)
+            && !spool.has_room_for(first.frames())
+            && self.pass_past_spool()
+        {
+            // The lane is there, only the disk has no room.
+            return true;
+        }
+        self.store(now) || moved
+    }
+
+    /// Gives what arrives to the lane, as far as it is its turn and there is room. Returns whether there was any.
+    fn pass_past_spool(&mut self) -> bool {
+        let mut moved = false;
+        while self.spool_is_read()
+            && let Some(mut batch) = self.arrived.pop_front().or_else(|| self.front.pop())
+        {
+            let Some(permit) = self.back.reserve(batch.byte_len()) else {
+                self.arrived.push_front(batch);
+                break;
+            };
+            batch.custody.move_to(permit);
+            self.back.send(batch);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Takes out of the front queue as much as is stored at once.
+    fn gather(&mut self) {
+        let mut len: usize = self.arrived.iter().map(Batch::byte_len).sum();
+        while len < STORE_LEN
+            && self.arrived.len() < STORE_BATCHES
+            && let Some(batch) = self.front.pop()
+        {
+            len += batch.byte_len();
+            self.arrived.push_back(batch);
+        }
+    }
+
+    /// Puts what has arrived into the spool. Returns whether something became of any of it.
+    fn store(&mut self, now: Moment) -> bool {
+        // What the lane gets at once is not read again.
+        let mut passes = self.config.stores_all && self.spool_is_read() && !self.reports.lane_ended();
+        let arriving = |batch: &Batch| (batch.connection, batch.frames().clone());
+        let arriving: Vec<_> = self.arrived.iter().map(arriving).collect();
+        let Some(spool) = self.spool.as_mut().filter(|_| !arriving.is_empty()) else { return false };
+        let acknowledged = spool.acknowledged().frame_seq();
+        let appended = match spool.append_from(&arriving, now) {
+            Ok(appended) => appended,
+            Err(error) => {
+                self.count_lost(acknowledged, 0);
+                self.fails(&error, now);
+                return false;
+            }
+        };
+        let settled = appended.settled();
+        for (mut batch, position) in self.arrived.drain(..appended.positions.len()).zip(appended.positions) {
+            let permit = if passes { self.back.reserve(batch.byte_len()) } else { None };
+            passes = permit.is_some();
+            match permit {
+                Some(permit) => {
+                    let frames = batch.frames().frames();
+                    spool.skip_to(position.after(frames));
+                    self.offsets.push(position, frames);
+                    batch.log_position = Some(position);
+                    batch.custody.copied_to_disk();
+                    batch.custody.move_to(permit);
+                    self.back.send(batch);
+                }
+                None => batch.stored(),
+            }
+        }
+        let mut frames_dropped = 0;
+        for batch in self.arrived.drain(..appended.dropped) {
+            frames_dropped += u64::from(batch.frames().frames());
+            batch.dropped(DropReason::SpoolFull);
+        }
+        self.count_lost(acknowledged, frames_dropped);
+        self.works();
+        settled > 0
+    }
+
+    /// Gives the lane what the spool holds, some of it. Returns whether there was any, and room.
+    fn pass_on(&mut self, now: Moment) -> bool {
+        let mut len = 0;
+        while len < PASS_LEN {
+            if self.read.is_empty() {
+                self.read_on(now);
+            }
+            let Some(first) = self.read.front() else { break };
+            let Some(permit) = self.back.reserve(first.frames.byte_len()) else { break };
+            let Some(ReadBatch { connection, frames, position }) = self.read.pop_front() else { break };
+            len += frames.byte_len();
+            let custody = Custody::load(Arc::clone(&self.account), permit, frames.frames());
+            self.back.send(Batch::new(frames, connection, Some(position), custody));
+        }
+        len > 0
+    }
+
+    /// Reads the next batch of the spool. Frames that are too long for the lane are left out.
+    fn read_on(&mut self, now: Moment) {
+        let Some(spool) = self.spool.as_mut().filter(|_| self.read_at.is_none_or(|at| at <= now.instant))
+        else {
+            return;
+        };
+        self.read_at = None;
+        let acknowledged = spool.acknowledged().frame_seq();
+        let read = spool.next_from(now);
+        self.count_lost(acknowledged, 0);
+        match read {
+            Ok(None) => {}
+            Ok(Some((connection, frames, position))) => {
+                self.offsets.push(position, frames.frames());
+                if frames.payload_len_max() <= self.config.frame_len_max {
+                    self.read.push_back(ReadBatch { connection, frames, position });
+                } else {
+                    self.leave_out_long_frames(connection, &frames, position, now);
+                }
+            }
+            Err(error) => {
+                warn!(output = self.config.output, "{error}");
+                self.read_at = Some(now.instant + READ_PAUSE);
+            }
+        }
+    }
+
+    fn leave_out_long_frames(
+        &mut self,
+        connection: ConnectionId,
+        frames: &FrameBatch,
+        position: LogPosition,
+        now: Moment,
+    ) {
+        let mut seen = 0;
+        for (index, run) in frames.runs_within(self.config.frame_len_max) {
+            self.too_long(position.after(seen), index - seen, now);
+            seen = index + run.frames();
+            self.read.push_back(ReadBatch { connection, frames: run, position: position.after(index) });
+        }
+        self.too_long(position.after(seen), frames.frames() - seen, now);
+    }
+
+    fn too_long(&mut self, from: LogPosition, frames: u32, now: Moment) {
+        if frames > 0 {
+            self.account.dropped_from_disk(DropReason::FrameTooLong, u64::from(frames));
+            self.acknowledge(Acknowledgement { from, frames }, now);
+        }
+    }
+
+    /// Counts the frames that the spool lost, except those that the lane has, and the last `frames_counted` of them, which an
+    /// arriving batch has counted. Before, the spool had taken everything up to `acknowledged` as ended.
+    fn count_lost(&mut self, acknowledged: u64, frames_counted: u64) {
+        let Some(spool) = &mut self.spool else { return };
+        let mut not_lost = frames_counted + self.offsets.drop_before(spool.acknowledged(), acknowledged);
+        while let Some((reason, frames)) = spool.poll_loss() {
+            let lost = frames.saturating_sub(not_lost);
+            not_lost -= frames - lost;
+            let reason = match reason {
+                LossReason::Full => DropReason::SpoolFull,
+                LossReason::Age => DropReason::SpoolAge,
+                LossReason::Damaged => DropReason::SpoolDamaged,
+            };
+            self.account.dropped_from_disk(reason, lost);
+        }
+    }
+
+    /// Tells how the spool stands.
+    fn tell_state(&self) {
+        let account = self.account.spool();
+        let arrived = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::read_at);
+        let oldest = self.read.front().map(|read| read.frames.read_at()).or(arrived);
+        // Between two reads of the spool it is not known, and hardly another.
+        if oldest.is_some() || self.spool_is_read() {
+            account.oldest.set(oldest);
+        }
+        let Some(spool) = &self.spool else { return };
+        account.bytes.store(spool.bytes(), Relaxed);
+        account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
+    }
+
+    /// What the stage waits for after a turn in which nothing moved.
+    pub(super) fn waits(&self, now: Instant) -> Waits {
+        let blocked = !self.arrived.is_empty();
+        let due = [
+            self.spool.as_ref().map(Spool::poll_timeout),
+            self.retry_at,
+            self.read_at,
+            (!self.offsets.is_empty()).then(|| now + REPORTS_PAUSE),
+            blocked.then(|| now + BLOCKED_PAUSE),
+        ];
+        let first = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::byte_len);
+        let for_lane = self.read.front().map(|read| read.frames.byte_len()).or(first);
+        Waits {
+            due: due.into_iter().flatten().min(),
+            batch: !blocked,
+            seen: self.front.end(),
+            room_for: for_lane.filter(|_| !self.back.is_closed()),
+        }
+    }
+
+    /// After the lane: puts what it has left, and what still waits, into the spool, and closes that.
+    pub(super) fn end(mut self, clock: impl Fn() -> Moment) {
+        let now = clock();
+        self.take_reports(now);
+        match self.spool {
+            // The last chance.
+            None => self.open(now),
+            Some(_) => self.look_after_spool(now),
+        }
+        self.left.extend(std::iter::from_fn(|| self.back.pop()));
+        let waits = std::iter::from_fn(|| self.front.pop());
+        let arrived: Vec<Batch> = self.arrived.drain(..).chain(waits).collect();
+        let read_at = |batch: &Batch| batch.read_at();
+        let read = self.read.iter().map(|read| read.frames.read_at());
+        let oldest = self.left.iter().chain(&arrived).map(read_at).chain(read).min();
+        // In order: what the lane had is older than what arrived. What is on disk stays there.
+        for batch in std::mem::take(&mut self.left) {
+            match batch.log_position {
+                Some(position) if self.offsets.is_on_disk(position) => batch.stored(),
+                _ => self.arrived.push_back(batch),
+            }
+        }
+        self.arrived.extend(arrived);
+        while !self.arrived.is_empty() && self.may_store() && self.store(clock()) {}
+        for batch in self.arrived.drain(..) {
+            batch.dropped(DropReason::Shutdown);
+        }
+        self.account.spool().oldest.set(oldest.filter(|_| self.account.spooled_now() > 0));
+        self.close(clock());
+    }
+
+    fn close(&mut self, now: Moment) {
+        let Some(spool) = &mut self.spool else { return };
+        let output = &self.config.output;
+        if let Err(error) = spool.close(now) {
+            // The kernel has what was written; what is in memory alone is lost.
+            let in_memory = if spool.is_degraded() { spool.unsynced_frames() } else { 0 };
+            let frames_lost = in_memory.min(self.account.spooled_now());
+            self.account.dropped_from_disk(DropReason::Shutdown, frames_lost);
+            error!(output, frames_lost, "the spool was not closed in order: {error}");
+        }
+        let account = self.account.spool();
+        account.bytes.store(spool.bytes(), Relaxed);
+        account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
+        let (frames_spooled, bytes) = (self.account.spooled_now(), spool.bytes());
+        info!(output, frames_spooled, bytes, "the spool is closed");
+    }
+}
+
+/// Most bytes and batches that are stored, and bytes that are read, before the other is looked at.
+const STORE_LEN: usize = 1 << 20;
+const STORE_BATCHES: usize = 1024;
+const PASS_LEN: usize = 1 << 20;
+
+/// After the spool could not be opened, or written to.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// After it could not be read.
+const READ_PAUSE: Duration = Duration::from_millis(100);
+/// How often reports are looked at while nothing else happens: what is acknowledged is sent again after a crash until then.
+const REPORTS_PAUSE: Duration = Duration::from_millis(100);
+/// The same while something waits for room on disk.
+const BLOCKED_PAUSE: Duration = Duration::from_millis(10);

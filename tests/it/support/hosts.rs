@@ -1,0 +1,98 @@
+//! Two hosts, joined by a cable that can be pulled out: network namespaces and a pair of virtual interfaces.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use rustix::thread::LinkNameSpaceType;
+use rustix::thread::move_into_link_name_space;
+
+use super::peer::PeerListener;
+use super::stream::tcp_address;
+
+/// Removed with its interfaces when dropped.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    relay: String,
+    collector: String,
+}
+
+impl Hosts {
+    /// `None`, and a word on stderr, where namespaces are not permitted or `ip` is not installed.
+    pub(crate) fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tapster-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let hosts = Self { relay: format!("{name}-r"), collector: format!("{name}-c") };
+        let (relay, collector) = (&hosts.relay, &hosts.collector);
+        let commands = [
+            format!("netns add {relay}"),
+            format!("netns add {collector}"),
+            format!("-n {relay} link add cable type veth peer name cable netns {collector}"),
+            format!("-n {relay} addr add 192.0.2.1/24 dev cable"),
+            format!("-n {collector} addr add {COLLECTOR}/24 dev cable"),
+            format!("-n {relay} link set lo up"),
+            format!("-n {relay} link set cable up"),
+            format!("-n {collector} link set cable up"),
+        ];
+        for command in &commands {
+            if let Err(fault) = ip(command) {
+                eprintln!("skipped: no network namespaces here ({fault})");
+                return None;
+            }
+        }
+        Some(hosts)
+    }
+
+    /// Runs `scenario` on the host of the relay, on a thread of its own: what it starts stays there.
+    pub(crate) fn on_relay_host(&self, scenario: impl FnOnce() + Send) {
+        on_host(&self.relay, scenario);
+    }
+
+    /// Listens on the host of the collector.
+    pub(crate) fn listen(&self) -> PeerListener {
+        on_host(&self.collector, || PeerListener::on(&tcp_address(COLLECTOR, 0)))
+    }
+
+    /// From now on every packet is lost, and nobody is told.
+    pub(crate) fn pull_the_cable(&self) {
+        self.set_cable("down");
+    }
+
+    pub(crate) fn plug_the_cable(&self) {
+        self.set_cable("up");
+    }
+
+    fn set_cable(&self, state: &str) {
+        ip(&format!("-n {} link set cable {state}", self.collector)).expect("it worked before");
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in [&self.relay, &self.collector] {
+            let _ = ip(&format!("netns del {host}"));
+        }
+    }
+}
+
+/// From the range for documentation.
+const COLLECTOR: &str = "192.0.2.2";
+
+fn on_host<T: Send>(host: &str, scenario: impl FnOnce() -> T + Send) -> T {
+    let on_its_thread = || {
+        let namespace = File::open(format!("/run/netns/{host}")).expect("a namespace");
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("permission");
+        scenario()
+    };
+    let result = thread::scope(|scope| scope.spawn(on_its_thread).join());
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split(' ')).output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
