@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::batch::budget::Permit;
-use crate::observability::account::DropReason;
 use crate::observability::account::OutputAccount;
+use crate::observability::drop_reason::DropReason;
 
 /// The frames of one batch that have not ended yet, and the room that the batch takes.
 ///
@@ -51,11 +51,6 @@ impl Custody {
     /// The batch is on disk now, and stays in memory too.
     pub(crate) fn copied_to_disk(&mut self) {
         self.on_disk = true;
-    }
-
-    /// The batch is not on disk any more: the spool had to drop it.
-    pub(crate) fn gone_from_disk(&mut self) {
-        self.on_disk = false;
     }
 
     /// `frames` more frames, of `bytes` bytes, are wholly written, for the first time.

@@ -20,7 +20,7 @@ use std::time::Instant;
 use crate::batch::connection::ConnectionId;
 use crate::batch::custody::Custody;
 use crate::batch::position::LogPosition;
-use crate::observability::account::DropReason;
+use crate::observability::drop_reason::DropReason;
 use crate::protocol::FrameBatch;
 
 /// Frames for one output, and what is owed for them.

@@ -11,13 +11,15 @@
 //! the machine. So every reconnect, checkpoint, stall and group decision is tested in virtual time (`storm`).
 
 pub(crate) mod action;
-mod backoff;
+mod attempts;
 pub(crate) mod balance;
 mod checkpoint;
 pub(crate) mod config;
 mod endpoint;
+mod in_flight;
 mod item;
 mod probe;
+mod rollover;
 mod shared;
 mod stall;
 #[cfg(test)]
@@ -86,9 +88,7 @@ impl DeliveryMachine {
     pub(crate) fn handle_batch(&mut self, batch: Batch, now: Instant) {
         self.next_number += 1;
         let item = Item::new(batch, self.next_number);
-        if let Err(item) = self.assign(item, now) {
-            self.shared.waiting.insert(item.number, item);
-        }
+        self.assign(item, now);
     }
 
     /// Tells how the queue stands: whether nothing comes from inputs any more, and whether nothing will come out of it any
@@ -210,15 +210,20 @@ impl DeliveryMachine {
         self.drive(now);
     }
 
-    /// Gives a batch to a member, if whoever may have it has room.
-    fn assign(&mut self, item: Item, now: Instant) -> Result<(), Item> {
+    /// Gives a batch to a member, if whoever may have it has room; otherwise it waits. Returns whether a member has it.
+    fn assign(&mut self, item: Item, now: Instant) -> bool {
         let (connection, charge) = (item.batch.connection, item.batch.charge() as u64);
         let member = self.shared.balancer.give(connection, charge, now);
         match member.and_then(|member| self.members.get_mut(member)) {
-            Some(member) => member.take(item, now),
-            None => return Err(item),
+            Some(member) => {
+                member.take(item, now);
+                true
+            }
+            None => {
+                self.shared.waiting.insert(item.number, item);
+                false
+            }
         }
-        Ok(())
     }
 
     /// Deals out what waits, and lets every member do what it can, until nothing changes any more.
@@ -227,12 +232,8 @@ impl DeliveryMachine {
             while self.shared.phase != Phase::Over
                 && self.shared.balancer.has_room()
                 && let Some((_, item)) = self.shared.waiting.pop_first()
-            {
-                if let Err(item) = self.assign(item, now) {
-                    self.shared.waiting.insert(item.number, item);
-                    break;
-                }
-            }
+                && self.assign(item, now)
+            {}
             let waiting = self.shared.waiting.len();
             let ended = self.members.iter().filter(|member| member.has_ended()).count();
             for member in &mut self.members {

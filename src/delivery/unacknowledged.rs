@@ -1,18 +1,17 @@
 //! What one stream was given and has not acknowledged, by byte position.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use crate::delivery::item::Item;
 
 /// Batches that were wholly written to one stream, from the first that is not wholly acknowledged on.
 ///
-/// Positions are bytes of data frames since the stream began: start <= end, and the first batch ends behind what is
-/// acknowledged.
+/// Positions are bytes of data frames since the stream began. The first batch ends behind what is acknowledged.
 #[derive(Debug, Default)]
 pub(super) struct Unacknowledged {
     items: VecDeque<Item>,
     start: u64,
-    end: u64,
     acknowledged: u64,
     charge: usize,
 }
@@ -20,7 +19,6 @@ pub(super) struct Unacknowledged {
 impl Unacknowledged {
     /// Adds the batch that was written next.
     pub(super) fn push(&mut self, item: Item) {
-        self.end += item.batch.byte_len() as u64;
         self.charge += item.batch.charge();
         self.items.push_back(item);
     }
@@ -51,19 +49,9 @@ impl Unacknowledged {
         (self.items, usize::try_from(acknowledged).unwrap_or(usize::MAX))
     }
 
-    /// The batches that are kept.
-    pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
-        self.items.iter()
-    }
-
-    /// Whether nothing is kept.
-    pub(super) fn is_empty(&self) -> bool {
-        self.items.is_empty()
-    }
-
-    /// The position behind the last batch that was wholly written.
-    pub(super) fn end(&self) -> u64 {
-        self.end
+    /// When the oldest batch was read that is kept.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.items.front().map(|item| item.batch.read_at())
     }
 
     /// What the queue charges for what is kept.

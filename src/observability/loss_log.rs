@@ -8,7 +8,7 @@ use std::time::Instant;
 use tracing::error;
 use tracing::warn;
 
-use crate::observability::account::DropReason;
+use crate::observability::drop_reason::DropReason;
 
 /// The lines about the losses of one output.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod age;
+pub(crate) mod drop_reason;
 pub(crate) mod input_account;
 pub mod ledger;
 pub mod logging;

@@ -6,8 +6,8 @@ use tracing::warn;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
-use crate::observability::account::DropReason;
 use crate::observability::account::OutputAccount;
+use crate::observability::drop_reason::DropReason;
 use crate::queue::Queue;
 use crate::spool::reports::Report;
 use crate::spool::reports::ReportSender;

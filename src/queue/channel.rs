@@ -20,8 +20,8 @@ use crate::batch::budget::Permit;
 use crate::batch::budget::charge;
 use crate::batch::connection::ConnectionId;
 use crate::batch::custody::Custody;
-use crate::observability::account::DropReason;
 use crate::observability::account::OutputAccount;
+use crate::observability::drop_reason::DropReason;
 use crate::protocol::FrameBatch;
 use crate::queue::enqueue_times::EnqueueTimes;
 use crate::queue::read_ahead::ReadAhead;
@@ -111,11 +111,6 @@ impl Queue {
     /// Room for a batch that another queue has, or the disk; `None` where there is none.
     pub(crate) fn reserve(&self, byte_len: usize) -> Option<Permit> {
         self.budget.reserve(charge(byte_len))
-    }
-
-    /// Room for such a batch although there is none: the consumer has gone, and nobody fills this queue any more.
-    pub(crate) fn reserve_anyway(&self, byte_len: usize) -> Permit {
-        self.budget.reserve_anyway(charge(byte_len))
     }
 
     /// Hands a batch that was received before to the consumer. Its permit is one of this queue.
@@ -382,7 +377,9 @@ mod tests {
                 assert!(!hold_next(), "{when_full:?}: more and more is held");
             }
             assert_eq!(queue.budget.charged(), queue.budget.held());
-            held.into_iter().for_each(|batch| drop(batch.delivered()));
+            held.into_iter().for_each(|batch| {
+                batch.delivered();
+            });
             run(push(&queue, frame(9)));
             assert_eq!(marks(&queue), [9]);
         }

@@ -64,6 +64,7 @@ impl Thinning {
     }
 
     /// n.
+    #[cfg(test)]
     pub(crate) fn one_in(&self) -> u64 {
         1 << self.exponent.load(Relaxed)
     }

@@ -239,8 +239,8 @@ impl Relay {
         drop(ready);
         for _ in 0..count {
             // A worker that fails before it is ready sends nothing.
-            let failed = || io::Error::other("a worker thread failed at its start");
-            readiness.recv().map_err(|_| failed()).flatten().map_err(StartError::Worker)?;
+            let failed = |_| Err(io::Error::other("a worker thread failed at its start"));
+            readiness.recv().unwrap_or_else(failed).map_err(StartError::Worker)?;
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
 use crate::batch::connection::ConnectionId;
-use crate::observability::account::DropReason;
 use crate::observability::account::OutputAccount;
+use crate::observability::drop_reason::DropReason;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;

@@ -321,6 +321,14 @@ impl WriteStream {
     }
 }
 
+impl Drop for WriteStream {
+    /// An operation that the ring still has keeps the socket open: a lane that fails leaves no connection behind that its reader
+    /// takes for a living one.
+    fn drop(&mut self) {
+        self.stream.shutdown();
+    }
+}
+
 /// FINISH is 12 bytes; a control frame of a reader that errs is at most 520.
 const INCOMING_LEN: usize = 1024;
 

@@ -14,74 +14,17 @@ use crate::sources::paths_after;
 use crate::sources::read_sources;
 use crate::sources::without_visibility;
 
-/// Circles that still are there, each with its reason. A circle is allowed if all its files are in one group; a group
-/// without a circle has to go.
-const ALLOWED: &[(&str, &[&str], &str)] = &[
-    (
-        "src",
-        &[
-            "output/backlog.rs",
-            "output/frame_stream.rs",
-            "output/group.rs",
-            "output/rollover.rs",
-            "output/watch.rs",
-        ],
-        "rebuilt next",
-    ),
-    (
-        "src",
-        &[
-            "queue/spool/config.rs",
-            "queue/spool/cursor.rs",
-            "queue/spool/mod.rs",
-            "queue/spool/reader.rs",
-            "queue/spool/record.rs",
-            "queue/spool/segment.rs",
-            "queue/spool/storage.rs",
-            "queue/spool/writer.rs",
-        ],
-        "rebuilt next",
-    ),
-];
-
 #[test]
 fn no_files_import_each_other_in_a_circle() {
-    let faults: Vec<_> = ["src", "loadgen/src"]
-        .into_iter()
-        .flat_map(|folder| {
-            let allowed = ALLOWED.iter().filter(|(root, ..)| *root == folder);
-            check(&read_sources(folder), allowed.map(|(_, files, reason)| (*files, *reason)))
-        })
-        .collect();
+    let faults: Vec<_> =
+        ["src", "loadgen/src"].into_iter().flat_map(|folder| check(&read_sources(folder))).collect();
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
-/// Checks the files of one crate, paths and texts. Returns a sentence for each circle that is not allowed, and for each
-/// permission without a circle.
-fn check<'a>(
-    files: &[(String, String)],
-    allowed: impl Iterator<Item = (&'a [&'a str], &'a str)> + Clone,
-) -> Vec<String> {
+/// Checks the files of one crate, paths and texts. Returns a sentence for each circle.
+fn check(files: &[(String, String)]) -> Vec<String> {
     let imports = Modules::of(files).imports(files);
-    let mut used = BTreeSet::new();
-    let mut faults = Vec::new();
-    for circle in circles(&imports) {
-        let within = |group: &[&str]| circle.iter().all(|file| group.contains(file));
-        match allowed.clone().position(|(group, _)| within(group)) {
-            Some(group) => {
-                used.insert(group);
-            }
-            None => faults.push(describe(&circle, &imports)),
-        }
-    }
-    for (index, (group, reason)) in allowed.enumerate() {
-        if !used.contains(&index) {
-            faults.push(format!(
-                "no circle among {group:?} any more ({reason}): take the group out of ALLOWED"
-            ));
-        }
-    }
-    faults
+    circles(&imports).iter().map(|circle| describe(circle, &imports)).collect()
 }
 
 /// Of each file, the files that it imports, and by which path first.
@@ -256,17 +199,15 @@ fn module_of(file: &str) -> Vec<&str> {
 mod the_checker {
     use super::check;
 
-    const NOTHING: &[(&[&str], &str)] = &[];
-
-    fn faults(files: &[(&str, &str)], allowed: &[(&[&str], &str)]) -> Vec<String> {
+    fn faults(files: &[(&str, &str)]) -> Vec<String> {
         let files: Vec<_> =
             files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
-        check(&files, allowed.iter().copied())
+        check(&files)
     }
 
     #[track_caller]
     fn assert_circle(files: &[(&str, &str)], circle: &str) {
-        assert_eq!(faults(files, NOTHING), [circle]);
+        assert_eq!(faults(files), [circle]);
     }
 
     #[test]
@@ -279,7 +220,7 @@ mod the_checker {
             ("a/tests.rs", "use crate::b::B;\n"),
             ("b.rs", "use crate::a::X;\nfn f() { crate::a::Y::new() }\n"),
         ];
-        assert_eq!(faults(&files, NOTHING), [""; 0]);
+        assert_eq!(faults(&files), [""; 0]);
     }
 
     #[test]
@@ -312,35 +253,20 @@ mod the_checker {
             "a circle of 2 files:\n  a/mod.rs imports x::X, which is in a/x.rs\n  a/x.rs imports crate::a::Defined, which is in a/mod.rs",
         );
         let only_reexports = ("a/mod.rs", "mod x;\npub use x::X;\nstruct Defined;\n");
-        assert_eq!(faults(&[("lib.rs", ""), only_reexports, child], NOTHING), [""; 0]);
+        assert_eq!(faults(&[("lib.rs", ""), only_reexports, child]), [""; 0]);
     }
 
     #[test]
     fn finds_a_long_circle_once_and_names_the_shortest_way() {
-        let faults = faults(
-            &[
-                ("lib.rs", ""),
-                ("a.rs", "use crate::b::B;\n"),
-                ("b.rs", "use crate::c::C;\nuse crate::d::D;\n"),
-                ("c.rs", "use crate::a::A;\n"),
-                ("d.rs", "use crate::c::C;\n"),
-            ],
-            NOTHING,
-        );
+        let faults = faults(&[
+            ("lib.rs", ""),
+            ("a.rs", "use crate::b::B;\n"),
+            ("b.rs", "use crate::c::C;\nuse crate::d::D;\n"),
+            ("c.rs", "use crate::a::A;\n"),
+            ("d.rs", "use crate::c::C;\n"),
+        ]);
         assert_eq!(faults.len(), 1);
         assert!(faults[0].starts_with("a circle of 3 files:\n  a.rs imports crate::b::B, "), "{faults:?}");
         assert!(faults[0].ends_with("in circles with these: [\"d.rs\"]"), "{faults:?}");
-    }
-
-    #[test]
-    fn an_allowed_circle_passes_and_a_permission_without_a_circle_does_not() {
-        let files =
-            [("lib.rs", ""), ("a.rs", "use crate::b::B;\n"), ("b.rs", "use crate::a::A;\n"), ("c.rs", "")];
-        assert_eq!(faults(&files, &[(&["a.rs", "b.rs", "c.rs"], "rebuilt next")]), [""; 0]);
-        assert_eq!(faults(&files, &[(&["a.rs"], "rebuilt next")]).len(), 2);
-        assert_eq!(
-            faults(&files[2..], &[(&["a.rs", "b.rs"], "rebuilt next")]),
-            [r#"no circle among ["a.rs", "b.rs"] any more (rebuilt next): take the group out of ALLOWED"#]
-        );
     }
 }

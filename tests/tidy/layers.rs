@@ -157,8 +157,9 @@ mod the_checker {
             ("protocol/reader.rs", "crate::transport::Address"),
             ("session/read.rs", "crate::queue::WhenFull"),
             ("queue/channel.rs", "crate::route::Filter"),
-            ("spool/log.rs", "crate::queue::Queue"),
-            ("spool/log.rs", "crate::session::Read"),
+            ("queue/channel.rs", "crate::spool::Spool"),
+            ("delivery/endpoint.rs", "crate::queue::Queue"),
+            ("spool/log.rs", "crate::output::OutputConfig"),
             ("input/listener.rs", "crate::output::OutputConfig"),
             ("output/file.rs", "crate::input::InputConfig"),
             ("input/mod.rs", "crate::relay::Relay"),
@@ -175,7 +176,7 @@ mod the_checker {
         assert_eq!(faults("session/read.rs", "use crate::{protocol, output};\n"), 1);
         assert_eq!(faults("session/read.rs", "use super::super::output::File;\n"), 1);
         assert_eq!(faults("session/mod.rs", "use super::output::File;\n"), 1);
-        assert_eq!(faults("drain.rs", "use super::output::File;\n"), 1);
+        assert_eq!(faults("lifecycle.rs", "use super::output::File;\n"), 1);
         assert_eq!(faults("session/read.rs", "use crate::FrameBatch;\n"), 1);
     }
 

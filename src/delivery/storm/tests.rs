@@ -28,8 +28,8 @@ use crate::delivery::config::DeliveryConfig;
 use crate::delivery::config::Order;
 use crate::delivery::config::Reconnect;
 use crate::lifecycle::Phase;
-use crate::observability::account::DropReason;
 use crate::observability::account::OutputAccount;
+use crate::observability::drop_reason::DropReason;
 use crate::observability::member_account::MemberAccount;
 use crate::protocol::FrameBatch;
 
@@ -37,7 +37,7 @@ use crate::protocol::FrameBatch;
 const FRAME_LEN: usize = 12;
 
 /// Runs where a test does not ask for others: some seconds in a debug build.
-const RUNS: u64 = 20_000;
+const RUNS: u64 = 5_000;
 
 #[test]
 fn every_frame_ends_once_whatever_connections_do() {
