@@ -64,7 +64,8 @@
 //! - **The ledger balances**, per output, in frames, and can fail to:
 //!   `received == sent + filtered + Σ dropped{reason} + queued + spooled`.
 //! - **Memory is bounded by configuration**: queues in bytes, connections, frame lengths. A length that a peer
-//!   announces allocates nothing.
+//!   announces allocates nothing. What waits costs at most twice what queues are charged: batches that keep much more
+//!   than themselves are copied (`queue/block_limit`).
 //!
 //! # What happened to the frame?
 //!

@@ -9,17 +9,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use tracing::info;
-use tracing::warn;
-
 use crate::input::InputConfig;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
+use crate::observability::event_limit::Event;
 use crate::observability::input_account::InputAccount;
+use crate::observability::listener_log::ListenerLog;
 use crate::protocol::FrameBatch;
+use crate::protocol::Oversize;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
+use crate::queue::block_limit::BlockLimit;
 use crate::route::Fanout;
 use crate::route::Inlet;
 use crate::session::read;
@@ -38,6 +39,7 @@ pub(crate) struct Readers {
     /// Entrances of the lanes that this worker feeds.
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) buffer: RefCell<ReadBuffer>,
+    block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
     streaming: RefCell<Vec<Weak<ReadHandle>>>,
 }
@@ -53,11 +55,12 @@ pub(crate) struct WorkerInput {
 }
 
 impl Readers {
-    pub(crate) fn new(backend: Backend, inlets: Vec<Inlet>) -> Self {
+    pub(crate) fn new(backend: Backend, inlets: Vec<Inlet>, block_limit: Arc<BlockLimit>) -> Self {
         Self {
             backend,
             inlets,
-            buffer: RefCell::default(),
+            buffer: RefCell::new(ReadBuffer::new(block_limit.in_use().clone())),
+            block_limit,
             coalescer: ReadCoalescer::new(Instant::now()),
             streaming: RefCell::default(),
         }
@@ -76,6 +79,17 @@ impl Readers {
         self.streaming.borrow_mut().retain(|handle| handle.strong_count() > 0);
     }
 
+    /// Copies the batch out of its block while blocks have more than they may.
+    fn within_block_limit(&self, batch: FrameBatch) -> FrameBatch {
+        if self.block_limit.is_exceeded() {
+            self.buffer.borrow_mut().look_for_free(LOOK_FOR_FREE);
+            if self.block_limit.is_exceeded() {
+                return batch.compact();
+            }
+        }
+        batch
+    }
+
     fn register(&self, stream: Stream, scope: &Scope) -> Rc<ReadHandle> {
         let handle = Rc::new(ReadHandle::new(stream));
         self.streaming.borrow_mut().push(Rc::downgrade(&handle));
@@ -90,29 +104,48 @@ impl Readers {
 /// One connection in the accounts of its input. Dropped, it has ended, in whatever way.
 struct OpenConnection<'a> {
     input: &'a WorkerInput,
+    log: &'a ListenerLog,
+    peer: &'a str,
     end: &'static str,
     counted: ReaderCounters,
 }
 
 impl<'a> OpenConnection<'a> {
     /// `None`: there are as many as there may be.
-    fn new(input: &'a WorkerInput) -> Result<Self, Self> {
+    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a str) -> Result<Self, Self> {
         input.account.connected();
         let before = input.open.fetch_add(1, Ordering::Relaxed);
         // What is not replaced tells of a task that failed.
-        let connection = Self { input, end: "internal", counted: ReaderCounters::default() };
+        let connection = Self { input, log, peer, end: "internal", counted: ReaderCounters::default() };
         if before < input.config.connections_max { Ok(connection) } else { Err(connection) }
     }
 
     /// Counts what the session has left out since the last call.
     fn count(&mut self, now: ReaderCounters) {
         if now != self.counted {
+            if now.frames_oversize > self.counted.frames_oversize {
+                self.tell_skipped(now.frames_oversize);
+            }
             self.input.account.left_out(
                 now.frames_oversize - self.counted.frames_oversize,
                 now.control_frames_ignored - self.counted.control_frames_ignored,
                 now.bytes_after_stop - self.counted.bytes_after_stop,
             );
             self.counted = now;
+        }
+    }
+
+    /// Where the session ends instead, its end is told.
+    fn tell_skipped(&self, frames: u64) {
+        let config = &self.input.config;
+        if config.oversize == Oversize::Skip {
+            self.log.tell(Event::Skipped, self.peer, || {
+                let len_max = config.frame_len_max;
+                format!(
+                    "{frames} frames of this connection skipped: longer than {len_max} bytes; raise `frame_len_max` \
+                     of this input if the writer sends such frames"
+                )
+            });
         }
     }
 }
@@ -124,31 +157,33 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
-/// Serves one connection from accept to its end. `listener` and `peer` name it in the log.
+/// Serves one connection from accept to its end. `peer` names it in the log.
 pub(crate) async fn serve(
     readers: Rc<Readers>,
     input: Rc<WorkerInput>,
     socket: Socket,
-    listener: Rc<str>,
+    log: Arc<ListenerLog>,
     peer: String,
 ) {
-    let name = input.config.name.as_str();
-    let mut connection = match OpenConnection::new(&input) {
+    let mut connection = match OpenConnection::new(&input, &log, &peer) {
         Ok(connection) => connection,
         Err(mut refused) => {
-            warn!(input = name, listener = &*listener, peer, "refused: connections_max is reached");
+            log.tell(Event::Refused, &peer, || {
+                let max = input.config.connections_max;
+                format!("refused: {max} connections are open; raise `connections_max` of this input")
+            });
             refused.end = "refused";
             return;
         }
     };
-    info!(input = name, listener = &*listener, peer, "connection");
-    let end = run_session(&readers, &input, socket, &mut connection, &peer).await;
+    let end = run_session(&readers, &input, socket, &mut connection).await;
     connection.end = end.name();
-    if end.is_regular() {
-        info!(input = name, listener = &*listener, peer, "connection ended: {end}");
-    } else {
-        warn!(input = name, listener = &*listener, peer, "connection ended: {end}");
-    }
+    let event = match &end {
+        end if end.is_regular() => Event::Ended,
+        ReadEnd::NoByte => Event::Probed,
+        _ => Event::Failed,
+    };
+    log.tell(event, &peer, || format!("connection ended: {end}"));
 }
 
 async fn run_session(
@@ -156,7 +191,6 @@ async fn run_session(
     input: &WorkerInput,
     mut socket: Socket,
     connection: &mut OpenConnection<'_>,
-    peer: &str,
 ) -> ReadEnd {
     let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
     let mut phases = input.scope.phases();
@@ -175,12 +209,15 @@ async fn run_session(
         Err(end) => return end,
     };
     let fanout = Fanout::new(&readers.inlets, started.content_type.as_ref());
+    // Its text escapes what is not printable.
+    let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
+    connection
+        .log
+        .tell(Event::Began, connection.peer, || format!("connection: content type {}", content_type()));
     if fanout.is_empty() {
-        let content_type = started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
-        warn!(
-            input = input.config.name,
-            peer, "no output takes content type {content_type}: its frames are counted as unrouted"
-        );
+        connection.log.tell(Event::Unrouted, connection.peer, || {
+            format!("no output takes content type {}: its frames are counted as unrouted", content_type())
+        });
     }
     let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
     let stream = match socket.into_stream(readers.backend) {
@@ -192,7 +229,7 @@ async fn run_session(
         if fanout.is_empty() {
             input.account.unrouted(u64::from(batch.frames()));
         }
-        fanout.deliver(batch).await
+        fanout.deliver(readers.within_block_limit(batch)).await
     };
     let wait_for_consumers = async || fanout.wait_for_consumers().await;
     let handle = readers.register(stream, &input.scope);
@@ -205,3 +242,5 @@ async fn run_session(
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
+/// Blocks that are looked at before a batch is copied: some may have become free.
+const LOOK_FOR_FREE: usize = 16;

@@ -3,8 +3,10 @@
 pub(crate) mod account;
 pub(crate) mod age;
 pub(crate) mod drop_reason;
+pub(crate) mod event_limit;
 pub(crate) mod input_account;
 pub mod ledger;
+pub(crate) mod listener_log;
 pub mod logging;
 mod loss_log;
 pub(crate) mod member_account;

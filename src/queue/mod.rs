@@ -1,5 +1,6 @@
 //! Where batches wait for their output, in memory.
 
+pub(crate) mod block_limit;
 pub(crate) mod channel;
 pub(crate) mod enqueue_times;
 pub(crate) mod read_ahead;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use crate::batch::budget::Budget;
 use crate::input::InputConfig;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
 use crate::observability::account::OutputAccount;
 use crate::observability::input_account::InputAccount;
+use crate::observability::listener_log::ListenerLog;
 use crate::observability::member_account::MemberAccount;
 use crate::output::Buffer;
 use crate::output::Destination;
@@ -48,6 +50,8 @@ pub(crate) struct Assembly {
     pub(crate) files: Vec<(FileLane, Scope)>,
     pub(crate) stages: Vec<(Stage<Folder>, Scope)>,
     pub(crate) accounts: Accounts,
+    /// Of every queue.
+    pub(crate) budgets: Vec<Arc<Budget>>,
     inputs: Scope,
     outputs: Scope,
 }
@@ -60,6 +64,7 @@ impl Assembly {
             files: Vec::new(),
             stages: Vec::new(),
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
+            budgets: Vec::new(),
             inputs,
             outputs,
         }
@@ -115,6 +120,10 @@ impl Assembly {
                     account: Arc::clone(&account),
                 });
             }
+            self.budgets.push(Arc::clone(front.budget()));
+            if stage.is_some() {
+                self.budgets.push(Arc::clone(source.queue.budget()));
+            }
             self.stages.extend(stage.map(|stage| (stage, scope.clone())));
             entry.add_queues(front, Arc::clone(&source.queue));
             entry.accounts.push(account);
@@ -147,8 +156,9 @@ impl Assembly {
 
     /// One listener for each worker.
     pub(crate) fn add_listeners(&mut self, input: usize, listeners: Vec<BoundListener>, address: &Address) {
+        let log = Arc::new(ListenerLog::new(&self.accounts.inputs[input].name, &address.to_string()));
         for (worker, listener) in self.workers.iter_mut().zip(listeners) {
-            worker.listeners.push(WorkerListener { input, listener, address: address.clone() });
+            worker.listeners.push(WorkerListener { input, listener, log: Arc::clone(&log) });
         }
     }
 }

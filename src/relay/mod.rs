@@ -6,6 +6,7 @@ mod placement;
 mod worker;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 use std::time::Instant;
@@ -14,12 +15,14 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
+use crate::batch::budget::Budget;
 use crate::input::InputConfig;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
 use crate::output::ConfigError;
 use crate::output::OutputConfig;
 use crate::output::file::FileLane;
+use crate::queue::block_limit::BlockLimit;
 use crate::relay::accounts::Accounts;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
@@ -178,7 +181,7 @@ impl Relay {
         for (lane, scope) in assembly.files {
             start_file(lane, &scope).map_err(StartError::Worker)?;
         }
-        relay.start_workers(assembly.workers)?;
+        relay.start_workers(assembly.workers, assembly.budgets)?;
         Ok(relay)
     }
 
@@ -210,10 +213,11 @@ impl Relay {
         self.accounts.ledger()
     }
 
-    fn start_workers(&self, parts: Vec<WorkerParts>) -> Result<(), StartError> {
+    fn start_workers(&self, parts: Vec<WorkerParts>, budgets: Vec<Arc<Budget>>) -> Result<(), StartError> {
         let count = parts.len();
         let processors = placement::processors(count);
         let placement = Placement::new(count);
+        let block_limit = Arc::new(BlockLimit::new(count, budgets));
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = parts.iter().map(|_| unbounded_channel()).unzip();
         let (ready, readiness) = mpsc::channel();
         for ((index, parts), mailbox) in parts.into_iter().enumerate().zip(receivers) {
@@ -224,6 +228,7 @@ impl Relay {
                 inputs: parts.inputs,
                 listeners: parts.listeners,
                 inlets: parts.inlets,
+                block_limit: Arc::clone(&block_limit),
                 lanes: parts.lanes,
                 placement: placement.clone(),
                 mailbox,

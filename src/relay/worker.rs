@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,7 +12,6 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 use tokio::task::spawn_local;
-use tracing::warn;
 
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
@@ -19,13 +19,15 @@ use crate::input::listener::serve;
 use crate::lifecycle::Guard;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
+use crate::observability::event_limit::Event;
+use crate::observability::listener_log::ListenerLog;
 use crate::output::frame_stream::StreamLane;
+use crate::queue::block_limit::BlockLimit;
 use crate::relay::placement::Alive;
 use crate::relay::placement::Place;
 use crate::relay::placement::Placement;
 use crate::relay::placement::pin;
 use crate::route::Inlet;
-use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::backend::Runtime;
 use crate::transport::detached::Detached;
@@ -43,6 +45,7 @@ pub(crate) struct Worker {
     pub(crate) inputs: Vec<WorkerInput>,
     pub(crate) listeners: Vec<WorkerListener>,
     pub(crate) inlets: Vec<Inlet>,
+    pub(crate) block_limit: Arc<BlockLimit>,
     pub(crate) lanes: Vec<WorkerLane>,
     pub(crate) placement: Placement,
     /// Connections that other workers accepted for this one.
@@ -57,7 +60,8 @@ pub(crate) struct Worker {
 pub(crate) struct WorkerListener {
     pub(crate) input: usize,
     pub(crate) listener: BoundListener,
-    pub(crate) address: Address,
+    /// One for the listeners of all workers at this address.
+    pub(crate) log: Arc<ListenerLog>,
 }
 
 /// A lane over connections, and the scope of its output.
@@ -70,7 +74,7 @@ pub(crate) struct WorkerLane {
 pub(crate) struct Handover {
     input: usize,
     socket: Detached,
-    listener: String,
+    log: Arc<ListenerLog>,
     peer: String,
     place: Place,
     guard: Guard,
@@ -109,23 +113,24 @@ impl Worker {
         let alive = self.placement.alive(self.index);
         let serving = Rc::new(Serving {
             index: self.index,
-            readers: Rc::new(Readers::new(self.backend, self.inlets)),
+            readers: Rc::new(Readers::new(self.backend, self.inlets, self.block_limit)),
             inputs: self.inputs.into_iter().map(Rc::new).collect(),
             placement: self.placement,
             mailboxes: self.mailboxes,
             open: Cell::new(0),
             ended: Cell::new(0),
             none_open: Notify::new(),
+            logs: self.listeners.iter().map(|listener| Arc::clone(&listener.log)).collect(),
         });
         let mut accepting = Vec::new();
-        for WorkerListener { input, listener, address } in self.listeners {
+        for WorkerListener { input, listener, log } in self.listeners {
             let listener = Listener::new(listener)?;
             let scope = serving.inputs[input].scope.clone();
-            let accept = accept(Rc::clone(&serving), input, listener, address);
+            let accept = accept(Rc::clone(&serving), input, listener, log);
             accepting.push(scope.spawn_local("listener", accept));
         }
         self.scope.spawn_local("mailbox", receive(Rc::clone(&serving), self.mailbox, self.scope.clone()));
-        spawn_local(give_back_memory(Rc::clone(&serving)));
+        spawn_local(tidy_up(Rc::clone(&serving)));
         let readers = Rc::clone(&serving.readers);
         let timer = Timer::new()?;
         spawn_local(async move { readers.coalescer.run(timer).await });
@@ -163,6 +168,7 @@ impl Running {
                 phase = phases.next() => self.serving.readers.enter(phase),
             }
         }
+        self.serving.logs.iter().for_each(|log| log.end());
         for lane in self.lanes {
             let _ = lane.await;
         }
@@ -180,6 +186,8 @@ struct Serving {
     // Connections that have ended since the beginning.
     ended: Cell<usize>,
     none_open: Notify,
+    // Of every listener.
+    logs: Vec<Arc<ListenerLog>>,
 }
 
 impl Serving {
@@ -188,7 +196,7 @@ impl Serving {
         self: &Rc<Self>,
         input: usize,
         socket: Socket,
-        listener: Rc<str>,
+        log: Arc<ListenerLog>,
         peer: String,
         (place, guard): (Place, Guard),
     ) {
@@ -197,8 +205,16 @@ impl Serving {
         let readers = Rc::clone(&self.readers);
         spawn_local(guard.supervise(async move {
             let _ended = (place, open);
-            serve(readers, input, socket, listener, peer).await;
+            serve(readers, input, socket, log, peer).await;
         }));
+    }
+
+    /// A connection was lost before this worker or another could serve it.
+    fn lost(&self, input: usize, log: &ListenerLog, peer: &str, error: &io::Error) {
+        let account = &self.inputs[input].account;
+        account.connected();
+        account.ended("connection");
+        log.tell(Event::LostBetweenWorkers, peer, || format!("connection lost between two workers: {error}"));
     }
 
     async fn wait_until_none_open(&self) {
@@ -230,8 +246,7 @@ impl Drop for Open {
 
 /// Accepts until the end is asked for, and gives each connection to the worker with the fewest. Connections that wait in the
 /// backlog then are taken too.
-async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, address: Address) {
-    let name: Rc<str> = address.to_string().into();
+async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, log: Arc<ListenerLog>) {
     let scope = serving.inputs[input].scope.clone();
     let mut phases = scope.phases();
     loop {
@@ -246,7 +261,11 @@ async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, address:
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
-                warn!(listener = &*name, "cannot accept: {error}");
+                log.tell(Event::CannotAccept, "", || {
+                    format!(
+                        "cannot accept: {error}; connections wait; raise the limit of open files of tapster"
+                    )
+                });
                 if draining {
                     return;
                 }
@@ -258,13 +277,17 @@ async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, address:
         let guard = scope.guard("connection");
         let worker = place.worker();
         if worker == serving.index {
-            serving.serve(input, socket, Rc::clone(&name), peer, (place, guard));
+            serving.serve(input, socket, Arc::clone(&log), peer, (place, guard));
             continue;
         }
-        if let Ok(socket) = socket.detach() {
-            let listener = name.to_string();
+        let handed_over = socket.detach().and_then(|socket| {
+            let handover =
+                Handover { input, socket, log: Arc::clone(&log), peer: peer.clone(), place, guard };
             // A worker that is gone gives the place back, and the guard.
-            let _ = serving.mailboxes[worker].send(Handover { input, socket, listener, peer, place, guard });
+            serving.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
+        });
+        if let Err(error) = handed_over {
+            serving.lost(input, &log, &peer, &error);
         }
         if scope.phase() == Phase::Over {
             return;
@@ -283,21 +306,22 @@ async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>,
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
         };
-        let Some(Handover { input, socket, listener, peer, place, guard }) = handover else { return };
+        let Some(Handover { input, socket, log, peer, place, guard }) = handover else { return };
         match Socket::attach(socket) {
-            Ok(socket) => serving.serve(input, socket, listener.into(), peer, (place, guard)),
-            Err(error) => warn!(listener, peer, "connection lost: {error}"),
+            Ok(socket) => serving.serve(input, socket, log, peer, (place, guard)),
+            Err(error) => serving.lost(input, &log, &peer, &error),
         }
     }
 }
 
-/// Frees blocks that nobody needs, and trims the heap in the first quiet second after many connections ended.
-async fn give_back_memory(serving: Rc<Serving>) {
+/// Frees blocks that nobody needs, tells what the log left out, and trims the heap in the first quiet second after many connections ended.
+async fn tidy_up(serving: Rc<Serving>) {
     let mut ended_before = 0;
     let mut ended_at_trim = 0;
     loop {
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.free_unused();
+        serving.logs.iter().for_each(|log| log.tell_left_out());
         let ended = serving.ended.get();
         if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {
             trim_heap();

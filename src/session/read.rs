@@ -42,6 +42,8 @@ pub(crate) enum ReadEnd {
     Truncated { bytes: usize },
     /// The writer closed before its stream began.
     NoStream,
+    /// The peer closed or reset the connection before it sent a byte: it wanted to know whether somebody listens.
+    NoByte,
     /// The writer broke the protocol, or was too slow in its handshake.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -56,7 +58,7 @@ impl ReadEnd {
             Self::Drained => "drained",
             Self::Unclean => "unclean",
             Self::Truncated { .. } => "truncated",
-            Self::NoStream => "no_stream",
+            Self::NoStream | Self::NoByte => "no_stream",
             Self::Protocol(error) => error.reason(),
             Self::Connection(_) => "connection",
         }
@@ -89,6 +91,7 @@ impl fmt::Display for ReadEnd {
                 write!(f, "closed by the writer in the middle of a frame ({bytes} bytes of it dropped)")
             }
             Self::NoStream => write!(f, "closed by the writer before START"),
+            Self::NoByte => write!(f, "closed by the peer before it sent a byte"),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "{error}"),
         }
@@ -112,14 +115,21 @@ pub(crate) struct Started {
 /// How the session ended, if it did not begin.
 pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) -> Result<Started, ReadEnd> {
     let mut buffer = BytesMut::with_capacity(HANDSHAKE_BUFFER_LEN);
+    let mut silent = true;
     loop {
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
         let Ok(count) = tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await else {
             session.handle_timeout(Instant::now()).map_err(ReadEnd::Protocol)?;
             continue;
         };
-        if count.map_err(ReadEnd::Connection)? == 0 {
-            return Err(session.handle_eof(&buffer).into());
+        match count {
+            Ok(0) if silent => return Err(ReadEnd::NoByte),
+            Ok(0) => return Err(session.handle_eof(&buffer).into()),
+            Ok(_) => silent = false,
+            Err(error) if silent && error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(ReadEnd::NoByte);
+            }
+            Err(error) => return Err(ReadEnd::Connection(error)),
         }
         let result = session.handle_bytes(Instant::now(), &mut buffer);
         if let Some(ReaderEvent::Started { content_type, .. }) = session.poll_event() {
@@ -188,8 +198,8 @@ where
     let mut end = started.fault.map(ReadEnd::Protocol);
     let mut small_read = false;
     let mut drain: Option<Drain> = None;
-    let mut read = |session: &mut ReaderSession, len_max: usize| {
-        let result = buffer.borrow_mut().with_room(&mut tail, len_max, |bytes| {
+    let read = |session: &mut ReaderSession, tail: &mut Tail, len_max: usize| {
+        let result = buffer.borrow_mut().with_room(tail, len_max, |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
@@ -206,7 +216,7 @@ where
             match event {
                 ReaderEvent::Data(batch) => {
                     coalescer.took(batch.read_at(), batch.frames());
-                    if !deliver(compact_if_small(batch)).await {
+                    if !deliver(compact_if_sparse(batch, tail.read_memory_len())).await {
                         return ReadEnd::Drained;
                     }
                 }
@@ -224,7 +234,7 @@ where
         if let Some(end) = end {
             if end.is_regular() {
                 // Bytes left unread would make the close a reset, which could overtake FINISH. They are counted.
-                let _ = read_arrived(stream, |len_max| read(session, len_max));
+                let _ = read_arrived(stream, |len_max| read(session, &mut tail, len_max));
             }
             return end;
         }
@@ -250,7 +260,7 @@ where
                 _ => wait_for_consumers().await,
             },
         }
-        match read(session, read_len_max) {
+        match read(session, &mut tail, read_len_max) {
             Ok(count) => {
                 small_read = count < SMALL_READ;
                 if let Some(drain) = &mut drain {
@@ -318,9 +328,12 @@ fn read_arrived(
     Ok(())
 }
 
-/// Copies a batch out of the block in which it was read, so that it does not keep it from being read into again.
-fn compact_if_small(batch: FrameBatch) -> FrameBatch {
-    if batch.byte_len() < SMALL_BATCH { batch.compact() } else { batch }
+/// Copies a batch that is small out of the block in which it was read, so that it does not keep the block from being read
+/// into again, and one that keeps much more than itself of the memory in which a long frame was gathered.
+fn compact_if_sparse(batch: FrameBatch, gathered_in: Option<usize>) -> FrameBatch {
+    let len = batch.byte_len();
+    let sparse = len < SMALL_BATCH || gathered_in.is_some_and(|memory_len| memory_len > len + len / 4);
+    if sparse { batch.compact() } else { batch }
 }
 
 /// Lets every other task that is ready run once. Unlike tokio's it does not ask the kernel for events.

@@ -3,44 +3,80 @@
 //! One block serves all connections of a worker: each reads what has arrived behind what the last one read, and whole
 //! frames are split off as batches that share the block's memory. So memory and cache hold what flows, however many
 //! connections there are. A block whose batches are gone is filled from its front again; one that is still in use
-//! elsewhere rests, and the most recent free one is taken in its place: few blocks in rotation stay in the processor's
+//! elsewhere is put aside, and the most recent free one is taken in its place: few blocks in rotation stay in the processor's
 //! cache (a FIFO of 64 blocks costs 30 to 50 % more).
+//!
+//! A batch that waits keeps its whole block, however small it is. So every block that is in use elsewhere is known and
+//! counted, in one number for all workers of a relay: [`BlocksInUse`]. Whoever delivers batches compares it with what queues
+//! have charged, and copies batches out of their blocks while too much is kept.
 //!
 //! Between reads a connection keeps the beginning of a frame that has not arrived whole, its [`Tail`], in memory of its
 //! own.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::BytesMut;
 
 /// A block holds this many of the longest reads.
 const READS_PER_BLOCK: usize = 2;
-/// Blocks that are remembered, bytes; others are freed with their last batch. As much as the queue of an output holds by
-/// default: new memory costs a page fault every 4 KiB.
-const RESTING_MAX: usize = 64 << 20;
+/// Free blocks that are remembered, bytes; others are freed. As much as the queue of an output holds by default: new memory
+/// costs a page fault every 4 KiB.
+const FREE_MAX: usize = 64 << 20;
 /// A longer tail is not copied to the front of the next read.
 const TAIL_COPIED_MAX: usize = 4 << 10;
 /// Least room that is made behind such a tail.
 const TAIL_ROOM_MIN: usize = 16 << 10;
+/// So many of the blocks put aside last are looked at first: the processor's cache may still have them.
+const LOOK_RECENT: usize = 32;
+/// So many of the oldest are looked at next: a queue lets go of these first.
+const LOOK_OLDEST: usize = 32;
+/// So many more are looked at, by turns: with thousands of blocks in use a look at all of them would cost more than a read.
+const LOOK_IN_TURN: usize = 64;
+
+/// Bytes of the blocks that are in use elsewhere, of all workers together. Clones are the same number.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BlocksInUse(Arc<AtomicUsize>);
+
+impl BlocksInUse {
+    /// Bytes. May count a block that has become free, until its worker looks.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
 
 /// The beginning of a frame that has not arrived whole.
 #[derive(Debug, Default)]
-pub(crate) struct Tail(BytesMut);
+pub(crate) struct Tail {
+    bytes: BytesMut,
+    // Of the memory that the last read went to, if that was the tail's own.
+    read_memory_len: Option<usize>,
+}
 
 impl Tail {
     pub(crate) fn new(bytes: BytesMut) -> Self {
-        Self(bytes)
+        Self { bytes, read_memory_len: None }
+    }
+
+    /// Length of the memory that frames of the last read share, if it is not a block: a long frame was gathered there.
+    pub(crate) fn read_memory_len(&self) -> Option<usize> {
+        self.read_memory_len
     }
 
     /// A long frame is gathered here: doubling copies it a few times, not once for every read. Nothing is allocated for
     /// a length that was only announced.
     fn read_behind<T>(&mut self, read_len: usize, read: impl FnOnce(&mut BytesMut) -> T) -> T {
-        self.0.reserve(self.0.len().min(read_len).max(TAIL_ROOM_MIN));
-        let result = read(&mut self.0);
-        if self.0.len() <= TAIL_COPIED_MAX {
-            // The memory of the long frame goes with it.
-            self.0 = BytesMut::from(&self.0[..]);
+        let bytes = &mut self.bytes;
+        bytes.reserve(bytes.len().min(read_len).max(TAIL_ROOM_MIN));
+        let memory_len = bytes.capacity();
+        let result = read(bytes);
+        if bytes.len() <= TAIL_COPIED_MAX || bytes.capacity() < memory_len {
+            // The memory of the long frame goes with it, and serves no other: its length says what the frame keeps.
+            *bytes = BytesMut::from(&bytes[..]);
         }
+        self.read_memory_len = Some(memory_len);
         result
     }
 }
@@ -49,11 +85,19 @@ impl Tail {
 #[derive(Debug, Default)]
 pub(crate) struct ReadBuffer {
     current: Block,
-    // In use when they were put here. The one that rests longest comes first.
-    resting: VecDeque<Block>,
-    resting_bytes: usize,
-    // Blocks that rested all the time since the last look.
+    // In use elsewhere when they were looked at last. The one that was put aside first comes first.
+    used: VecDeque<Block>,
+    used_bytes: usize,
+    // The one that became free last comes last.
+    free: VecDeque<Block>,
+    free_bytes: usize,
+    // Blocks that were free all the time since `free_unused` was called.
     unused: usize,
+    // Where in `used` the next look in turn begins.
+    turn: usize,
+    in_use: BlocksInUse,
+    // This worker's part of `in_use`: used_bytes, as it was told last.
+    told_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +107,21 @@ struct Block {
     len: usize,
 }
 
+impl Block {
+    /// Whether nobody else has a part of it. It is whole again then.
+    fn is_free(&mut self) -> bool {
+        self.bytes.try_reclaim(self.len)
+    }
+}
+
 impl ReadBuffer {
+    /// No block yet; those that will be in use elsewhere count in `in_use`.
+    pub(crate) fn new(in_use: BlocksInUse) -> Self {
+        let mut buffer = Self::default();
+        buffer.in_use = in_use;
+        buffer
+    }
+
     /// Gives `read` a buffer that begins with `tail` and has room for `read_len` bytes, or for what the block has left of
     /// them, half at least, and keeps what it leaves there as the new tail.
     pub(crate) fn with_room<T>(
@@ -72,16 +130,28 @@ impl ReadBuffer {
         read_len: usize,
         read: impl FnOnce(&mut BytesMut) -> T,
     ) -> T {
-        if tail.0.len() > TAIL_COPIED_MAX {
+        if tail.bytes.len() > TAIL_COPIED_MAX {
             return tail.read_behind(read_len, read);
         }
-        let bytes = self.make_room(tail.0.len(), read_len);
-        bytes.extend_from_slice(&tail.0);
+        let bytes = self.make_room(tail.bytes.len(), read_len);
+        bytes.extend_from_slice(&tail.bytes);
         let result = read(bytes);
-        tail.0.clear();
-        tail.0.extend_from_slice(bytes);
+        tail.bytes.clear();
+        tail.bytes.extend_from_slice(bytes);
+        tail.read_memory_len = None;
         bytes.clear();
         result
+    }
+
+    /// Looks for blocks that have become free, at a few of those that count as in use.
+    pub(crate) fn look_for_free(&mut self, count: usize) {
+        for _ in 0..count.min(self.used.len()) {
+            self.turn = if self.turn < self.used.len() { self.turn } else { 0 };
+            if !self.move_if_free(self.turn) {
+                self.turn += 1;
+            }
+        }
+        self.tell();
     }
 
     /// Called at regular intervals: frees the blocks that nobody needed since the last call.
@@ -89,7 +159,8 @@ impl ReadBuffer {
         for _ in 0..self.unused {
             self.forget_oldest();
         }
-        self.unused = self.resting.len();
+        self.look_for_free(self.used.len());
+        self.unused = self.free.len();
     }
 
     /// The empty rest of the current block, or of another one where that has no room for the tail and half of a read.
@@ -100,39 +171,81 @@ impl ReadBuffer {
         let whole = current.bytes.try_reclaim(current.len.max(len));
         if !whole && current.bytes.capacity() < tail_len + read_len.div_ceil(2) {
             let fresh = self.take(len, READS_PER_BLOCK * len);
-            let used = std::mem::replace(&mut self.current, fresh);
-            self.rest(used);
+            let full = std::mem::replace(&mut self.current, fresh);
+            self.put_aside(full);
+            self.tell();
         }
         &mut self.current.bytes
     }
 
-    /// The most recent free block, or a new one. Looks at all of them: that costs less than the page faults of new memory.
+    /// A free block, or a new one. One of those put aside last is the best: the processor's cache may still have it.
     fn take(&mut self, len: usize, block_len: usize) -> Block {
-        let mut recent_first = self.resting.iter_mut().enumerate().rev();
-        let free = recent_first
-            .find_map(|(index, block)| {
-                (block.len >= len && block.bytes.try_reclaim(block.len)).then_some(index)
-            })
-            .and_then(|index| self.resting.remove(index));
-        self.resting_bytes -= free.as_ref().map_or(0, |block| block.len);
-        self.unused = self.unused.min(self.resting.len());
-        free.unwrap_or_else(|| Block { bytes: BytesMut::with_capacity(block_len), len: block_len })
+        let mut recent = self.used.iter_mut().enumerate().rev().take(LOOK_RECENT);
+        let recent = recent.find_map(|(index, block)| (block.len >= len && block.is_free()).then_some(index));
+        if let Some(block) = recent.and_then(|index| self.used.remove(index)) {
+            self.used_bytes -= block.len;
+            return block;
+        }
+        if let Some(block) = self.take_free(len) {
+            return block;
+        }
+        for index in (0..LOOK_OLDEST.min(self.used.len())).rev() {
+            self.move_if_free(index);
+        }
+        self.look_for_free(LOOK_IN_TURN);
+        let new = || Block { bytes: BytesMut::with_capacity(block_len), len: block_len };
+        self.take_free(len).unwrap_or_else(new)
     }
 
-    fn rest(&mut self, block: Block) {
-        if block.len == 0 {
-            return;
+    fn take_free(&mut self, len: usize) -> Option<Block> {
+        let index = self.free.iter().rposition(|block| block.len >= len)?;
+        let block = self.free.remove(index)?;
+        self.free_bytes -= block.len;
+        self.unused = self.unused.min(self.free.len());
+        Some(block)
+    }
+
+    fn put_aside(&mut self, block: Block) {
+        if block.len > 0 {
+            self.used_bytes += block.len;
+            self.used.push_back(block);
         }
-        self.resting_bytes += block.len;
-        self.resting.push_back(block);
-        while self.resting_bytes > RESTING_MAX {
+    }
+
+    /// Moves this block to the free ones, if it is free. Returns whether it was.
+    fn move_if_free(&mut self, index: usize) -> bool {
+        if !self.used.get_mut(index).is_some_and(Block::is_free) {
+            return false;
+        }
+        if let Some(block) = self.used.remove(index) {
+            self.used_bytes -= block.len;
+            self.free_bytes += block.len;
+            self.free.push_back(block);
+        }
+        while self.free_bytes > FREE_MAX {
             self.forget_oldest();
         }
+        true
     }
 
     fn forget_oldest(&mut self) {
-        self.resting_bytes -= self.resting.pop_front().map_or(0, |block| block.len);
-        self.unused = self.unused.min(self.resting.len());
+        self.free_bytes -= self.free.pop_front().map_or(0, |block| block.len);
+        self.unused = self.unused.min(self.free.len());
+    }
+
+    /// Brings `in_use` up to date. A healthy worker swaps blocks of one length, and has nothing to tell.
+    fn tell(&mut self) {
+        if self.used_bytes != self.told_bytes {
+            // Wraps for a difference below 0, and so does the sum.
+            self.in_use.0.fetch_add(self.used_bytes.wrapping_sub(self.told_bytes), Relaxed);
+            self.told_bytes = self.used_bytes;
+        }
+    }
+}
+
+impl Drop for ReadBuffer {
+    fn drop(&mut self) {
+        self.in_use.0.fetch_sub(self.told_bytes, Relaxed);
     }
 }
 
@@ -161,7 +274,7 @@ mod tests {
         for (index, left) in [(0, 3), (1, 0), (0, 0), (1, 7)] {
             assert_eq!(read(&mut buffer, &mut tails[index], 900, left).as_ptr(), address);
         }
-        assert_eq!((tails[0].0.len(), tails[1].0.len()), (0, 7));
+        assert_eq!((tails[0].bytes.len(), tails[1].bytes.len()), (0, 7));
     }
 
     #[test]
@@ -198,40 +311,104 @@ mod tests {
         let mut tail = Tail::default();
         let mut moves = 0;
         for len in (100..1 << 20).step_by(100) {
-            let address = tail.0.as_ptr();
+            let address = tail.bytes.as_ptr();
             drop(read(&mut buffer, &mut tail, 100, len));
-            assert_eq!(tail.0.len(), len);
-            moves += usize::from(tail.0.as_ptr() != address);
+            assert_eq!(tail.bytes.len(), len);
+            moves += usize::from(tail.bytes.as_ptr() != address);
         }
         assert!(moves < 80, "{moves}");
         let frame = read(&mut buffer, &mut tail, 100, 10);
         assert!(frame.len() > (1 << 20) - 200);
-        assert!(tail.0.capacity() < 100);
+        assert!(tail.bytes.capacity() < 100);
+    }
+
+    /// Puts a block of `len` bytes aside. It is in use for as long as what is returned lives.
+    fn put_aside(buffer: &mut ReadBuffer, len: usize) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(len);
+        bytes.extend_from_slice(&[1]);
+        let batch = bytes.split().freeze();
+        buffer.put_aside(Block { bytes, len });
+        buffer.tell();
+        batch
     }
 
     #[test]
-    fn blocks_that_are_remembered_are_bounded() {
-        let mut buffer = ReadBuffer::default();
-        for _ in 0..100 {
-            buffer.rest(Block { bytes: BytesMut::new(), len: 1 << 20 });
+    fn blocks_in_use_count_for_all_workers_together_until_they_are_free() {
+        let in_use = BlocksInUse::default();
+        let mut workers = [0, 1].map(|_| ReadBuffer::new(in_use.clone()));
+        let first = put_aside(&mut workers[0], 1000);
+        let second = put_aside(&mut workers[1], 500);
+        assert_eq!(in_use.bytes(), 1500);
+        drop(first);
+        workers.iter_mut().for_each(|worker| worker.look_for_free(9));
+        assert_eq!((in_use.bytes(), workers[0].free_bytes, workers[1].free_bytes), (500, 1000, 0));
+        drop(workers);
+        assert_eq!(in_use.bytes(), 0);
+        drop(second);
+    }
+
+    /// A queue that is full of old batches, one that lets go of the oldest first, and one that lets go of any.
+    #[test]
+    fn every_block_that_becomes_free_is_found_however_many_are_in_use() {
+        for free_first in [LOOK_RECENT, 500, 970] {
+            let mut buffer = ReadBuffer::default();
+            let mut batches: Vec<_> = (0..1000).map(|_| Some(put_aside(&mut buffer, 100))).collect();
+            batches[free_first..free_first + 30].fill(None);
+            let mut taken = Vec::new();
+            let mut takes = 0;
+            while taken.len() < 30 && takes < 100 {
+                takes += 1;
+                let block = buffer.take(100, 200);
+                if block.len == 100 {
+                    taken.push(block);
+                }
+            }
+            assert_eq!((taken.len(), buffer.used.len()), (30, 970), "from {free_first} on");
+            assert_eq!((buffer.used_bytes, buffer.free_bytes), (97_000, 0));
         }
-        assert_eq!((buffer.resting.len(), buffer.resting_bytes), (64, RESTING_MAX));
+    }
+
+    #[test]
+    fn free_blocks_that_are_remembered_are_bounded_and_those_in_use_are_all_known() {
+        let mut buffer = ReadBuffer::default();
+        let batches: Vec<_> = (0..100).map(|_| put_aside(&mut buffer, 1 << 20)).collect();
+        buffer.free_unused();
+        buffer.free_unused();
+        assert_eq!((buffer.used_bytes, buffer.free_bytes), (100 << 20, 0));
+        drop(batches);
+        buffer.look_for_free(usize::MAX);
+        assert_eq!((buffer.used_bytes, buffer.free.len(), buffer.free_bytes), (0, 64, FREE_MAX));
     }
 
     #[test]
     fn blocks_that_nobody_needed_for_a_while_are_freed() {
         let mut buffer = ReadBuffer::default();
         for _ in 0..3 {
-            buffer.rest(Block { bytes: BytesMut::with_capacity(100), len: 100 });
+            drop(put_aside(&mut buffer, 100));
         }
         buffer.free_unused();
-        assert_eq!(buffer.resting.len(), 3);
+        assert_eq!(buffer.free.len(), 3);
         // One of the three is in use now and then.
         let block = buffer.take(100, 200);
-        buffer.rest(block);
+        buffer.put_aside(block);
         buffer.free_unused();
-        assert_eq!((buffer.resting.len(), buffer.resting_bytes), (1, 100));
+        assert_eq!((buffer.free.len(), buffer.free_bytes), (1, 100));
         buffer.free_unused();
-        assert_eq!((buffer.resting.len(), buffer.resting_bytes), (0, 0));
+        assert_eq!((buffer.free.len(), buffer.free_bytes), (0, 0));
+    }
+
+    /// What a connection keeps for its next frame does not keep the memory of the last, nor the other way round.
+    #[test]
+    fn the_memory_of_a_long_frame_is_told_and_serves_one_read() {
+        let mut buffer = ReadBuffer::default();
+        let mut tail = Tail::default();
+        drop(read(&mut buffer, &mut tail, 900, 0));
+        assert_eq!(tail.read_memory_len(), None);
+        tail = Tail::new(BytesMut::from(&[1; 6000][..]));
+        let frame = read(&mut buffer, &mut tail, 10_000, 5000);
+        let memory_len = tail.read_memory_len().expect("memory of its own");
+        assert!(memory_len >= 6000 + TAIL_ROOM_MIN && frame.len() == 11_000);
+        assert!(tail.bytes.capacity() < 6000, "{}", tail.bytes.capacity());
+        assert!(!frame.as_ptr_range().contains(&tail.bytes.as_ptr()) && frame.is_unique());
     }
 }

@@ -14,6 +14,7 @@ use crate::support::relay::to;
 use crate::support::relay::to_file;
 use crate::support::stream::Transport;
 use crate::support::stream::folder;
+use crate::support::wait::eventually;
 use crate::support::wait::millis;
 use crate::support::wire;
 use crate::support::wire::D;
@@ -119,5 +120,26 @@ on_both_backends! {
         assert_eq!(summary.output(0, "frames_sent"), collected.frames());
         assert_eq!(summary.dropped(0, "frame_too_long"), 1000 - collected.frames());
         assert!(program.process.output().contains("1000"), "the log at exit tells it too");
+    }
+
+    fn what_is_left_out_of_a_stream_is_in_the_ledger_while_the_stream_goes_on(backend) {
+        let reader = CollectingReader::tcp();
+        let relay = relay(backend).input(tcp().skip_oversize().frame_len_max(70_000)).output(to(&reader)).start();
+        let mut writer = relay.writer();
+        for round in 1..=3 {
+            writer.send(&[wire::data(&[b'x'; 70_001]), wire::control(99, &[], b"new"), wire::control(98, &[], b"")].concat());
+            eventually("the ledger counts what was left out", || {
+                let input = relay.input();
+                (input.frames_oversize, input.control_frames_ignored) == (round, 2 * round)
+            });
+            assert_eq!(relay.input().connections_open, 1);
+        }
+        writer.send(&[wire::data(b"a"), wire::stop(), b"0123456789".to_vec()].concat());
+        eventually("bytes after STOP are counted", || relay.input().bytes_after_stop == 10);
+        writer.expect(&wire::finish());
+        let (ledger, collected) = relay.drain_into(reader);
+        assert_eq!(collected.payloads(), [b"a"]);
+        let input = &ledger.inputs[0];
+        assert_eq!((input.frames_oversize, input.control_frames_ignored, input.bytes_after_stop), (3, 6, 10));
     }
 }

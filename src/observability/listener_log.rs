@@ -1,0 +1,121 @@
+//! The lines about one listener, from every worker.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use crate::observability::event_limit::Event;
+use crate::observability::event_limit::EventLimit;
+
+/// Writes lines about one listener, as many as [`EventLimit`] has room for.
+#[derive(Debug)]
+pub(crate) struct ListenerLog {
+    input: String,
+    listener: String,
+    limit: Mutex<EventLimit>,
+}
+
+impl ListenerLog {
+    /// The log of the listener at this address, of this input.
+    pub(crate) fn new(input: &str, listener: &str) -> Self {
+        Self { input: input.to_owned(), listener: listener.to_owned(), limit: Mutex::default() }
+    }
+
+    /// Tells of an event, if there is room for a line. `peer`: address and port, or anything else for a unix socket; empty
+    /// where there is none. The text may hold what a peer sent, escaped: it is cut where it is long.
+    pub(crate) fn tell(&self, event: Event, peer: &str, text: impl FnOnce() -> String) {
+        let address = peer.parse::<SocketAddr>().ok().map(|address| address.ip());
+        let admitted = self.limit.lock().expect(UNPOISONED).admit(event, address, Instant::now());
+        if let Some(left_out) = admitted {
+            self.write(event, peer, left_out, &shortened(text()));
+        }
+    }
+
+    /// Tells what was left out in minutes that are over. Called at regular intervals.
+    pub(crate) fn tell_left_out(&self) {
+        self.write_left_out(Some(Instant::now()));
+    }
+
+    /// Tells what was left out until now, at the end.
+    pub(crate) fn end(&self) {
+        self.write_left_out(None);
+    }
+
+    fn write_left_out(&self, now: Option<Instant>) {
+        let left_out = self.limit.lock().expect(UNPOISONED).take_left_out(now);
+        for (event, left_out) in left_out {
+            self.write(event, "", left_out, summary(event));
+        }
+    }
+
+    fn write(&self, event: Event, peer: &str, left_out: u64, text: &str) {
+        let (input, listener) = (&self.input, &self.listener);
+        let peer = (!peer.is_empty()).then_some(peer);
+        let left_out = (left_out > 0).then_some(left_out);
+        match event {
+            Event::Probed => debug!(input, listener, peer, left_out, "{text}"),
+            Event::Began | Event::Ended => info!(input, listener, peer, left_out, "{text}"),
+            _ => warn!(input, listener, peer, left_out, "{text}"),
+        }
+    }
+}
+
+/// What is said of events that got no line of their own.
+fn summary(event: Event) -> &'static str {
+    match event {
+        Event::Began => "more connections, without a line for each",
+        Event::Ended => "more connections ended, without a line for each",
+        Event::Failed => "more connections ended irregularly, without a line for each",
+        Event::Probed => "more connections were closed before a byte was sent, without a line for each",
+        Event::Refused => "more connections were refused, without a line for each",
+        Event::CannotAccept => "connections could not be accepted many times more, without a line for each",
+        Event::LostBetweenWorkers => {
+            "more connections were lost between two workers, without a line for each"
+        }
+        Event::Unrouted => "more streams that no output takes, without a line for each",
+        Event::Skipped => "more frames were skipped, without a line each time",
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(TEXT_MAX) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+/// Characters of a line, beside names and addresses.
+const TEXT_MAX: usize = 300;
+
+/// No panic is possible while the lock is held.
+const UNPOISONED: &str = "no panic while it is held";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_a_peer_made_long_is_cut() {
+        assert_eq!(shortened("short".to_owned()), "short");
+        let long = shortened("\\x00".repeat(1000));
+        assert!(long.len() == TEXT_MAX + 3 && long.ends_with("..."), "{long}");
+    }
+
+    #[test]
+    fn a_peer_is_known_by_its_address_whatever_its_port() {
+        let log = ListenerLog::new("in", "tcp://[::]:1");
+        let mut lines = 0;
+        for port in 0..100 {
+            log.tell(Event::Failed, &format!("[::1]:{port}"), || {
+                lines += 1;
+                String::new()
+            });
+        }
+        assert_eq!(lines, 5);
+    }
+}

@@ -1,0 +1,119 @@
+//! The log stays short whatever peers do, and says how much it leaves out. With the program as a child, whose log it is.
+
+use tapster::transport::Address;
+use tapster::transport::Backend;
+
+use crate::support::collector::CollectingReader;
+use crate::support::peer::Peer;
+use crate::support::peers::free_address;
+use crate::support::process::Tapster;
+use crate::support::process::tapster;
+use crate::support::stream::Stream;
+use crate::support::stream::Transport;
+use crate::support::stream::folder;
+use crate::support::wait::eventually;
+use crate::support::wire;
+use crate::support::wire::D;
+
+/// A relay that logs everything, before a collector, with these further lines in the configuration of its input.
+fn begin(
+    backend: Backend,
+    transport: Transport,
+    input: &str,
+) -> (Tapster, Address, CollectingReader, tempfile::TempDir) {
+    let (folder, reader) = (folder(), CollectingReader::tcp());
+    let address = free_address(transport, folder.path());
+    let config = folder.path().join("tapster.toml");
+    let to = reader.address();
+    let text = format!(
+        "[[input]]\nname = \"in\"\nlisten = [\"{address}\"]\n{input}\n[[output]]\nname = \"out\"\nto = \"{to}\"\n"
+    );
+    std::fs::write(&config, text).expect("a file");
+    let summary = folder.path().join("summary.json");
+    let command = tapster(backend).arg("--workers").arg("2").arg("--log-level").arg("debug");
+    let program = command.arg("-c").arg(&config).summary(summary).start();
+    program.process.wait_for_output(&address.to_string());
+    (program, address, reader, folder)
+}
+
+/// Lines with this text, and the events that they stand for: themselves, and those that were left out before them.
+fn events(log: &str, texts: &[&str]) -> (usize, u64) {
+    let lines: Vec<&str> = log.lines().filter(|line| texts.iter().any(|text| line.contains(text))).collect();
+    let left_out = |line: &&str| -> u64 {
+        let Some((_, rest)) = line.split_once("left_out=") else { return 0 };
+        rest.split_whitespace().next().expect("a number").parse().expect("a number")
+    };
+    let summaries = lines.iter().filter(|line| line.contains("without a line")).count();
+    let events = (lines.len() - summaries) as u64 + lines.iter().map(left_out).sum::<u64>();
+    (lines.len(), events)
+}
+
+const PROBES: usize = 3000;
+const FAULTS: usize = 300;
+
+on_both_backends! {
+    fn connections_by_the_thousand_make_a_short_log_that_says_what_it_leaves_out(backend) {
+        for transport in Transport::BOTH {
+            let (mut program, address, reader, folder) = begin(backend, transport, "");
+            for _ in 0..PROBES {
+                drop(Stream::connect(&address).expect("it listens"));
+            }
+            for _ in 0..FAULTS {
+                let mut peer = Peer::connect(&address);
+                peer.send(&wire::ready(&[&[0xff; 256]]));
+                peer.expect_close();
+            }
+            Peer::writer(&address).finish();
+            eventually("every connection has ended", || program.process.output().contains("connection ended: finished"));
+            program.terminate();
+            let log = program.process.output();
+            assert!(log.lines().count() <= 60, "{} lines", log.lines().count());
+            let probes = ["before it sent a byte", "before a byte was sent"];
+            let faults = ["content type: the peer names", "ended irregularly"];
+            assert_eq!(events(&log, &probes).1, PROBES as u64);
+            assert_eq!(events(&log, &faults).1, FAULTS as u64);
+            for line in log.lines().filter(|line| probes.iter().any(|text| line.contains(text))) {
+                assert!(line.contains("DEBUG"), "a probe is nothing to be told of: {line}");
+            }
+            assert!(log.lines().all(|line| line.len() < 600 && line.bytes().all(|byte| (b' '..0x7f).contains(&byte))));
+            let summary = program.summary();
+            let ended = |how: &str| summary.0["inputs"][0]["sessions_ended"][how].as_u64();
+            assert_eq!(summary.input(0, "connections"), (PROBES + FAULTS) as u64 + 1);
+            assert_eq!((ended("no_stream"), ended("content_type")), (Some(PROBES as u64), Some(FAULTS as u64)));
+            assert_eq!(ended("finished"), Some(1));
+            summary.assert_balanced();
+            drop((reader, folder));
+        }
+    }
+
+    fn a_writer_whose_frames_are_skipped_is_told_of_with_what_to_do(backend) {
+        let input = "oversize = \"skip\"\nframe_len_max = \"64KiB\"";
+        let (mut program, address, _reader, _folder) = begin(backend, Transport::Tcp, input);
+        let mut writer = Peer::writer(&address);
+        for _ in 0..100 {
+            writer.send(&wire::data(&vec![b'x'; (64 << 10) + 1]));
+        }
+        writer.finish();
+        program.terminate();
+        let log = program.process.output();
+        let (lines, _) = events(&log, &["skipped"]);
+        assert!((1..=6).contains(&lines), "{lines} lines");
+        let line = log.lines().find(|line| line.contains("skipped")).expect("a line");
+        assert!(line.contains("WARN") && line.contains("raise `frame_len_max`"), "{line}");
+        assert_eq!(program.summary().input(0, "frames_oversize"), 100);
+    }
+
+    fn a_stream_that_no_output_takes_is_named_with_all_bytes_escaped(backend) {
+        let input = "content_types = [\"*\"]";
+        let (mut program, address, _reader, _folder) = begin(backend, Transport::Unix, input);
+        let mut writer = Peer::connect(&address);
+        let name = [b"evil\x1b[2J\n".as_slice(), D].concat();
+        writer.open_as_writer(&name);
+        writer.send(&wire::data(b"a"));
+        writer.finish();
+        program.terminate();
+        let log = program.process.output();
+        assert!(log.contains(r"no output takes content type evil\x1b[2J\n"), "{log}");
+        assert_eq!(program.summary().input(0, "frames_unrouted"), 1);
+    }
+}
