@@ -6,12 +6,13 @@
 //!        └─ output "archive" ─── the thread that writes its files
 //! ```
 //!
-//! A scope is one part of that tree. Its phase only goes forward: frames flow, then it drains until a deadline, then it is
-//! over. What happens to a scope happens to the scopes below it. A task of a scope holds a [`Guard`]; the scope has ended
+//! A scope is one part of that tree. Its phase only goes forward: frames flow, then the scope drains, then it is over. The relay
+//! sets the deadline between the two. What happens to a scope happens to the scopes below it. A task of a scope holds a [`Guard`]; the scope has ended
 //! when every guard is gone, however its task ended: counters that a guard lowers cannot be forgotten.
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::future::poll_fn;
@@ -22,7 +23,6 @@ use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::OnceLock;
 use std::sync::Weak;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -56,11 +56,9 @@ pub(crate) struct Scope(Arc<Node>);
 
 struct Node {
     name: String,
-    parent: Option<Scope>,
     children: Mutex<Vec<Weak<Node>>>,
     draining: CancellationToken,
     over: CancellationToken,
-    deadline: OnceLock<Instant>,
     tasks: TaskTracker,
     // How many tasks of each kind are alive, for the end: who is left behind.
     alive: Mutex<BTreeMap<&'static str, usize>>,
@@ -70,28 +68,26 @@ struct Node {
 impl Scope {
     /// The root of a tree.
     pub(crate) fn root(name: &str) -> Self {
-        Self::new(name, None, CancellationToken::new(), CancellationToken::new())
+        Self::new(name, CancellationToken::new(), CancellationToken::new())
     }
 
     /// A scope below this one.
     pub(crate) fn child(&self, name: &str) -> Self {
         let (draining, over) = (self.0.draining.child_token(), self.0.over.child_token());
-        let child = Self::new(name, Some(self.clone()), draining, over);
+        let child = Self::new(name, draining, over);
         self.0.children.lock().expect(UNPOISONED).push(Arc::downgrade(&child.0));
         child
     }
 
-    fn new(name: &str, parent: Option<Self>, draining: CancellationToken, over: CancellationToken) -> Self {
+    fn new(name: &str, draining: CancellationToken, over: CancellationToken) -> Self {
         let tasks = TaskTracker::new();
         // Closed, the tracker tells whenever the last guard is gone. New guards may come all the same.
         tasks.close();
         Self(Arc::new(Node {
             name: name.to_owned(),
-            parent,
             children: Mutex::default(),
             draining,
             over,
-            deadline: OnceLock::new(),
             tasks,
             alive: Mutex::default(),
             panics: AtomicU64::new(0),
@@ -114,14 +110,8 @@ impl Scope {
         }
     }
 
-    /// When a drain of this scope ends at the latest; `None` until one was asked for. The first deadline counts.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.0.deadline.get().copied().or_else(|| self.0.parent.as_ref()?.deadline())
-    }
-
-    /// Asks the scope, and every scope below it, to bring its work to an end by `deadline`.
-    pub(crate) fn drain(&self, deadline: Instant) {
-        let _ = self.0.deadline.set(deadline);
+    /// Asks the scope, and every scope below it, to bring its work to an end. Whoever asks ends the scope at a deadline.
+    pub(crate) fn drain(&self) {
         self.0.draining.cancel();
     }
 
@@ -193,9 +183,12 @@ impl Scope {
         true
     }
 
-    /// The kinds of tasks that have not ended.
-    pub(crate) fn alive(&self) -> Vec<&'static str> {
-        self.0.alive.lock().expect(UNPOISONED).keys().copied().collect()
+    /// The kinds of tasks that have not ended, in this scope and the scopes below it.
+    pub(crate) fn alive(&self) -> BTreeSet<&'static str> {
+        let mut alive: BTreeSet<_> = self.0.alive.lock().expect(UNPOISONED).keys().copied().collect();
+        let children = self.0.children.lock().expect(UNPOISONED);
+        children.iter().filter_map(Weak::upgrade).for_each(|node| alive.extend(Self(node).alive()));
+        alive
     }
 
     /// Tasks that have panicked.
@@ -313,16 +306,13 @@ mod tests {
     fn a_phase_reaches_every_scope_below_and_none_beside() {
         let root = Scope::root("relay");
         let (siem, archive) = (root.child("siem"), root.child("archive"));
-        let deadline = Instant::now();
-        siem.drain(deadline);
+        siem.drain();
         assert_eq!(
             [&root, &siem, &archive].map(Scope::phase),
             [Phase::Running, Phase::Draining, Phase::Running]
         );
-        assert_eq!((siem.deadline(), archive.deadline()), (Some(deadline), None));
-        let later = deadline + Duration::from_secs(1);
-        root.drain(later);
-        assert_eq!((siem.deadline(), archive.deadline()), (Some(deadline), Some(later)));
+        root.drain();
+        assert_eq!([&root, &siem, &archive].map(Scope::phase), [Phase::Draining; 3]);
         root.end();
         assert_eq!([&root, &siem, &archive].map(Scope::phase), [Phase::Over; 3]);
     }
@@ -333,7 +323,7 @@ mod tests {
             let scope = Scope::root("relay");
             let mut phases = scope.phases();
             assert!(futures_pending(phases.next()).await);
-            scope.drain(Instant::now());
+            scope.drain();
             assert_eq!(phases.next().await, Phase::Draining);
             assert!(futures_pending(phases.next()).await);
             scope.end();
@@ -358,7 +348,9 @@ mod tests {
             let panics = scope.spawn_local("a lane", async { panic!("on purpose") });
             assert!(!scope.has_ended());
             assert_eq!((fine.await.unwrap(), panics.await.unwrap()), (Some(7), None::<()>));
-            assert_eq!((scope.panics(), scope.alive()), (1, vec!["a thread"]));
+            let below = scope.child("lanes").guard("a lane");
+            assert_eq!((scope.panics(), scope.alive()), (1, BTreeSet::from(["a lane", "a thread"])));
+            drop(below);
             drop(guard);
             assert!(scope.has_ended());
             assert!(scope.alive().is_empty());

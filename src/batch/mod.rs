@@ -181,6 +181,14 @@ impl Batch {
     pub(crate) fn stored(self) {
         self.custody.stored();
     }
+
+    /// The relay ends, and nobody takes the batch any more: what is not on disk is lost.
+    pub(crate) fn abandoned(self) {
+        match self.log_position {
+            Some(_) => self.stored(),
+            None => drop(self.dropped(DropReason::Shutdown)),
+        }
+    }
 }
 
 #[cfg(test)]

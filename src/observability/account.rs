@@ -184,9 +184,16 @@ impl OutputAccount {
         u64::try_from(self.spooled.load(Relaxed)).unwrap_or_default()
     }
 
-    /// The spool holds `frames` frames that no lane has. Those that it should have beyond them went with a lane that failed.
+    /// A lane has failed, and the spool holds `frames` frames, which the next lane gets. Those that it should have beyond them
+    /// went with the lane. If it has more, the lane had sent them, and had no time to say so: they come again.
     pub(crate) fn reconcile_spooled(&self, frames: u64) {
-        self.dropped_from_disk(DropReason::Internal, self.spooled_now().saturating_sub(frames));
+        let spooled = self.spooled_now();
+        self.dropped_from_disk(DropReason::Internal, spooled.saturating_sub(frames));
+        let again = frames.saturating_sub(spooled);
+        self.spooled.fetch_add(signed(again), Relaxed);
+        self.sent.fetch_sub(again, Relaxed);
+        // Where frames are kept until they are acknowledged, these were.
+        let _ = self.acknowledged.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_sub(again)));
     }
 
     /// Frames that wait for their acknowledgement now.

@@ -15,6 +15,7 @@ use crate::delivery::action::StreamId;
 use crate::delivery::balance::Balance;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
+use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::output::config::FileConfig;
@@ -45,7 +46,10 @@ impl FileLane {
             if scope.guard("lane").supervise(driver.run()).await.is_some() {
                 return;
             }
-            lane.source.begin_again();
+            tokio::select! {
+                () = lane.source.begin_again() => {}
+                () = phases.reached(Phase::Over) => return,
+            }
             tokio::select! {
                 () = tokio::time::sleep(lane.config.reconnect.min) => {}
                 _ = phases.next() => {}

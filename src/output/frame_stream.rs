@@ -14,6 +14,7 @@ use crate::delivery::action::CloseReason;
 use crate::delivery::action::StreamId;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
+use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::observability::member_account::MemberAccount;
@@ -57,7 +58,10 @@ impl StreamLane {
             if scope.guard("lane").supervise(driver.run()).await.is_some() {
                 return;
             }
-            lane.source.begin_again();
+            tokio::select! {
+                () = lane.source.begin_again() => {}
+                () = phases.reached(Phase::Over) => return,
+            }
             tokio::select! {
                 () = tokio::time::sleep(lane.streams.reconnect.min) => {}
                 _ = phases.next() => {}

@@ -30,10 +30,12 @@ impl Source {
         acknowledged.for_each(|acknowledged| reports.send(Report::Acknowledged(acknowledged)));
     }
 
-    /// The task of the lane has failed with all that it had. Another one begins: the spool gives it those frames again.
-    pub(crate) fn begin_again(&self) {
+    /// The task of the lane has failed with all that it had. Waits until another one may begin: the spool gives it those
+    /// frames again.
+    pub(crate) async fn begin_again(&self) {
         if let Some(reports) = &self.reports {
-            reports.send(Report::Failed);
+            // A stage that is gone has no frames to give.
+            let _ = reports.fail().await;
         }
     }
 

@@ -113,6 +113,11 @@ impl Queue {
         self.budget.reserve(charge(byte_len))
     }
 
+    /// The same although there may be none: nobody fills this queue any more.
+    pub(crate) fn reserve_anyway(&self, byte_len: usize) -> Permit {
+        self.budget.reserve_anyway(charge(byte_len))
+    }
+
     /// Hands a batch that was received before to the consumer. Its permit is one of this queue.
     pub(crate) fn send(&self, batch: Batch) {
         let read_at = batch.read_at();
@@ -184,10 +189,10 @@ impl Queue {
         self.data.notify_one();
     }
 
-    /// Counts everything that still waits as lost. For the time after the consumer.
+    /// Counts everything that still waits, and is not on disk, as lost. For the time after the consumer.
     pub(crate) fn abandon(&self) {
         while let Some(batch) = self.pop() {
-            batch.dropped(DropReason::Shutdown);
+            batch.abandoned();
         }
     }
 

@@ -15,6 +15,7 @@ use crate::observability::drop_reason::DropReason;
 use crate::observability::input_account::InputAccount;
 use crate::observability::member_account::MemberAccount;
 use crate::queue::Queue;
+use crate::spool::reports::LeftBatches;
 use crate::transport::Address;
 
 /// Everything that the ledger is made of.
@@ -37,11 +38,15 @@ pub(crate) struct InputEntry {
 pub(crate) struct OutputEntry {
     pub(crate) name: String,
     pub(crate) scope: Scope,
+    /// Where it has a spool: the scope of its lanes, which end before it. The spool takes what they leave.
+    pub(crate) lanes: Option<Scope>,
     pub(crate) accounts: Vec<Arc<OutputAccount>>,
     /// The queues that inputs fill.
     pub(crate) fronts: Vec<Arc<Queue>>,
     /// Where its frames wait, these included.
     pub(crate) queues: Vec<Arc<Queue>>,
+    /// What a spool that does not answer has not taken of its lane.
+    pub(crate) left: Vec<LeftBatches>,
     /// Of a group: where each member is, and what it did.
     pub(crate) members: Vec<(Address, Arc<MemberAccount>)>,
 }
@@ -49,7 +54,8 @@ pub(crate) struct OutputEntry {
 impl OutputEntry {
     pub(crate) fn new(name: &str, scope: Scope) -> Self {
         let (fronts, queues) = (Vec::new(), Vec::new());
-        Self { name: name.to_owned(), scope, accounts: Vec::new(), fronts, queues, members: Vec::new() }
+        let (accounts, left, members) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name: name.to_owned(), scope, lanes: None, accounts, fronts, queues, left, members }
     }
 
     /// Adds the queue that inputs fill, and the one that a lane empties: another one, where a spool is between them.
@@ -66,18 +72,23 @@ impl OutputEntry {
         self.fronts.iter().for_each(|front| front.close());
     }
 
+    /// Ends the lanes that have a spool: it needs time for what they leave.
+    pub(crate) fn end_lanes(&self) {
+        self.lanes.iter().for_each(Scope::end);
+    }
+
     /// The end, after that of every task, or of the time for it: what is left is lost.
     pub(crate) fn abandon(&self) {
-        for queue in &self.queues {
-            queue.abandon();
-        }
+        self.queues.iter().for_each(|queue| queue.abandon());
+        self.left.iter().for_each(LeftBatches::abandon);
         let left_behind = self.scope.alive();
         if left_behind.is_empty() {
             return;
         }
         let frames_dropped: u64 =
             self.accounts.iter().map(|account| account.abandoned(DropReason::Shutdown)).sum();
-        let (output, tasks) = (&self.name, left_behind.join(", "));
+        let tasks = left_behind.into_iter().collect::<Vec<_>>().join(", ");
+        let output = &self.name;
         error!(
             output,
             tasks,

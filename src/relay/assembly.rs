@@ -104,6 +104,7 @@ impl Assembly {
         let owner = self.accounts.outputs.len() % self.workers.len();
         let scope = self.outputs.child(&config.name);
         let mut entry = OutputEntry::new(&config.name, scope.clone());
+        entry.lanes = config.buffer.spool().map(|_| scope.child("lanes"));
         let lanes = match config.buffer.lanes() {
             Lanes::One => vec![(owner, 0..self.workers.len())],
             Lanes::PerWorker => (0..self.workers.len()).map(|worker| (worker, worker..worker + 1)).collect(),
@@ -124,6 +125,7 @@ impl Assembly {
             if stage.is_some() {
                 self.budgets.push(Arc::clone(source.queue.budget()));
             }
+            entry.left.extend(stage.as_ref().map(Stage::left_batches));
             self.stages.extend(stage.map(|stage| (stage, scope.clone())));
             entry.add_queues(front, Arc::clone(&source.queue));
             entry.accounts.push(account);
@@ -133,7 +135,8 @@ impl Assembly {
     }
 
     fn add_lane(&mut self, owner: usize, config: &OutputConfig, source: Source, entry: &mut OutputEntry) {
-        let (content_type, scope) = (config.stream_type(), entry.scope.clone());
+        let scope = entry.lanes.clone().unwrap_or_else(|| entry.scope.clone());
+        let content_type = config.stream_type();
         match &config.to {
             Destination::File(file) => {
                 self.files.push((FileLane { source, content_type, config: file.clone() }, scope));

@@ -24,6 +24,7 @@ use crate::output::OutputConfig;
 use crate::output::file::FileLane;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::accounts::Accounts;
+use crate::relay::accounts::OutputEntry;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
@@ -257,9 +258,9 @@ impl Relay {
         let deadline = now + timeout;
         // Outputs that are away are tried again from now on. An input that waits for an output that blocks leaves the others
         // time for their own end.
-        self.outputs.drain(deadline);
+        self.outputs.drain();
         let inputs_deadline = now + timeout.mul_f64(INPUTS_PART);
-        self.inputs.drain(inputs_deadline);
+        self.inputs.drain();
         if !self.inputs.wait_for_end(inputs_deadline) {
             self.inputs.end();
         }
@@ -268,6 +269,9 @@ impl Relay {
         }
         self.inputs.wait_for_end(deadline.min(Instant::now() + INPUTS_FORCE));
         self.socket_files.clear();
+        if !self.scope.wait_for_end(now + timeout.mul_f64(LANES_PART)) {
+            self.accounts.outputs.iter().for_each(OutputEntry::end_lanes);
+        }
         self.scope.wait_for_end(deadline);
         self.scope.end();
         self.scope.wait_for_end(Instant::now() + FORCE);
@@ -300,6 +304,8 @@ fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
 
 /// The part of a drain that inputs may take where an output blocks.
 const INPUTS_PART: f64 = 0.75;
+/// The part of a drain that lanes with a spool may take: what they leave then, the spool stores in the rest.
+const LANES_PART: f64 = 0.8;
 /// How long inputs that were stopped have for their end.
 const INPUTS_FORCE: Duration = Duration::from_millis(200);
 /// How long tasks that were stopped have for their end, before the process leaves them behind.

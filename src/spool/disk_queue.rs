@@ -159,9 +159,7 @@ impl<S: Storage> Spool<S> {
         while let Some(rest) = batches.get(appended.settled()..).filter(|rest| !rest.is_empty()) {
             if rest.first().is_some_and(|(_, first)| record_len(first) > self.log.config().record_len_max()) {
                 // What can never fit is not waited for. Batches behind it are for the next call.
-                if appended.positions.is_empty() {
-                    appended.dropped = self.drop_arriving(rest.get(..1).unwrap_or_default());
-                }
+                appended.dropped = usize::from(appended.positions.is_empty());
                 break;
             }
             let run = self.log.run_that_fits(rest);
@@ -188,13 +186,17 @@ impl<S: Storage> Spool<S> {
                 continue;
             }
             if self.log.config().on_full != OnFull::Block {
-                appended.dropped = self.drop_arriving(rest);
+                appended.dropped = rest.len();
             }
             break;
         }
         if self.durability.must_sync() {
             self.sync(now)?;
         }
+        // Not before: after an error, all of them are the caller's to count.
+        let dropped = batches.iter().skip(appended.positions.len()).take(appended.dropped);
+        let frames_dropped = dropped.map(|(_, batch)| u64::from(batch.frames())).sum();
+        self.progress.count_lost(frames_dropped, LossReason::Full);
         Ok(appended)
     }
 
@@ -226,12 +228,6 @@ impl<S: Storage> Spool<S> {
             self.log.return_numbers(frames);
         }
         undone
-    }
-
-    fn drop_arriving(&mut self, batches: &[ArrivingBatch]) -> usize {
-        let frames = batches.iter().map(|(_, batch)| u64::from(batch.frames())).sum();
-        self.progress.count_lost(frames, LossReason::Full);
-        batches.len()
     }
 
     /// Whether a batch can be appended without the loss of any frame. Removes for it what nobody waits for.
@@ -335,7 +331,11 @@ impl<S: Storage> Spool<S> {
     /// Behind the last segment: what is in memory only.
     fn next_in_memory(&mut self) -> Option<(ConnectionId, FrameBatch, LogPosition)> {
         let read = self.read_head.position();
-        let kept = self.durability.batch_from(read.frame_seq)?;
+        let Some(kept) = self.durability.batch_from(read.frame_seq) else {
+            // The last numbers may be of batches that were refused.
+            self.miss_until(self.log.head());
+            return None;
+        };
         let first = kept.frame_seq.max(read.frame_seq);
         let (connection, end) = (kept.connection, kept.frame_seq_end());
         let batch = without_first(kept.batch.clone(), first - kept.frame_seq);

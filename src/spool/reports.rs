@@ -1,10 +1,9 @@
 //! What a lane has to say of its batches, to the stage that has the spool.
 
-use std::convert::Infallible;
-
 use crossbeam_channel::Receiver;
 use crossbeam_channel::Sender;
 use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
@@ -14,8 +13,9 @@ use crate::batch::Batch;
 pub(crate) enum Report {
     /// The spool need not keep these frames any more.
     Acknowledged(Acknowledgement),
-    /// The lane has failed, and with it all that it had. Another one begins.
-    Failed,
+    /// The lane has failed, and with it all that it had. Another one begins when it is told so: what it takes out of the queue
+    /// must not come once more.
+    Failed(oneshot::Sender<()>),
     /// The lane has ended with this batch.
     Left(Batch),
 }
@@ -25,22 +25,36 @@ pub(crate) enum Report {
 pub(crate) struct ReportSender {
     // Dropped in this order: who sees that nobody is there any more has everything.
     reports: Sender<Report>,
-    _alive: mpsc::Sender<Infallible>,
+    wake: mpsc::Sender<()>,
 }
 
 /// The end of the stage.
 #[derive(Debug)]
 pub(crate) struct ReportReceiver {
     reports: Receiver<Report>,
-    alive: mpsc::Receiver<Infallible>,
+    wakes: mpsc::Receiver<()>,
+}
+
+/// What lanes have left to stages that do not answer any more.
+#[derive(Clone, Debug)]
+pub(crate) struct LeftBatches(Receiver<Report>);
+
+impl LeftBatches {
+    /// Counts the batches that a lane has left, and that are not on disk, as lost. For the time after the stage.
+    pub(crate) fn abandon(&self) {
+        while let Ok(report) = self.0.try_recv() {
+            if let Report::Left(batch) = report {
+                batch.abandoned();
+            }
+        }
+    }
 }
 
 /// Reports about the batches of one spool.
 pub(crate) fn reports() -> (ReportSender, ReportReceiver) {
     let (sender, receiver) = crossbeam_channel::unbounded();
-    let (alive_sender, alive) = mpsc::channel(1);
-    let sender = ReportSender { reports: sender, _alive: alive_sender };
-    (sender, ReportReceiver { reports: receiver, alive })
+    let (wake, wakes) = mpsc::channel(1);
+    (ReportSender { reports: sender, wake }, ReportReceiver { reports: receiver, wakes })
 }
 
 impl ReportSender {
@@ -48,6 +62,15 @@ impl ReportSender {
     pub(crate) fn send(&self, report: Report) {
         // A stage that is gone has left a batch behind to be counted as lost.
         let _ = self.reports.send(report);
+    }
+
+    /// Reports that the lane has failed. The stage answers when another one may begin; a stage that is gone, at once.
+    pub(crate) fn fail(&self) -> oneshot::Receiver<()> {
+        let (again, answer) = oneshot::channel();
+        self.send(Report::Failed(again));
+        // Where there is no room, the stage wakes without.
+        let _ = self.wake.try_send(());
+        answer
     }
 }
 
@@ -57,15 +80,18 @@ impl ReportReceiver {
         self.reports.try_recv().ok()
     }
 
-    /// Whether the lane has ended.
-    pub(crate) fn lane_ended(&self) -> bool {
-        self.alive.is_closed()
+    /// What a stage that hangs leaves in here.
+    pub(crate) fn left_batches(&self) -> LeftBatches {
+        LeftBatches(self.reports.clone())
     }
 
-    /// Waits until the lane has ended. Cancel-safe.
+    /// Whether the lane has ended.
+    pub(crate) fn lane_ended(&self) -> bool {
+        self.wakes.is_closed()
+    }
+
+    /// Waits until the lane has ended, or failed. Cancel-safe.
     pub(crate) async fn wait_for_end(&mut self) {
-        if let Some(never) = self.alive.recv().await {
-            match never {}
-        }
+        self.wakes.recv().await;
     }
 }

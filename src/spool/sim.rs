@@ -74,6 +74,11 @@ impl SimFolder {
         sim.failures
     }
 
+    /// How many operations have failed until now.
+    pub fn failures(&self) -> u64 {
+        self.sim().failures
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.sim().operations
@@ -247,15 +252,16 @@ impl Storage for SimFolder {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let bytes = sim.file(*file)?.bytes.get(offset..).unwrap_or_default();
         let count = bytes.len().min(buffer.len());
-        for (to, from) in buffer.iter_mut().zip(bytes) {
-            *to = *from;
+        if let (Some(to), Some(from)) = (buffer.get_mut(..count), bytes.get(..count)) {
+            to.copy_from_slice(from);
         }
         Ok(count)
     }
 
     fn write_at(&self, file: &SimFile, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let fate = self.begin()?;
-        let mut bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+        let mut bytes = Vec::new();
+        buffers.iter().for_each(|buffer| bytes.extend_from_slice(buffer));
         if fate.is_err() {
             bytes.truncate(bytes.len() / 2);
         }
@@ -272,7 +278,9 @@ impl Storage for SimFolder {
             return fate.and(Err(Errno::NOSPC.into()));
         }
         let end = offset + bytes.len();
-        if content.bytes.len() < end {
+        if content.bytes.len() == offset {
+            content.bytes.extend_from_slice(&bytes);
+        } else if content.bytes.len() < end {
             content.bytes.resize(end, 0);
         }
         content.bytes.get_mut(offset..end).unwrap_or_default().copy_from_slice(&bytes);

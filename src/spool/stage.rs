@@ -42,7 +42,9 @@ use crate::spool::Spool;
 use crate::spool::SpoolError;
 use crate::spool::SpoolSettings;
 use crate::spool::Storage;
+use crate::spool::offsets::Ended;
 use crate::spool::offsets::UnacknowledgedOffsets;
+use crate::spool::reports::LeftBatches;
 use crate::spool::reports::Report;
 use crate::spool::reports::ReportReceiver;
 
@@ -146,6 +148,11 @@ impl<S: Storage> Stage<S> {
         }
     }
 
+    /// What the stage has not taken of its lane, should the disk hang.
+    pub(crate) fn left_batches(&self) -> LeftBatches {
+        self.reports.left_batches()
+    }
+
     /// Does everything that can be done now. Returns whether anything moved: then there may be more.
     pub(super) fn turn(&mut self, now: Moment) -> bool {
         self.take_reports(now);
@@ -209,22 +216,56 @@ impl<S: Storage> Stage<S> {
             match report {
                 Report::Acknowledged(acknowledged) => self.acknowledge(acknowledged, now),
                 Report::Left(batch) => self.left.push(batch),
-                Report::Failed => {
-                    // What the lane had is read from the disk once more.
-                    self.offsets.clear();
-                    self.read.clear();
-                    if let Some(spool) = &mut self.spool {
-                        spool.rewind();
-                        self.account.reconcile_spooled(spool.frames());
-                    }
+                Report::Failed(again) => {
+                    self.begin_again();
+                    // A lane that does not wait any more has come to its end.
+                    let _ = again.send(());
                 }
             }
         }
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
-        if let (Some(position), Some(spool)) = (self.offsets.acknowledge(acknowledged), &mut self.spool) {
+        let ended = self.offsets.acknowledge(acknowledged);
+        self.forget(ended, now);
+    }
+
+    /// The spool need not keep what has ended.
+    fn forget(&mut self, ended: Ended, now: Moment) {
+        self.account.dropped_from_disk(DropReason::FrameTooLong, ended.left_out);
+        if let (Some(position), Some(spool)) = (ended.position, &mut self.spool) {
             spool.acknowledge(position, now);
+        }
+    }
+
+    /// The lane has failed, and takes nothing until this is done: what it had, and what it was to get, is read from the disk
+    /// once more. What is not there goes behind it.
+    fn begin_again(&mut self) {
+        let mut in_memory = VecDeque::new();
+        while let Some(mut batch) = self.back.pop() {
+            if batch.log_position.is_some() {
+                self.keep_on_disk(batch);
+            } else {
+                batch.custody.move_to(self.front.reserve_anyway(batch.byte_len()));
+                in_memory.push_back(batch);
+            }
+        }
+        in_memory.append(&mut self.arrived);
+        self.arrived = in_memory;
+        self.read.clear();
+        self.offsets.clear();
+        if let Some(spool) = &mut self.spool {
+            spool.rewind();
+            self.account.reconcile_spooled(spool.frames());
+        }
+    }
+
+    /// Leaves a batch of the lane to the disk. If the spool had to drop it from there, its frames are lost like the others of
+    /// their segment: they are the oldest, and stored once more they would come behind younger ones.
+    fn keep_on_disk(&self, batch: Batch) {
+        match batch.log_position.and_then(|position| self.offsets.gone(position)) {
+            Some(reason) => drop(batch.dropped(reason)),
+            None => batch.stored(),
         }
     }
 
@@ -343,7 +384,11 @@ impl<S: Storage> Stage<S> {
                     batch.custody.move_to(permit);
                     self.back.send(batch);
                 }
-                None => batch.stored(),
+                None => {
+                    // At the end the lane may have sent some of them: they are not among those that count as stored.
+                    self.offsets.push_sent(position, batch.sent_frames());
+                    batch.stored();
+                }
             }
         }
         let mut frames_dropped = 0;
@@ -358,10 +403,11 @@ impl<S: Storage> Stage<S> {
 
     /// Gives the lane what the spool holds, some of it. Returns whether there was any, and room.
     fn pass_on(&mut self, now: Moment) -> bool {
-        let mut len = 0;
+        let (mut len, mut moved) = (0, false);
         while len < PASS_LEN {
-            if self.read.is_empty() {
-                self.read_on(now);
+            // Of a batch that was read, all frames may be too long.
+            while self.read.is_empty() && self.read_on(now) {
+                moved = true;
             }
             let Some(first) = self.read.front() else { break };
             let Some(permit) = self.back.reserve(first.frames.byte_len()) else { break };
@@ -370,32 +416,34 @@ impl<S: Storage> Stage<S> {
             let custody = Custody::load(Arc::clone(&self.account), permit, frames.frames());
             self.back.send(Batch::new(frames, connection, Some(position), custody));
         }
-        len > 0
+        moved || len > 0
     }
 
-    /// Reads the next batch of the spool. Frames that are too long for the lane are left out.
-    fn read_on(&mut self, now: Moment) {
+    /// Reads the next batch of the spool, if there is one. Frames that are too long for the lane are left out.
+    fn read_on(&mut self, now: Moment) -> bool {
         let Some(spool) = self.spool.as_mut().filter(|_| self.read_at.is_none_or(|at| at <= now.instant))
         else {
-            return;
+            return false;
         };
         self.read_at = None;
         let acknowledged = spool.acknowledged().frame_seq();
         let read = spool.next_from(now);
         self.count_lost(acknowledged, 0);
         match read {
-            Ok(None) => {}
+            Ok(None) => false,
             Ok(Some((connection, frames, position))) => {
-                self.offsets.push(position, frames.frames());
                 if frames.payload_len_max() <= self.config.frame_len_max {
+                    self.offsets.push(position, frames.frames());
                     self.read.push_back(ReadBatch { connection, frames, position });
                 } else {
                     self.leave_out_long_frames(connection, &frames, position, now);
                 }
+                true
             }
             Err(error) => {
                 warn!(output = self.config.output, "{error}");
                 self.read_at = Some(now.instant + READ_PAUSE);
+                false
             }
         }
     }
@@ -409,34 +457,38 @@ impl<S: Storage> Stage<S> {
     ) {
         let mut seen = 0;
         for (index, run) in frames.runs_within(self.config.frame_len_max) {
-            self.too_long(position.after(seen), index - seen, now);
+            self.offsets.push_left_out(position.after(seen), index - seen);
+            self.offsets.push(position.after(index), run.frames());
             seen = index + run.frames();
             self.read.push_back(ReadBatch { connection, frames: run, position: position.after(index) });
         }
-        self.too_long(position.after(seen), frames.frames() - seen, now);
-    }
-
-    fn too_long(&mut self, from: LogPosition, frames: u32, now: Moment) {
-        if frames > 0 {
-            self.account.dropped_from_disk(DropReason::FrameTooLong, u64::from(frames));
-            self.acknowledge(Acknowledgement { from, frames }, now);
-        }
+        self.offsets.push_left_out(position.after(seen), frames.frames() - seen);
+        let ended = self.offsets.take_ended();
+        self.forget(ended, now);
     }
 
     /// Counts the frames that the spool lost, except those that the lane has, and the last `frames_counted` of them, which an
     /// arriving batch has counted. Before, the spool had taken everything up to `acknowledged` as ended.
     fn count_lost(&mut self, acknowledged: u64, frames_counted: u64) {
         let Some(spool) = &mut self.spool else { return };
-        let mut not_lost = frames_counted + self.offsets.drop_before(spool.acknowledged(), acknowledged);
-        while let Some((reason, frames)) = spool.poll_loss() {
+        let losses: Vec<_> = std::iter::from_fn(|| spool.poll_loss()).collect();
+        if losses.is_empty() {
+            return;
+        }
+        let end = spool.acknowledged();
+        let is_lost = |read: &ReadBatch| read.position.frame_seq() < end.frame_seq();
+        if let Some(first) = self.read.front().filter(|first| is_lost(first)) {
+            // Nobody has them yet: they are lost like those that were not read.
+            self.offsets.remove(first.position, end);
+            self.read.retain(|read| !is_lost(read));
+        }
+        let segments = losses.iter().find(|(reason, _)| *reason != LossReason::Damaged);
+        let gone = segments.map(|(reason, _)| drop_reason(*reason));
+        let mut not_lost = frames_counted + self.offsets.drop_before(end, acknowledged, gone);
+        for (reason, frames) in losses {
             let lost = frames.saturating_sub(not_lost);
             not_lost -= frames - lost;
-            let reason = match reason {
-                LossReason::Full => DropReason::SpoolFull,
-                LossReason::Age => DropReason::SpoolAge,
-                LossReason::Damaged => DropReason::SpoolDamaged,
-            };
-            self.account.dropped_from_disk(reason, lost);
+            self.account.dropped_from_disk(drop_reason(reason), lost);
         }
     }
 
@@ -479,23 +531,28 @@ impl<S: Storage> Stage<S> {
         let now = clock();
         self.take_reports(now);
         match self.spool {
-            // The last chance.
             None => self.open(now),
             Some(_) => self.look_after_spool(now),
         }
+        // The last chance, whatever has failed a moment ago.
+        self.retry_at = None;
         self.left.extend(std::iter::from_fn(|| self.back.pop()));
         let waits = std::iter::from_fn(|| self.front.pop());
         let arrived: Vec<Batch> = self.arrived.drain(..).chain(waits).collect();
         let read_at = |batch: &Batch| batch.read_at();
-        let read = self.read.iter().map(|read| read.frames.read_at());
+        let read = self.read.drain(..).map(|read| read.frames.read_at());
         let oldest = self.left.iter().chain(&arrived).map(read_at).chain(read).min();
         // In order: what the lane had is older than what arrived. What is on disk stays there.
+        let mut sent = Vec::new();
         for batch in std::mem::take(&mut self.left) {
-            match batch.log_position {
-                Some(position) if self.offsets.is_on_disk(position) => batch.stored(),
-                _ => self.arrived.push_back(batch),
+            if let Some(position) = batch.log_position {
+                sent.push((position, batch.sent_frames()));
+                self.keep_on_disk(batch);
+            } else {
+                self.arrived.push_back(batch);
             }
         }
+        self.offsets.keep_sent(&sent);
         self.arrived.extend(arrived);
         while !self.arrived.is_empty() && self.may_store() && self.store(clock()) {}
         for batch in self.arrived.drain(..) {
@@ -523,6 +580,14 @@ impl<S: Storage> Stage<S> {
     }
 }
 
+fn drop_reason(reason: LossReason) -> DropReason {
+    match reason {
+        LossReason::Full => DropReason::SpoolFull,
+        LossReason::Age => DropReason::SpoolAge,
+        LossReason::Damaged => DropReason::SpoolDamaged,
+    }
+}
+
 /// Most bytes and batches that are stored, and bytes that are read, before the other is looked at.
 const STORE_LEN: usize = 1 << 20;
 const STORE_BATCHES: usize = 1024;
@@ -536,3 +601,6 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 const REPORTS_PAUSE: Duration = Duration::from_millis(100);
 /// The same while something waits for room on disk.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests;

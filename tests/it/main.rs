@@ -39,6 +39,7 @@ mod sample;
 mod seccomp;
 mod splits;
 mod spool;
+mod spool_end;
 mod stop;
 mod timeouts;
 mod unix_sockets;

@@ -3,6 +3,7 @@
 #[macro_use]
 pub(crate) mod backend;
 pub(crate) mod collector;
+pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod files;
 pub(crate) mod hosts;
