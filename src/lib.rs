@@ -39,8 +39,10 @@
 //! | [`config`] | From text to values that cannot be wrong. |
 //! | [`observability`] | Accounts, ages, the ledger, the log, the status line. |
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
+//! | `lifecycle` | The tree of scopes: phases, the end, and tasks whose panics are contained. |
+//! | `faults` | Debug builds only: faults that a test asks for. |
 //!
-//! Imports point one way: `protocol dnstap lifecycle observability transport` ← `batch` ← `queue delivery session` ←
+//! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `batch` ← `queue delivery session` ←
 //! `spool` ← `route` ← `input output` ← `config` ← `relay` ← the binary. `tests/tidy` holds it; nor do files import each
 //! other in a circle.
 //!
@@ -70,8 +72,8 @@
 //! # What happened to the frame?
 //!
 //! Malformed: [`protocol`]. Late: `session`, [`queue`]. Sent twice or never: `delivery`. Lost: [`queue::WhenFull`],
-//! [`spool::LossReason`], `route` (too long for the output), `output/lane` (left at the end). At the wrong place: `route`,
-//! `relay/placement`, `delivery/balance`.
+//! [`spool::LossReason`], `route` (too long for the output), `delivery` (refused by its reader), `output/lane` (left at the
+//! end). At the wrong place: `route`, `relay/placement`, `delivery/balance`.
 
 #![deny(unsafe_code)]
 // The links of this page into the relay.
@@ -90,6 +92,9 @@ pub mod config;
 mod delivery;
 #[cfg(feature = "relay")]
 pub mod dnstap;
+#[cfg(feature = "relay")]
+#[doc(hidden)]
+pub mod faults;
 #[cfg(feature = "relay")]
 pub mod input;
 #[cfg(feature = "relay")]

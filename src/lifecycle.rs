@@ -191,9 +191,11 @@ impl Scope {
         alive
     }
 
-    /// Tasks that have panicked.
+    /// Tasks that have panicked, in this scope and the scopes below it.
     pub(crate) fn panics(&self) -> u64 {
-        self.0.panics.load(Relaxed)
+        let children = self.0.children.lock().expect(UNPOISONED);
+        let below: u64 = children.iter().filter_map(Weak::upgrade).map(|node| Self(node).panics()).sum();
+        self.0.panics.load(Relaxed) + below
     }
 }
 

@@ -187,6 +187,13 @@ impl Permit {
         self.charge
     }
 
+    /// Gives a part of the room to a permit of its own.
+    pub(crate) fn split(&mut self, charge: usize) -> Self {
+        let charge = charge.min(self.charge);
+        self.charge -= charge;
+        Self { budget: Arc::clone(&self.budget), charge, held: self.held }
+    }
+
     /// The batch is written, and kept until it is acknowledged: nobody has to wait for it to be written any more.
     pub(crate) fn hold(&mut self) {
         if !std::mem::replace(&mut self.held, true) {

@@ -110,6 +110,33 @@ impl Batch {
         Prefix { frames, bytes: self.frames.byte_len() - rest.byte_len() }
     }
 
+    /// Length of the first frame, with its length word; 0 without one.
+    pub(crate) fn first_len(&self) -> usize {
+        self.frames.payloads().next().map_or(0, |payload| 4 + payload.len())
+    }
+
+    /// Keeps the first frame and gives the others away; `None` if there are no others.
+    pub(crate) fn split_off_first(&mut self) -> Option<Self> {
+        let len = self.first_len();
+        if self.frames.frames() < 2 {
+            return None;
+        }
+        let mut frames = self.frames.clone();
+        frames.advance(len);
+        let first = self.frames.bytes().slice(..len);
+        self.frames = FrameBatch::parse(first, u32::MAX, self.frames.read_at()).ok()?;
+        let custody = self.custody.split_off_first(len as u64);
+        let log_position = self.log_position.map(|position| position.after(1));
+        let sent_bytes = self.sent_bytes.saturating_sub(len);
+        self.sent_bytes = self.sent_bytes.min(len);
+        Some(Self { frames, connection: self.connection, log_position, custody, sent_bytes })
+    }
+
+    /// Bytes of the frames that lie wholly within the first `bytes` bytes.
+    pub(crate) fn whole_len(&self, bytes: usize) -> usize {
+        self.prefix(bytes).bytes
+    }
+
     /// Counts the frames that lie wholly within the first `bytes` bytes as written: as sent where they were not before.
     /// Those of a batch that is `kept` wait for their acknowledgement from now on.
     pub(crate) fn written(&mut self, bytes: usize, kept: bool) -> Written {
@@ -118,11 +145,7 @@ impl Batch {
         let again = before.frames.min(written.frames);
         let first =
             Prefix { frames: written.frames - again, bytes: written.bytes.saturating_sub(before.bytes) };
-        if kept {
-            self.custody.sent_and_kept(first.frames, first.bytes as u64);
-        } else {
-            self.custody.sent(first.frames, first.bytes as u64);
-        }
+        self.custody.sent(first.frames, first.bytes as u64, kept);
         self.sent_bytes = before.bytes.max(written.bytes);
         Written { first, again }
     }
@@ -130,13 +153,12 @@ impl Batch {
     /// Takes off those of the frames that were sent that lie wholly within the first `bytes` bytes: they have arrived, or are
     /// not kept.
     /// Returns how many there were, and what the spool may forget.
-    pub(crate) fn advance(&mut self, bytes: usize, kept: bool) -> (u32, Option<Acknowledgement>) {
+    pub(crate) fn advance(&mut self, bytes: usize) -> (u32, Option<Acknowledgement>) {
         let len = self.frames.byte_len();
         let frames = self.frames.advance(bytes.min(self.sent_bytes));
-        self.sent_bytes = self.sent_bytes.saturating_sub(len - self.frames.byte_len());
-        if kept {
-            self.custody.acknowledged(frames);
-        }
+        let taken_off = len - self.frames.byte_len();
+        self.sent_bytes = self.sent_bytes.saturating_sub(taken_off);
+        self.custody.taken_off(frames, taken_off as u64);
         let from = self.log_position.filter(|_| frames > 0);
         self.log_position = self.log_position.map(|position| position.after(frames));
         (frames, from.map(|from| Acknowledgement { from, frames }))
@@ -256,7 +278,7 @@ pub(crate) mod tests {
         let mut batch = batch(&account, &budget, frames(0, 5));
         batch.log_position = Some(position);
         batch.written(3 * 14 + 5, false);
-        let (frames, forget) = batch.advance(3 * 14 + 5, false);
+        let (frames, forget) = batch.advance(3 * 14 + 5);
         assert_eq!((frames, forget), (3, Some(Acknowledgement { from: position, frames: 3 })));
         assert_eq!(batch.refuse_first(), (10, Some(Acknowledgement { from: position.after(3), frames: 1 })));
         batch.written(14, false);
@@ -264,6 +286,34 @@ pub(crate) mod tests {
         let end = ledger(&account);
         assert_eq!((end.frames_sent, end.frames_dropped["refused"]), (4, 1));
         assert!(end.balances());
+    }
+
+    #[test]
+    fn a_frame_that_is_split_off_has_its_part_of_everything() {
+        let position = LogPosition { segment: 3, offset: 4096, frame_seq: 100 };
+        for written in 0..=3 {
+            let (account, budget) = setup();
+            let mut first = batch(&account, &budget, frames(0, 3));
+            first.log_position = Some(position);
+            first.written(written * 14, true);
+            let before = ledger(&account);
+            let charged = budget.charged();
+            let mut rest = first.split_off_first().expect("there are others");
+            assert_eq!((ledger(&account), budget.charged()), (before, charged));
+            assert_eq!((first.byte_len(), rest.byte_len()), (14, 28));
+            assert_eq!(
+                (first.sent_frames(), rest.sent_frames()),
+                (written.min(1) as u32, written.saturating_sub(1) as u32)
+            );
+            assert!(first.split_off_first().is_none());
+            first.written(14, true);
+            assert_eq!(first.delivered(), Some(Acknowledgement { from: position, frames: 1 }));
+            rest.written(28, true);
+            assert_eq!(rest.delivered(), Some(Acknowledgement { from: position.after(1), frames: 2 }));
+            let end = ledger(&account);
+            assert_eq!((end.frames_sent, end.bytes_sent, end.frames_acknowledged), (3, 42, 3));
+            assert!(end.balances() && budget.charged() == 0);
+        }
     }
 
     /// The ledger can fail, and a debug build says at once where.
@@ -280,7 +330,7 @@ pub(crate) mod tests {
     #[test]
     fn what_a_failed_lane_had_of_a_spool_is_back_there() {
         let (account, budget) = setup();
-        account.recovered(5);
+        account.spool_opened(5);
         let permit = budget.reserve_anyway(1000);
         let custody = Custody::load(Arc::clone(&account), permit, 5);
         let mut batch = Batch::new(frames(0, 5), ConnectionId::new(0), None, custody);

@@ -9,6 +9,7 @@
 //! A connection that dies gives everything back that it has not acknowledged: the batches go to whoever is there next.
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -41,6 +42,10 @@ pub(super) struct Endpoint {
     rollover: Rollover,
     probe: Option<AckProbe>,
     stall: Option<Stall>,
+    // Until then nothing is written, to see whether the reader ends a connection that brings nothing. `None`: no such look.
+    hold_until: Option<Instant>,
+    // A frame was written alone, and gets its STOP then.
+    stop_at: Option<Instant>,
     // The last stream was not a good one: the share of this member grows from a small one.
     returns: bool,
     rotates: bool,
@@ -76,6 +81,9 @@ impl Endpoint {
         now: Instant,
     ) -> Self {
         let config = &shared.config;
+        if let Some(account) = &account {
+            account.begin();
+        }
         Self {
             index,
             flight: InFlight::new(index, account.clone()),
@@ -86,6 +94,8 @@ impl Endpoint {
             rollover: Rollover::new(config),
             probe: None,
             stall: None,
+            hold_until: None,
+            stop_at: None,
             returns: false,
             rotates: false,
         }
@@ -102,6 +112,11 @@ impl Endpoint {
     /// Whether a write is under way.
     pub(super) fn is_writing(&self) -> bool {
         self.flight.is_writing()
+    }
+
+    /// Bytes at the end of the present stream that are a part of a frame.
+    pub(super) fn cut_len(&self) -> usize {
+        self.flight.cut_len()
     }
 
     /// The bytes of the write that begins now.
@@ -135,7 +150,10 @@ impl Endpoint {
             Link::Up { .. } => {
                 let probe = self.probe.as_ref().and_then(AckProbe::look_at);
                 let stall = self.stall.as_ref().and_then(Stall::look_at);
-                [probe, stall, self.checkpoint_due(shared)]
+                let brings_nothing = self.flight.stream_written() == 0 && !self.flight.is_writing();
+                let hold = self.hold_until.filter(|_| brings_nothing);
+                let pause = stall.into_iter().chain(hold).chain(self.stop_at).min();
+                [probe, pause, self.checkpoint_due(shared)]
             }
             Link::Stopping { deadline, arriving, .. } => {
                 let probe = self.probe.as_ref().filter(|_| arriving).and_then(AckProbe::look_at);
@@ -226,10 +244,15 @@ impl Endpoint {
         let Link::Up { stream, .. } = self.link else { return };
         if self.rotates {
             self.stop(stream, shared, false, now);
-        } else if self.rollover.strict && self.rollover.waits_for_finish() {
-            // Nothing is written between STOP and FINISH: the reader has nothing to take.
+        } else if (self.rollover.strict && self.rollover.waits_for_finish()) || self.holds_back(shared, now) {
+            // Nothing is written for now: the reader has nothing to take.
             if let Some(stall) = &mut self.stall {
                 stall.set_work(false, now);
+            }
+        } else if self.waits_for_frame_alone() {
+            // A reader that does not take the frame ends the stream before STOP.
+            if self.rollover.timer.is_some() && *self.stop_at.get_or_insert(now + ALONE_PAUSE) <= now {
+                self.stop(stream, shared, false, now);
             }
         } else if self.flight.has_pending() {
             self.write(stream, shared, now);
@@ -238,9 +261,25 @@ impl Endpoint {
         }
     }
 
+    /// Whether nothing is written for a moment: the next frame would be left out if the reader ended this connection at it
+    /// too. One that ends it now does so whatever comes.
+    fn holds_back(&mut self, shared: &Shared, now: Instant) -> bool {
+        self.flight.begins_with_last_chance(shared) && *self.hold_until.get_or_insert(now + HOLD) > now
+    }
+
+    /// Whether a frame that was written alone has not arrived.
+    fn waits_for_frame_alone(&self) -> bool {
+        self.flight.last_is_alone() && !self.has_arrived(self.flight.stream_written())
+    }
+
+    /// Whether the reader is known to have got so many bytes of the present stream.
+    fn has_arrived(&self, position: u64) -> bool {
+        self.probe.as_ref().is_some_and(|probe| probe.has_arrived(position))
+    }
+
     /// Begins a write of as many batches as one write takes.
     fn write(&mut self, stream: StreamId, shared: &mut Shared, now: Instant) {
-        self.flight.begin_write(shared.config.write_len_max);
+        self.flight.begin_write(shared);
         if let Some(stall) = &mut self.stall {
             stall.set_work(true, now);
         }
@@ -292,6 +331,7 @@ impl Endpoint {
     /// A stream begins: it has got nothing yet.
     fn begin_stream(&mut self, stream: StreamId, shared: &Shared, now: Instant) {
         self.link = Link::Up { stream, since: now };
+        (self.hold_until, self.stop_at) = (None, None);
         self.probe = match shared.config.acknowledge {
             Acknowledge::Progress { probe_len, .. } => Some(AckProbe::new(probe_len)),
             _ => None,
@@ -498,8 +538,7 @@ impl Endpoint {
                 self.link = Link::planned(self.attempts.after_break(since, shared, now));
             }
             Link::Stopping { stream: present, arriving, .. } if present == stream => {
-                let has_arrived = |probe: &AckProbe| probe.has_arrived(self.flight.stream_written());
-                let arrived = arriving && self.probe.as_ref().is_some_and(has_arrived);
+                let arrived = arriving && self.has_arrived(self.flight.stream_written());
                 self.stopped(shared, arrived, now, CloseReason::Ended);
             }
             Link::Connecting { stream: present, .. } if present == stream => self.attempt_failed(shared, now),
@@ -531,7 +570,9 @@ impl Endpoint {
     /// has ended it.
     fn connection_lost(&mut self, shared: &mut Shared, by_peer: bool) {
         self.interrupted = false;
-        self.flight.connection_lost(shared, by_peer);
+        let probe = self.probe.as_ref();
+        let has_arrived = |position| probe.is_some_and(|probe| probe.has_arrived(position));
+        self.flight.connection_lost(shared, by_peer, has_arrived);
     }
 
     /// The member takes no batches any more.
@@ -580,3 +621,10 @@ impl Endpoint {
         }
     }
 }
+
+/// How long a connection has to stand without a byte before it gets a frame that may be left out. Shorter than a session after
+/// which the next attempt comes soon.
+const HOLD: Duration = Duration::from_millis(500);
+
+/// How long a frame that was written alone waits for its STOP.
+const ALONE_PAUSE: Duration = Duration::from_millis(100);

@@ -95,8 +95,35 @@ impl InFlight {
         }
     }
 
-    /// Begins a write of as many batches as make `len_max` bytes, one at least.
-    pub(super) fn begin_write(&mut self, len_max: usize) {
+    /// Whether the present stream brings nothing yet, and its first frame would be left out if the reader ended this
+    /// connection at it too.
+    pub(super) fn begins_with_last_chance(&self, shared: &Shared) -> bool {
+        let first = self.pending.front().filter(|_| self.stream_written == 0);
+        first.is_some_and(|first| first.breaks + 1 >= shared.breaks_max)
+    }
+
+    /// Whether what the present stream has got ends with a frame that was written alone.
+    pub(super) fn last_is_alone(&self) -> bool {
+        self.unacknowledged.items().next_back().is_some_and(|last| last.alone)
+    }
+
+    /// Sets the first frame apart, if frames are written alone.
+    fn set_apart_first(&mut self, shared: &mut Shared) {
+        let Some(first) = self.pending.front_mut().filter(|first| shared.alone > 0 && !first.alone) else {
+            return;
+        };
+        shared.alone -= 1;
+        if let Some(rest) = first.set_apart_first() {
+            // One batch more: its bytes are counted already.
+            shared.balancer.unwritten(self.member, rest.batch.connection, 0);
+            self.pending.insert(1, rest);
+        }
+    }
+
+    /// Begins a write of as many batches as one write takes, one at least.
+    pub(super) fn begin_write(&mut self, shared: &mut Shared) {
+        self.set_apart_first(shared);
+        let len_max = shared.config.write_len_max;
         let mut len = 0;
         let fits = |item: &&Item| {
             let first = len == 0;
@@ -104,6 +131,15 @@ impl InFlight {
             first || len <= len_max
         };
         self.in_write = self.pending.iter().take(WRITE_BATCHES_MAX).take_while(fits).count();
+        if let Some(alone) = self.pending.iter().take(self.in_write).position(|item| item.alone) {
+            self.in_write = alone.max(1);
+        }
+    }
+
+    /// Bytes at the end of the present stream that are a part of a frame.
+    pub(super) fn cut_len(&self) -> usize {
+        let whole = self.pending.front().map_or(0, |front| front.batch.whole_len(self.front_written));
+        self.front_written - whole
     }
 
     /// The bytes of the write that begins now.
@@ -193,28 +229,45 @@ impl InFlight {
     }
 
     /// Gives back what the present stream has got and not acknowledged, and what was to be written to it. `by_peer`: the peer
-    /// has ended it.
-    pub(super) fn connection_lost(&mut self, shared: &mut Shared, by_peer: bool) {
+    /// has ended it. `has_arrived`: whether the reader is known to have got so many bytes of the stream.
+    pub(super) fn connection_lost(
+        &mut self,
+        shared: &mut Shared,
+        by_peer: bool,
+        has_arrived: impl Fn(u64) -> bool,
+    ) {
         let kept = shared.config.keeps();
+        // Where the first frame begins in the stream that is to be written again.
+        let mut first_at = self.unacknowledged.start();
         let (mut items, mut acknowledged) = std::mem::take(&mut self.unacknowledged).into_parts();
         if let Some(mut front) = self.pending.pop_front() {
             let partly = std::mem::take(&mut self.front_written);
             self.count_written(&mut front, partly, shared);
             if !kept {
                 acknowledged = partly;
+                first_at = self.stream_written - partly as u64;
             }
             self.pending.push_front(front);
         }
         self.in_write = 0;
         let first = items.front_mut().or_else(|| self.pending.front_mut());
         if let Some(first) = first {
-            let (frames, forget) = first.batch.advance(acknowledged, kept);
+            let len = first.batch.byte_len();
+            let (frames, forget) = first.batch.advance(acknowledged);
             shared.acknowledged.extend(forget);
+            if frames > 0 {
+                shared.frames_arrive();
+            }
+            first_at += (len - first.batch.byte_len()) as u64;
             if let Some(account) = self.account.as_ref().filter(|_| kept) {
                 account.acknowledged(u64::from(frames));
             }
-            if by_peer && self.stream_written > 0 {
-                refuse_after_breaks(first, shared);
+            let first_end = first_at + first.batch.first_len() as u64;
+            if by_peer && self.stream_written > first_end {
+                shared.unexplained_break();
+            } else if by_peer {
+                let got_a_part = self.stream_written > first_at;
+                refuse_after_breaks(first, got_a_part && !has_arrived(first_end), shared);
             }
         }
         if items
@@ -261,22 +314,28 @@ impl InFlight {
     }
 }
 
-/// Notes that a connection broke with this batch as the first that is to be written again. Where every attempt breaks at the
-/// same frame, the frame is left out: nothing behind it would ever move.
-fn refuse_after_breaks(item: &mut Item, shared: &mut Shared) {
+/// Notes that a reader ended its connection, which had got nothing behind the first frame of this batch. `may_be_why`: it got a
+/// part of that frame at least, and has not taken all of it.
+///
+/// If that happens [`Shared::breaks_max`] times in a row at one frame, and the last connection stood as long as nothing was
+/// written to it, the frame is left out: nothing behind it would ever move. Where a connection had got more, nobody knows
+/// which frame it was; soon frames are written alone, and then it shows. A reader that ends every connection whatever it gets
+/// costs no frame.
+fn refuse_after_breaks(item: &mut Item, may_be_why: bool, shared: &mut Shared) {
     let left = item.batch.frames().frames();
-    item.breaks = if left == item.broke_with { item.breaks + 1 } else { 1 };
+    item.breaks = match may_be_why {
+        false => 0,
+        true if left == item.broke_with => item.breaks + 1,
+        true => 1,
+    };
     item.broke_with = left;
-    if item.breaks >= BREAKS_MAX && left > 0 {
+    if item.breaks >= shared.breaks_max && left > 0 {
         let (len, forget) = item.batch.refuse_first();
         shared.acknowledged.extend(forget);
-        shared.refused.push(RefusedFrame { len, breaks: item.breaks });
+        shared.leaves_out(RefusedFrame { len, breaks: item.breaks });
         item.breaks = 0;
     }
 }
 
 /// Most buffers of one write: the kernel's limit for one `sendmsg`.
 const WRITE_BATCHES_MAX: usize = 1024;
-
-/// After so many connections that ended at one frame the frame is left out.
-const BREAKS_MAX: u32 = 5;

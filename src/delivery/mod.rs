@@ -19,6 +19,9 @@ mod endpoint;
 mod in_flight;
 mod item;
 mod probe;
+#[cfg(test)]
+#[path = "refuse/tests.rs"]
+mod refuse;
 mod rollover;
 mod shared;
 mod stall;
@@ -177,6 +180,11 @@ impl DeliveryMachine {
     /// The bytes of a write that begins.
     pub(crate) fn buffers(&self, stream: StreamId) -> impl Iterator<Item = Bytes> {
         self.members.get(stream.member).into_iter().flat_map(Endpoint::buffers)
+    }
+
+    /// Bytes at the end of a member's present stream that are a part of a frame: of none that counts as sent.
+    pub(crate) fn cut_len(&self, stream: StreamId) -> usize {
+        self.members.get(stream.member).map_or(0, Endpoint::cut_len)
     }
 
     /// Tells how old the oldest batch is that this output has taken, and how long those stayed that were delivered. For once in

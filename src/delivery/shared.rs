@@ -40,6 +40,12 @@ pub(super) struct Shared {
     pub(super) actions: VecDeque<Action>,
     pub(super) acknowledged: Vec<Acknowledgement>,
     pub(super) refused: Vec<RefusedFrame>,
+    /// Connections in a row that ended before anything arrived, nobody knows at which frame.
+    unexplained: u32,
+    /// So many frames more are written alone, to see at which of them a connection ends.
+    pub(super) alone: u32,
+    /// So many connections that end at one frame make tapster leave it out.
+    pub(super) breaks_max: u32,
     /// When the batches were read that have been delivered since the ages were told.
     pub(super) delivered: Vec<Instant>,
     next_serial: u64,
@@ -59,6 +65,9 @@ impl Shared {
             actions: VecDeque::new(),
             acknowledged: Vec::new(),
             refused: Vec::new(),
+            unexplained: 0,
+            alone: 0,
+            breaks_max: BREAKS_MAX,
             delivered: Vec::new(),
             next_serial: 0,
         }
@@ -89,7 +98,40 @@ impl Shared {
 
     /// Lets go of a batch for good: as far as this output wants to know, its frames have arrived.
     pub(super) fn settle(&mut self, batch: Batch) {
+        if batch.frames().frames() > 0 {
+            self.frames_arrive();
+        }
         self.delivered.push(batch.read_at());
         self.acknowledged.extend(batch.delivered());
     }
+
+    /// A reader takes frames: one that it does not take is soon left out.
+    pub(super) fn frames_arrive(&mut self) {
+        self.breaks_max = BREAKS_MAX;
+        self.unexplained = 0;
+    }
+
+    /// A reader ended a connection, and any of several frames may be the reason.
+    pub(super) fn unexplained_break(&mut self) {
+        self.unexplained += 1;
+        if self.unexplained >= UNEXPLAINED_MAX {
+            (self.unexplained, self.alone) = (0, ALONE);
+        }
+    }
+
+    /// A frame is left out. While nothing arrives, the next one has more chances: perhaps it is not the frames.
+    pub(super) fn leaves_out(&mut self, frame: RefusedFrame) {
+        self.refused.push(frame);
+        self.breaks_max = self.breaks_max.saturating_mul(2);
+        self.alone = 0;
+    }
 }
+
+/// After so many connections that ended at one frame the frame is left out.
+const BREAKS_MAX: u32 = 5;
+
+/// After so many connections that ended and nobody knows why, frames are written alone.
+const UNEXPLAINED_MAX: u32 = 5;
+
+/// So many of them: those of one batch, and more.
+const ALONE: u32 = 1000;

@@ -54,6 +54,16 @@ impl Unacknowledged {
         self.items.front().map(|item| item.batch.read_at())
     }
 
+    /// The batches that are kept.
+    pub(super) fn items(&self) -> impl DoubleEndedIterator<Item = &Item> {
+        self.items.iter()
+    }
+
+    /// The position of the first batch that is kept; without one, of the next that is written.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
     /// What the queue charges for what is kept.
     pub(super) fn charge(&self) -> usize {
         self.charge

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::faults;
 use crate::input::InputConfig;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
@@ -225,6 +226,7 @@ async fn run_session(
         Err(error) => return ReadEnd::Connection(error),
     };
     let deliver = async |batch: FrameBatch| {
+        faults::point("connection", &input.config.name);
         input.account.taken(u64::from(batch.frames()), batch.byte_len() as u64);
         if fanout.is_empty() {
             input.account.unrouted(u64::from(batch.frames()));

@@ -124,23 +124,22 @@ impl OutputAccount {
         self.queued.fetch_add(signed(frames), Relaxed);
     }
 
-    /// Frames that an earlier run left on disk.
-    pub(crate) fn recovered(&self, frames: u64) {
-        self.received.fetch_add(frames, Relaxed);
-        self.spooled.fetch_add(signed(frames), Relaxed);
-    }
-
     /// Frames that were on disk are lost.
     pub(crate) fn dropped_from_disk(&self, reason: DropReason, frames: u64) {
         self.spooled.fetch_sub(signed(frames), Relaxed);
         self.lost(reason, frames);
     }
 
-    /// Frames that were sent, and not acknowledged, are read from disk once more: as if they had never been sent.
-    pub(crate) fn unsent(&self, frames: u64) {
+    /// Frames that were sent are read from disk once more: as if they had never been sent.
+    pub(crate) fn unsent(&self, frames: u64, bytes: u64) {
         self.sent.fetch_sub(frames, Relaxed);
-        self.unacknowledged.fetch_sub(signed(frames), Relaxed);
+        self.bytes_sent.fetch_sub(bytes, Relaxed);
         self.spooled.fetch_add(signed(frames), Relaxed);
+    }
+
+    /// Frames that waited for their acknowledgement do so no more: they are sent once more as others.
+    pub(crate) fn never_acknowledged(&self, frames: u64) {
+        self.unacknowledged.fetch_sub(signed(frames), Relaxed);
     }
 
     /// A frame of `bytes` bytes that was sent, and not acknowledged, is lost after all: no reader takes it.
@@ -184,6 +183,18 @@ impl OutputAccount {
         u64::try_from(self.spooled.load(Relaxed)).unwrap_or_default()
     }
 
+    /// The spool is open, and holds `frames` frames. Those that it should hold beyond them went with a task that failed. Those
+    /// that it holds beyond what it should were left by an earlier run, or the task could not say that they were delivered:
+    /// they come once more.
+    pub(crate) fn spool_opened(&self, frames: u64) {
+        let counted = self.spooled_now();
+        let recovered = frames.saturating_sub(counted);
+        self.dropped_from_disk(DropReason::Internal, counted.saturating_sub(frames));
+        self.received.fetch_add(recovered, Relaxed);
+        self.spooled.fetch_add(signed(recovered), Relaxed);
+        self.spool().frames_recovered.fetch_add(recovered, Relaxed);
+    }
+
     /// A lane has failed, and the spool holds `frames` frames, which the next lane gets. Those that it should have beyond them
     /// went with the lane. If it has more, the lane had sent them, and had no time to say so: they come again.
     pub(crate) fn reconcile_spooled(&self, frames: u64) {
@@ -214,6 +225,13 @@ impl OutputAccount {
     /// The spool of this lane, which has one from the first call on.
     pub(crate) fn spool(&self) -> &SpoolAccount {
         self.spool.get_or_init(SpoolAccount::default)
+    }
+
+    /// Tells of the losses that were not told when they happened. For the end.
+    pub(crate) fn tell_losses(&self) {
+        for reason in DropReason::ALL {
+            self.log.tell_rest(reason, self.dropped[reason as usize].load(Relaxed));
+        }
     }
 
     /// Adds the ages of what this lane has and had, except what waits in its queues.
@@ -282,7 +300,7 @@ mod tests {
     #[test]
     fn every_way_of_a_frame_balances() {
         let account = OutputAccount::default();
-        account.recovered(7);
+        account.spool_opened(7);
         account.admitted(100);
         account.turned_away(DropReason::FrameTooLong, 3);
         account.sent(40, 4000);

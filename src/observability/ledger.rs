@@ -41,6 +41,8 @@ pub struct InputLedger {
     pub bytes_after_stop: u64,
     /// How connections ended: `finished`, `unclean`, `truncated`, `protocol_error`, `handshake_timeout`, …
     pub sessions_ended: BTreeMap<String, u64>,
+    /// Tasks of this input that ended with a panic: a bug, told at ERROR.
+    pub panics: u64,
 }
 
 /// What became of the frames for one output.
@@ -80,6 +82,8 @@ pub struct OutputLedger {
     pub connections: u64,
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
+    /// Tasks of this output that ended with a panic, and began again: a bug, told at ERROR.
+    pub panics: u64,
     /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
     /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits. At exit: of what is
     /// left on disk.
@@ -99,7 +103,7 @@ pub struct OutputLedger {
 pub struct SpoolLedger {
     /// Whether it cannot be opened, or not be written to: frames wait in memory alone. Tried again every second.
     pub degraded: bool,
-    /// Frames (part of `frames_received`) that an earlier run had left.
+    /// Frames (part of `frames_received`) that an earlier run had left, or a task that panicked: some of them are sent twice.
     pub frames_recovered: u64,
     /// Bytes on disk, set aside and not yet removed ones included.
     pub bytes: u64,
@@ -152,7 +156,7 @@ pub struct Residence {
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum MemberState {
-    /// Not there as yet.
+    /// Not connected yet, or between two streams.
     Connecting,
     /// It gets frames.
     Up,

@@ -31,6 +31,12 @@ impl MemberAccount {
         self.state.store(state as u8, Relaxed);
     }
 
+    /// A delivery begins that has no frames yet: those that another had, which failed, are not this member's any more.
+    pub(crate) fn begin(&self) {
+        self.set_state(MemberState::Connecting);
+        self.unacknowledged.store(0, Relaxed);
+    }
+
     fn state(&self) -> MemberState {
         MemberState::ALL[usize::from(self.state.load(Relaxed))]
     }

@@ -15,7 +15,6 @@ use crate::delivery::action::StreamId;
 use crate::delivery::balance::Balance;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
-use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::output::config::FileConfig;
@@ -40,21 +39,8 @@ impl FileLane {
     /// that fails begins again.
     pub(crate) async fn run(self, scope: Scope) {
         let lane = Arc::new(self);
-        let mut phases = scope.phases();
-        loop {
-            let driver = Driver::new(Arc::clone(&lane), &scope);
-            if scope.guard("lane").supervise(driver.run()).await.is_some() {
-                return;
-            }
-            tokio::select! {
-                () = lane.source.begin_again() => {}
-                () = phases.reached(Phase::Over) => return,
-            }
-            tokio::select! {
-                () = tokio::time::sleep(lane.config.reconnect.min) => {}
-                _ = phases.next() => {}
-            }
-        }
+        let task = || async { Driver::new(Arc::clone(&lane), &scope).run().await };
+        lane.source.run(&scope, lane.config.reconnect, task).await;
     }
 
     fn delivery_config(&self) -> DeliveryConfig {
@@ -131,15 +117,7 @@ impl Driver {
         let lane = Arc::clone(&self.lane);
         let queue = &lane.source.queue;
         loop {
-            while self.delivery.wants_batch()
-                && let Some(batch) = queue.pop()
-            {
-                self.delivery.handle_batch(batch, now);
-            }
-            // In this order: what was pushed before the queue was closed is seen.
-            let end = queue.end();
-            let over = end == QueueEnd::Closed && queue.is_empty();
-            self.delivery.handle_source(end >= QueueEnd::InputsEnded, over, now);
+            let end = lane.source.feed(&mut self.delivery, now);
             self.rotate_if_due(now);
             while let Some(action) = self.delivery.poll_action() {
                 self.act(action, now);
@@ -217,7 +195,7 @@ impl Driver {
     fn tell(&mut self, failure: &FileFailure) {
         let words = failure.to_string();
         if self.told != words {
-            error!(output = self.lane.source.output, to = %self.lane.config, "{words}; trying again");
+            error!(output = self.lane.source.output, to = %self.lane.config, "{words}; tapster tries again");
             self.told = words;
         }
     }

@@ -14,7 +14,6 @@ use crate::delivery::action::CloseReason;
 use crate::delivery::action::StreamId;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
-use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::observability::member_account::MemberAccount;
@@ -52,21 +51,8 @@ impl StreamLane {
     /// fails begins again.
     pub(crate) async fn run(self, backend: Backend, scope: Scope) {
         let lane = Arc::new(self);
-        let mut phases = scope.phases();
-        loop {
-            let driver = Driver::new(Arc::clone(&lane), backend, &scope);
-            if scope.guard("lane").supervise(driver.run()).await.is_some() {
-                return;
-            }
-            tokio::select! {
-                () = lane.source.begin_again() => {}
-                () = phases.reached(Phase::Over) => return,
-            }
-            tokio::select! {
-                () = tokio::time::sleep(lane.streams.reconnect.min) => {}
-                _ = phases.next() => {}
-            }
-        }
+        let task = || async { Driver::new(Arc::clone(&lane), backend, &scope).run().await };
+        lane.source.run(&scope, lane.streams.reconnect, task).await;
     }
 
     fn addresses(&self) -> Vec<Address> {
@@ -180,15 +166,7 @@ impl Driver {
         let lane = Arc::clone(&self.lane);
         let queue = &lane.source.queue;
         loop {
-            while self.delivery.wants_batch()
-                && let Some(batch) = queue.pop()
-            {
-                self.delivery.handle_batch(batch, now);
-            }
-            // In this order: what was pushed before the queue was closed is seen.
-            let end = queue.end();
-            let over = end == QueueEnd::Closed && queue.is_empty();
-            self.delivery.handle_source(end >= QueueEnd::InputsEnded, over, now);
+            let end = lane.source.feed(&mut self.delivery, now);
             while let Some(action) = self.delivery.poll_action() {
                 self.act(action, now);
             }
@@ -285,7 +263,7 @@ impl Driver {
                 None
             }
             CloseReason::FinishTimeout => {
-                Some(format!("no FINISH within {:?}", streams.mode.finish_timeout()))
+                Some(format!("the reader sent no FINISH within {:?}", streams.mode.finish_timeout()))
             }
             CloseReason::Stalled => match &streams.endpoints {
                 Endpoints::Group(group) => {
@@ -293,7 +271,7 @@ impl Driver {
                 }
                 Endpoints::One(_) => None,
             },
-            CloseReason::Over => Some("given up, because tapster ends".to_owned()),
+            CloseReason::Over => Some("tapster ends before the reader has answered".to_owned()),
         };
         if let (Some(words), Some(open)) = (words, self.links.get(stream)) {
             let bytes_unconfirmed = open.unconfirmed_bytes();
@@ -304,6 +282,7 @@ impl Driver {
 
     /// Tells that a stream ended without FINISH, and what that may cost.
     fn tell_end(&self, stream: StreamId, bytes_unconfirmed: u64, words: &str) {
+        let bytes_unconfirmed = bytes_unconfirmed.saturating_sub(self.delivery.cut_len(stream) as u64);
         let (output, to, account) = (self.output(), self.to(stream), &self.lane.source.account);
         if self.lane.streams.mode.keeps_unacknowledged() {
             let frames_unacknowledged = account.unacknowledged_now();
@@ -317,7 +296,7 @@ impl Driver {
     /// Tells once that a reader cannot be reached, and again when the reason changes.
     fn tell_refusal(&mut self, stream: StreamId, words: String) {
         if self.told[stream.member].as_ref() != Some(&words) {
-            warn!(output = self.output(), to = %self.to(stream), "{words}; trying again");
+            warn!(output = self.output(), to = %self.to(stream), "{words}; tapster tries again");
             self.told[stream.member] = Some(words);
         }
     }
@@ -330,7 +309,8 @@ impl Driver {
                 output,
                 payload_len,
                 connections,
-                "a frame is left out: the collector ended each of the last connections at it"
+                "the collector ended every one of these connections at the same frame, and tapster leaves the frame out; \
+                 compare the limits of the collector with `frame_len_max`"
             );
         }
     }

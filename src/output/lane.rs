@@ -1,14 +1,22 @@
 //! What the task of one lane has: where its batches come from, and where those go that it leaves.
 
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use tracing::warn;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
+use crate::delivery::DeliveryMachine;
+use crate::delivery::config::Reconnect;
+use crate::faults;
+use crate::lifecycle::Phase;
+use crate::lifecycle::Scope;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
 use crate::queue::Queue;
+use crate::queue::channel::QueueEnd;
 use crate::spool::reports::Report;
 use crate::spool::reports::ReportSender;
 
@@ -30,12 +38,60 @@ impl Source {
         acknowledged.for_each(|acknowledged| reports.send(Report::Acknowledged(acknowledged)));
     }
 
-    /// The task of the lane has failed with all that it had. Waits until another one may begin: the spool gives it those
-    /// frames again.
-    pub(crate) async fn begin_again(&self) {
-        if let Some(reports) = &self.reports {
-            // A stage that is gone has no frames to give.
-            let _ = reports.fail().await;
+    /// Gives batches to the delivery, as many as it wants, and says how far the end of the queue has come.
+    pub(crate) fn feed(&self, delivery: &mut DeliveryMachine, now: Instant) -> QueueEnd {
+        while delivery.wants_batch()
+            && let Some(batch) = self.queue.pop()
+        {
+            if faults::hit("count twice", &self.output) {
+                self.account.sent(1, 0);
+            }
+            if faults::hit("forget a batch", &self.output) {
+                std::mem::forget(batch);
+                continue;
+            }
+            delivery.handle_batch(batch, now);
+            faults::point("lane", &self.output);
+        }
+        // In this order: what was pushed before the queue was closed is seen.
+        let end = self.queue.end();
+        let over = end == QueueEnd::Closed && self.queue.is_empty();
+        delivery.handle_source(end >= QueueEnd::InputsEnded, over, now);
+        end
+    }
+
+    /// Runs the task of the lane to its end. If it panics, it begins again, after pauses that double: the spool gives the next
+    /// one the frames that it had; without a spool they are lost, reason `internal`.
+    pub(crate) async fn run<F: Future<Output = ()>>(
+        &self,
+        scope: &Scope,
+        reconnect: Reconnect,
+        task: impl Fn() -> F,
+    ) {
+        let mut phases = scope.phases();
+        let mut pause = reconnect.min;
+        loop {
+            let began = Instant::now();
+            if scope.guard("lane").supervise(async { task().await }).await.is_some() {
+                return;
+            }
+            if let Some(reports) = &self.reports {
+                tokio::select! {
+                    _ = reports.fail() => {}
+                    () = phases.reached(Phase::Over) => {}
+                }
+            }
+            if scope.phase() == Phase::Over {
+                return self.leave(std::iter::empty());
+            }
+            if began.elapsed() >= LASTING {
+                pause = reconnect.min;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = phases.next() => {}
+            }
+            pause = (2 * pause).min(reconnect.max);
         }
     }
 
@@ -51,7 +107,14 @@ impl Source {
         let frames_unacknowledged = self.account.unacknowledged_now();
         if frames_unacknowledged > 0 {
             let output = &self.output;
-            warn!(output, frames_unacknowledged, "ended, and nobody has acknowledged these frames");
+            warn!(
+                output,
+                frames_unacknowledged,
+                "the output ends before its reader has acknowledged these frames; nobody knows whether they arrived"
+            );
         }
     }
 }
+
+/// A lane that failed after so long begins again soon.
+const LASTING: Duration = Duration::from_secs(60);

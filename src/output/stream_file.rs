@@ -30,6 +30,8 @@ pub(crate) struct OutputFile {
     whole_len: u64,
     pub(crate) has_frames: bool,
     pub(crate) opened: Instant,
+    // Ended with STOP, or given up.
+    ended: bool,
 }
 
 /// What went wrong with which file.
@@ -58,8 +60,9 @@ impl OutputFile {
         let (path, file) = create_new(name).map_err(failure("create", name))?;
         let format = FileWriter::new(content_type);
         let header = format.header();
+        let opened = Instant::now();
         let mut output =
-            Self { path, file, format, len: 0, whole_len: 0, has_frames: false, opened: Instant::now() };
+            Self { path, file, format, len: 0, whole_len: 0, has_frames: false, opened, ended: false };
         if let Err((_, failure)) = output.append(&[header]) {
             output.give_up();
             return Err(failure);
@@ -110,13 +113,22 @@ impl OutputFile {
     pub(crate) fn close(mut self) -> Result<(), FileFailure> {
         let trailer = self.format.trailer();
         self.append(&[trailer]).map_err(|(_, failure)| failure)?;
+        self.ended = true;
         info!(file = %self.path.display(), bytes = self.len, "closed");
         Ok(())
     }
 
-    /// Ends a file that cannot be written any more: what is there of the last, partial frame goes, STOP is tried, and a file
-    /// without frames is removed. Nothing can be done where that fails too.
-    pub(crate) fn give_up(mut self) {
+    /// Ends a file that cannot be written any more, as dropping it does.
+    pub(crate) fn give_up(self) {}
+}
+
+impl Drop for OutputFile {
+    /// What is there of the last, partial frame goes, STOP is tried, and a file without frames is removed. Nothing can be
+    /// done where that fails too.
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
         let good = self.whole_len;
         if self.has_frames {
             let _ = self.file.set_len(good).and_then(|()| self.file.seek(SeekFrom::Start(good)));

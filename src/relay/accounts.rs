@@ -30,6 +30,7 @@ pub(crate) struct Accounts {
 #[derive(Debug)]
 pub(crate) struct InputEntry {
     pub(crate) name: String,
+    pub(crate) scope: Scope,
     pub(crate) accounts: Vec<Arc<InputAccount>>,
 }
 
@@ -93,12 +94,13 @@ impl OutputEntry {
             output,
             tasks,
             frames_dropped,
-            "tapster ends although a part of this output does not answer: a disk that hangs, most likely"
+            "these tasks of the output have not ended by the deadline, and tapster ends without them; most likely a disk hangs"
         );
     }
 
     fn ledger(&self, now: Instant) -> OutputLedger {
-        let mut ledger = OutputLedger { name: self.name.clone(), ..OutputLedger::default() };
+        let (name, panics) = (self.name.clone(), self.scope.panics());
+        let mut ledger = OutputLedger { name, panics, ..OutputLedger::default() };
         self.accounts.iter().for_each(|account| account.add_to(&mut ledger));
         ledger.members =
             self.members.iter().map(|(to, account)| account.ledger(to.to_string(), now)).collect();
@@ -114,7 +116,8 @@ impl OutputEntry {
 impl Accounts {
     pub(crate) fn ledger(&self) -> Ledger {
         let inputs = self.inputs.iter().map(|entry| {
-            let mut ledger = InputLedger { name: entry.name.clone(), ..InputLedger::default() };
+            let (name, panics) = (entry.name.clone(), entry.scope.panics());
+            let mut ledger = InputLedger { name, panics, ..InputLedger::default() };
             entry.accounts.iter().for_each(|account| account.add_to(&mut ledger));
             ledger
         });

@@ -80,8 +80,8 @@ impl Assembly {
             oversize: config.oversize,
             handshake_timeout: config.handshake_timeout,
         });
-        let mut entry = InputEntry { name: config.name.clone(), accounts: Vec::new() };
         let scope = self.inputs.child(&config.name);
+        let mut entry = InputEntry { name: config.name.clone(), scope: scope.clone(), accounts: Vec::new() };
         let config = Arc::new(config);
         let open = Arc::new(AtomicUsize::new(0));
         for worker in &mut self.workers {

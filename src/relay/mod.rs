@@ -237,7 +237,7 @@ impl Relay {
                 scope: self.inputs.clone(),
             };
             let ready = ready.clone();
-            let run = move || worker.run(&ready);
+            let run = move || worker.run(ready);
             self.scope
                 .spawn_thread(&format!("tapster-{index}"), "worker", run)
                 .map_err(StartError::Worker)?;
@@ -277,6 +277,7 @@ impl Relay {
         self.scope.wait_for_end(Instant::now() + FORCE);
         for output in &self.accounts.outputs {
             output.abandon();
+            output.accounts.iter().for_each(|account| account.tell_losses());
         }
     }
 }
@@ -292,7 +293,9 @@ impl Drop for Relay {
 /// Runs a spool's stage on a thread of its own.
 fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_time().build()?;
-    scope.spawn_thread("tapster-spool", "spool", move || runtime.block_on(stage_loop::run(stage)))
+    let stage_scope = scope.clone();
+    scope
+        .spawn_thread("tapster-spool", "spool", move || runtime.block_on(stage_loop::run(stage, stage_scope)))
 }
 
 /// Runs a lane into files on a thread of its own.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 use tokio::task::spawn_local;
 
+use crate::faults;
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
 use crate::input::listener::serve;
@@ -81,9 +82,9 @@ pub(crate) struct Handover {
 }
 
 impl Worker {
-    /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin; nothing, where
-    /// the worker fails before.
-    pub(crate) fn run(self, ready: &mpsc::Sender<io::Result<()>>) {
+    /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin, and goes then:
+    /// where the worker fails before, it goes without a word.
+    pub(crate) fn run(self, ready: mpsc::Sender<io::Result<()>>) {
         if let Some(cpu) = self.cpu {
             pin(cpu);
         }
@@ -99,6 +100,7 @@ impl Worker {
             match self.begin() {
                 Ok(running) => {
                     let _ = ready.send(Ok(()));
+                    drop(ready);
                     running.end().await;
                 }
                 Err(error) => {
@@ -109,6 +111,9 @@ impl Worker {
     }
 
     fn begin(self) -> io::Result<Running> {
+        if let Some(input) = self.inputs.first() {
+            faults::point("worker start", &input.config.name);
+        }
         // Whatever becomes of this thread, nobody places connections on it afterwards.
         let alive = self.placement.alive(self.index);
         let serving = Rc::new(Serving {
@@ -263,7 +268,7 @@ async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, log: Arc
                 // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
                 log.tell(Event::CannotAccept, "", || {
                     format!(
-                        "cannot accept: {error}; connections wait; raise the limit of open files of tapster"
+                        "cannot accept a connection: {error}; connections wait; raise the limit of open files of tapster"
                     )
                 });
                 if draining {

@@ -198,8 +198,8 @@ where
     let mut end = started.fault.map(ReadEnd::Protocol);
     let mut small_read = false;
     let mut drain: Option<Drain> = None;
-    let read = |session: &mut ReaderSession, tail: &mut Tail, len_max: usize| {
-        let result = buffer.borrow_mut().with_room(tail, len_max, |bytes| {
+    let mut read = |session: &mut ReaderSession, len_max: usize| {
+        let result = buffer.borrow_mut().with_room(&mut tail, len_max, |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
@@ -216,7 +216,7 @@ where
             match event {
                 ReaderEvent::Data(batch) => {
                     coalescer.took(batch.read_at(), batch.frames());
-                    if !deliver(compact_if_sparse(batch, tail.read_memory_len())).await {
+                    if !deliver(compact_if_small(batch)).await {
                         return ReadEnd::Drained;
                     }
                 }
@@ -234,7 +234,7 @@ where
         if let Some(end) = end {
             if end.is_regular() {
                 // Bytes left unread would make the close a reset, which could overtake FINISH. They are counted.
-                let _ = read_arrived(stream, |len_max| read(session, &mut tail, len_max));
+                let _ = read_arrived(stream, |len_max| read(session, len_max));
             }
             return end;
         }
@@ -260,7 +260,7 @@ where
                 _ => wait_for_consumers().await,
             },
         }
-        match read(session, &mut tail, read_len_max) {
+        match read(session, read_len_max) {
             Ok(count) => {
                 small_read = count < SMALL_READ;
                 if let Some(drain) = &mut drain {
@@ -328,12 +328,9 @@ fn read_arrived(
     Ok(())
 }
 
-/// Copies a batch that is small out of the block in which it was read, so that it does not keep the block from being read
-/// into again, and one that keeps much more than itself of the memory in which a long frame was gathered.
-fn compact_if_sparse(batch: FrameBatch, gathered_in: Option<usize>) -> FrameBatch {
-    let len = batch.byte_len();
-    let sparse = len < SMALL_BATCH || gathered_in.is_some_and(|memory_len| memory_len > len + len / 4);
-    if sparse { batch.compact() } else { batch }
+/// Copies a batch out of the block in which it was read, so that it does not keep it from being read into again.
+fn compact_if_small(batch: FrameBatch) -> FrameBatch {
+    if batch.byte_len() < SMALL_BATCH { batch.compact() } else { batch }
 }
 
 /// Lets every other task that is ready run once. Unlike tokio's it does not ask the kernel for events.

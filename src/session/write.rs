@@ -325,7 +325,9 @@ impl Drop for WriteStream {
     /// An operation that the ring still has keeps the socket open: a lane that fails leaves no connection behind that its reader
     /// takes for a living one.
     fn drop(&mut self) {
-        self.stream.shutdown();
+        if !self.closing {
+            self.stream.shutdown();
+        }
     }
 }
 

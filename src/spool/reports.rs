@@ -1,20 +1,22 @@
 //! What a lane has to say of its batches, to the stage that has the spool.
 
 use crossbeam_channel::Receiver;
+use crossbeam_channel::SendError;
 use crossbeam_channel::Sender;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
+use crate::observability::drop_reason::DropReason;
 
 /// One report of a lane.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// The spool need not keep these frames any more.
     Acknowledged(Acknowledgement),
-    /// The lane has failed, and with it all that it had. Another one begins when it is told so: what it takes out of the queue
-    /// must not come once more.
+    /// The task of the lane has failed, and with it all that it had. The next one begins when this is answered: until then
+    /// nobody takes anything out of the back queue.
     Failed(oneshot::Sender<()>),
     /// The lane has ended with this batch.
     Left(Batch),
@@ -60,11 +62,14 @@ pub(crate) fn reports() -> (ReportSender, ReportReceiver) {
 impl ReportSender {
     /// Nobody is woken: the stage looks when it has to.
     pub(crate) fn send(&self, report: Report) {
-        // A stage that is gone has left a batch behind to be counted as lost.
-        let _ = self.reports.send(report);
+        if let Err(SendError(Report::Left(batch))) = self.reports.send(report) {
+            // The stage is gone.
+            batch.dropped(DropReason::Shutdown);
+        }
     }
 
-    /// Reports that the lane has failed. The stage answers when another one may begin; a stage that is gone, at once.
+    /// Reports that the lane has failed. The stage answers when it has taken back what it gave to the lane, and the next task of
+    /// the lane may begin. Without a stage the answer fails at once.
     pub(crate) fn fail(&self) -> oneshot::Receiver<()> {
         let (again, answer) = oneshot::channel();
         self.send(Report::Failed(again));
@@ -90,8 +95,8 @@ impl ReportReceiver {
         self.wakes.is_closed()
     }
 
-    /// Waits until the lane has ended, or failed. Cancel-safe.
-    pub(crate) async fn wait_for_end(&mut self) {
-        self.wakes.recv().await;
+    /// Waits until the lane has ended, or has a report that cannot wait. Cancel-safe.
+    pub(crate) async fn news(&mut self) {
+        let _ = self.wakes.recv().await;
     }
 }

@@ -28,6 +28,7 @@ use crate::batch::Batch;
 use crate::batch::connection::ConnectionId;
 use crate::batch::custody::Custody;
 use crate::batch::position::LogPosition;
+use crate::faults;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
 use crate::protocol::ContentType;
@@ -158,6 +159,9 @@ impl<S: Storage> Stage<S> {
         self.take_reports(now);
         self.look_after_spool(now);
         let taken = self.take_in(now);
+        if taken {
+            faults::point("spool stage", &self.config.output);
+        }
         let passed = self.pass_on(now);
         self.tell_state();
         if self.front.is_closed() {
@@ -183,9 +187,8 @@ impl<S: Storage> Stage<S> {
 
     fn tell_recovered(&self, report: &RecoveryReport) {
         let (output, folder) = (&self.config.output, self.config.settings.folder.display());
-        self.account.recovered(report.frames);
+        self.account.spool_opened(report.frames);
         let account = self.account.spool();
-        account.frames_recovered.fetch_add(report.frames, Relaxed);
         account.files_set_aside.fetch_add(report.set_aside.len() as u64, Relaxed);
         for set_aside in &report.set_aside {
             warn!(output, file = set_aside.name, "set aside in the spool {folder}: {}", set_aside.reason);
@@ -216,13 +219,24 @@ impl<S: Storage> Stage<S> {
             match report {
                 Report::Acknowledged(acknowledged) => self.acknowledge(acknowledged, now),
                 Report::Left(batch) => self.left.push(batch),
-                Report::Failed(again) => {
-                    self.begin_again();
+                Report::Failed(answer) => {
+                    self.take_back();
                     // A lane that does not wait any more has come to its end.
-                    let _ = again.send(());
+                    let _ = answer.send(());
                 }
             }
         }
+    }
+
+    /// The task of the stage has failed. The next one opens the spool once more; what was on its way there is lost.
+    pub(super) fn begin_again(&mut self) {
+        for batch in self.arrived.drain(..) {
+            batch.dropped(DropReason::Internal);
+        }
+        self.spool = None;
+        self.read.clear();
+        self.offsets.clear();
+        (self.retry_at, self.read_at) = (None, None);
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
@@ -240,7 +254,7 @@ impl<S: Storage> Stage<S> {
 
     /// The lane has failed, and takes nothing until this is done: what it had, and what it was to get, is read from the disk
     /// once more. What is not there goes behind it.
-    fn begin_again(&mut self) {
+    fn take_back(&mut self) {
         let mut in_memory = VecDeque::new();
         while let Some(mut batch) = self.back.pop() {
             if batch.log_position.is_some() {
@@ -425,7 +439,7 @@ impl<S: Storage> Stage<S> {
         else {
             return false;
         };
-        self.read_at = None;
+        let tries_again = self.read_at.take().is_some();
         let acknowledged = spool.acknowledged().frame_seq();
         let read = spool.next_from(now);
         self.count_lost(acknowledged, 0);
@@ -441,7 +455,9 @@ impl<S: Storage> Stage<S> {
                 true
             }
             Err(error) => {
-                warn!(output = self.config.output, "{error}");
+                if !tries_again {
+                    warn!(output = self.config.output, "{error}; tapster reads again ten times a second");
+                }
                 self.read_at = Some(now.instant + READ_PAUSE);
                 false
             }

@@ -1,20 +1,34 @@
 //! The loop that runs a [`Stage`]: it reads the clock, and waits.
 
+use std::time::Duration;
 use std::time::Instant;
 
+use crate::lifecycle::Scope;
 use crate::spool::Moment;
 use crate::spool::Storage;
 use crate::spool::stage::Stage;
 
-/// Runs a stage until the lane has ended. Blocks its thread on file work.
-pub(crate) async fn run<S: Storage>(mut stage: Stage<S>) {
-    stage.open(Moment::now());
-    while !stage.reports.lane_ended() {
-        if !stage.turn(Moment::now()) {
-            wait(&mut stage).await;
+/// Runs a stage until the lane has ended. Blocks its thread on file work. If the stage panics, it begins again, and opens the
+/// spool once more.
+pub(crate) async fn run<S: Storage>(mut stage: Stage<S>, scope: Scope) {
+    let mut phases = scope.phases();
+    while scope.guard("spool").supervise(run_until_end(&mut stage)).await.is_none() {
+        stage.begin_again();
+        tokio::select! {
+            () = tokio::time::sleep(FAILURE_PAUSE) => {}
+            _ = phases.next() => {}
         }
     }
     stage.end(Moment::now);
+}
+
+async fn run_until_end<S: Storage>(stage: &mut Stage<S>) {
+    stage.open(Moment::now());
+    while !stage.reports.lane_ended() {
+        if !stage.turn(Moment::now()) {
+            wait(stage).await;
+        }
+    }
 }
 
 /// Waits until something is to be done.
@@ -23,7 +37,7 @@ async fn wait<S: Storage>(stage: &mut Stage<S>) {
     tokio::select! {
         () = stage.front.news(waits.batch, waits.seen) => {}
         () = stage.back.room_for(waits.room_for.unwrap_or_default()), if waits.room_for.is_some() => {}
-        () = stage.reports.wait_for_end() => {}
+        () = stage.reports.news() => {}
         () = sleep_until(waits.due) => {}
     }
 }
@@ -35,3 +49,6 @@ async fn sleep_until(due: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+/// Before a stage that failed begins again.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);

@@ -51,33 +51,23 @@ impl BlocksInUse {
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     bytes: BytesMut,
-    // Of the memory that the last read went to, if that was the tail's own.
-    read_memory_len: Option<usize>,
+    // Of the memory of `bytes`, once a batch was split off from it.
+    shared_len: Option<usize>,
 }
 
 impl Tail {
     pub(crate) fn new(bytes: BytesMut) -> Self {
-        Self { bytes, read_memory_len: None }
+        Self { bytes, shared_len: None }
     }
 
-    /// Length of the memory that frames of the last read share, if it is not a block: a long frame was gathered there.
-    pub(crate) fn read_memory_len(&self) -> Option<usize> {
-        self.read_memory_len
-    }
-
-    /// A long frame is gathered here: doubling copies it a few times, not once for every read. Nothing is allocated for
-    /// a length that was only announced.
-    fn read_behind<T>(&mut self, read_len: usize, read: impl FnOnce(&mut BytesMut) -> T) -> T {
-        let bytes = &mut self.bytes;
-        bytes.reserve(bytes.len().min(read_len).max(TAIL_ROOM_MIN));
-        let memory_len = bytes.capacity();
-        let result = read(bytes);
-        if bytes.len() <= TAIL_COPIED_MAX || bytes.capacity() < memory_len {
-            // The memory of the long frame goes with it, and serves no other: its length says what the frame keeps.
-            *bytes = BytesMut::from(&bytes[..]);
-        }
-        self.read_memory_len = Some(memory_len);
-        result
+    /// Moves the bytes to memory with `room` bytes more. Returns the memory that they had if a batch has a part of it.
+    fn move_out(&mut self, room: usize) -> Option<Block> {
+        let mut bytes = BytesMut::with_capacity(self.bytes.len() + room);
+        bytes.extend_from_slice(&self.bytes);
+        let mut shared = std::mem::replace(&mut self.bytes, bytes);
+        shared.clear();
+        let len = self.shared_len.take()?;
+        Some(Block { bytes: shared, len, gathered: true })
     }
 }
 
@@ -105,9 +95,16 @@ struct Block {
     bytes: BytesMut,
     // Of the whole block.
     len: usize,
+    // The memory in which a long frame was gathered: it counts, and is not read into again.
+    gathered: bool,
 }
 
 impl Block {
+    /// Whether so many bytes may be read into it.
+    fn serves(&self, len: usize) -> bool {
+        self.len >= len && !self.gathered
+    }
+
     /// Whether nobody else has a part of it. It is whole again then.
     fn is_free(&mut self) -> bool {
         self.bytes.try_reclaim(self.len)
@@ -131,16 +128,54 @@ impl ReadBuffer {
         read: impl FnOnce(&mut BytesMut) -> T,
     ) -> T {
         if tail.bytes.len() > TAIL_COPIED_MAX {
-            return tail.read_behind(read_len, read);
+            return self.read_behind(tail, read_len, read);
         }
         let bytes = self.make_room(tail.bytes.len(), read_len);
         bytes.extend_from_slice(&tail.bytes);
         let result = read(bytes);
         tail.bytes.clear();
         tail.bytes.extend_from_slice(bytes);
-        tail.read_memory_len = None;
         bytes.clear();
         result
+    }
+
+    /// A long frame is gathered in memory of its own: doubling copies it a few times, not once for every read. Nothing is
+    /// allocated for a length that was only announced.
+    fn read_behind<T>(
+        &mut self,
+        tail: &mut Tail,
+        read_len: usize,
+        read: impl FnOnce(&mut BytesMut) -> T,
+    ) -> T {
+        let room = tail.bytes.len().min(read_len).max(TAIL_ROOM_MIN);
+        // Memory whose batches are gone serves again.
+        if !tail.bytes.try_reclaim(room) {
+            if tail.shared_len.is_some() {
+                let gathered = tail.move_out(room);
+                self.put_gathered_aside(gathered);
+            } else {
+                tail.bytes.reserve(room);
+            }
+        }
+        let memory_len = tail.shared_len.unwrap_or(0).max(tail.bytes.capacity());
+        let capacity = tail.bytes.capacity();
+        let result = read(&mut tail.bytes);
+        if tail.bytes.capacity() < capacity {
+            tail.shared_len = Some(memory_len);
+        }
+        if tail.bytes.len() <= TAIL_COPIED_MAX {
+            let gathered = tail.move_out(0);
+            self.put_gathered_aside(gathered);
+        }
+        result
+    }
+
+    fn put_gathered_aside(&mut self, gathered: Option<Block>) {
+        if let Some(block) = gathered {
+            self.put_aside(block);
+            // Faster than more can come.
+            self.look_for_free(2);
+        }
     }
 
     /// Looks for blocks that have become free, at a few of those that count as in use.
@@ -181,7 +216,8 @@ impl ReadBuffer {
     /// A free block, or a new one. One of those put aside last is the best: the processor's cache may still have it.
     fn take(&mut self, len: usize, block_len: usize) -> Block {
         let mut recent = self.used.iter_mut().enumerate().rev().take(LOOK_RECENT);
-        let recent = recent.find_map(|(index, block)| (block.len >= len && block.is_free()).then_some(index));
+        let recent =
+            recent.find_map(|(index, block)| (block.serves(len) && block.is_free()).then_some(index));
         if let Some(block) = recent.and_then(|index| self.used.remove(index)) {
             self.used_bytes -= block.len;
             return block;
@@ -193,7 +229,7 @@ impl ReadBuffer {
             self.move_if_free(index);
         }
         self.look_for_free(LOOK_IN_TURN);
-        let new = || Block { bytes: BytesMut::with_capacity(block_len), len: block_len };
+        let new = || Block { bytes: BytesMut::with_capacity(block_len), len: block_len, gathered: false };
         self.take_free(len).unwrap_or_else(new)
     }
 
@@ -212,15 +248,17 @@ impl ReadBuffer {
         }
     }
 
-    /// Moves this block to the free ones, if it is free. Returns whether it was.
+    /// Moves this block to the free ones, or frees it, if nobody else has a part of it. Returns whether that is so.
     fn move_if_free(&mut self, index: usize) -> bool {
         if !self.used.get_mut(index).is_some_and(Block::is_free) {
             return false;
         }
         if let Some(block) = self.used.remove(index) {
             self.used_bytes -= block.len;
-            self.free_bytes += block.len;
-            self.free.push_back(block);
+            if !block.gathered {
+                self.free_bytes += block.len;
+                self.free.push_back(block);
+            }
         }
         while self.free_bytes > FREE_MAX {
             self.forget_oldest();
@@ -327,7 +365,7 @@ mod tests {
         let mut bytes = BytesMut::with_capacity(len);
         bytes.extend_from_slice(&[1]);
         let batch = bytes.split().freeze();
-        buffer.put_aside(Block { bytes, len });
+        buffer.put_aside(Block { bytes, len, gathered: false });
         buffer.tell();
         batch
     }
@@ -397,18 +435,38 @@ mod tests {
         assert_eq!((buffer.free.len(), buffer.free_bytes), (0, 0));
     }
 
-    /// What a connection keeps for its next frame does not keep the memory of the last, nor the other way round.
+    /// A frame of 11 000 bytes, of which 6000 had come, and `left` bytes of the next.
+    fn gather(buffer: &mut ReadBuffer, tail: &mut Tail, left: usize) -> Bytes {
+        *tail = Tail::new(BytesMut::from(&[1; 6000][..]));
+        let frame = read(buffer, tail, 5000 + left, left);
+        assert_eq!((frame.len(), tail.bytes.len()), (11_000, left));
+        frame
+    }
+
     #[test]
-    fn the_memory_of_a_long_frame_is_told_and_serves_one_read() {
+    fn memory_in_which_a_frame_was_gathered_counts_until_the_frame_is_gone() {
+        let in_use = BlocksInUse::default();
+        let mut buffer = ReadBuffer::new(in_use.clone());
+        let mut tail = Tail::default();
+        let frame = gather(&mut buffer, &mut tail, 10);
+        assert!(in_use.bytes() >= 6000 + TAIL_ROOM_MIN);
+        assert!(!frame.as_ptr_range().contains(&tail.bytes.as_ptr()) && tail.bytes.capacity() < 100);
+        drop(frame);
+        buffer.look_for_free(9);
+        assert_eq!((in_use.bytes(), buffer.free_bytes), (0, 0));
+    }
+
+    /// Frames of many kilobytes in a row: one memory serves them all while they leave at once.
+    #[test]
+    fn memory_in_which_a_frame_was_gathered_serves_the_next_if_the_frame_is_gone() {
         let mut buffer = ReadBuffer::default();
         let mut tail = Tail::default();
-        drop(read(&mut buffer, &mut tail, 900, 0));
-        assert_eq!(tail.read_memory_len(), None);
-        tail = Tail::new(BytesMut::from(&[1; 6000][..]));
-        let frame = read(&mut buffer, &mut tail, 10_000, 5000);
-        let memory_len = tail.read_memory_len().expect("memory of its own");
-        assert!(memory_len >= 6000 + TAIL_ROOM_MIN && frame.len() == 11_000);
-        assert!(tail.bytes.capacity() < 6000, "{}", tail.bytes.capacity());
-        assert!(!frame.as_ptr_range().contains(&tail.bytes.as_ptr()) && frame.is_unique());
+        let address = gather(&mut buffer, &mut tail, 5000).as_ptr();
+        let frame = read(&mut buffer, &mut tail, 12_000, 5000);
+        assert_eq!((frame.as_ptr(), buffer.used_bytes), (address, 0));
+        // This one waits.
+        let next = read(&mut buffer, &mut tail, 12_000, 5000);
+        assert!(buffer.used_bytes > 17_000 && next.as_ptr() != address);
+        assert!(frame.iter().chain(&next).all(|&byte| byte == 1));
     }
 }

@@ -7,6 +7,10 @@ use std::time::Instant;
 use rustix::process::Signal;
 use tapster::queue::WhenFull;
 
+use tapster::transport::Backend;
+
+use crate::skips::Cause;
+use crate::skips::skip;
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
 use crate::support::peer::Peer;
@@ -443,5 +447,81 @@ on_both_backends! {
         for (_, sequence) in sequences {
             assert_eq!(sequence, (0..sequence.len() as u64).collect::<Vec<_>>());
         }
+    }
+
+    /// Told once, at WARN, with the number of all frames that the end costs; how tapster ends a connection is no news.
+    fn what_a_drain_costs_is_told_with_its_number(backend) {
+        let folder = folder();
+        for transport in Transport::BOTH {
+            let reader = CollectingReader::start(transport, folder.path()).stalled();
+            let address = Transport::Unix.fresh_address(folder.path());
+            let config = folder.path().join("tapster.toml");
+            std::fs::write(&config, "drain_timeout = \"500ms\"\n").expect("a file");
+            let summary = folder.path().join("summary.json");
+            let mut program = tapster(backend)
+                .arg("-c")
+                .arg(&config)
+                .listen(&address)
+                .to(&reader.address(), "")
+                .summary(summary)
+                .start();
+            let mut writer = Peer::writer(&address);
+            reader.wait_for_sessions(1);
+            writer.send(&numbered::frames_of_len(0, 0..100_000, 200));
+            writer.finish();
+            program.terminate();
+            reader.resume();
+            let (summary, output) = (program.summary(), program.process.output());
+            summary.assert_balanced();
+            let lost = summary.dropped(0, "shutdown");
+            assert!(lost > 0, "{output}");
+            let told: Vec<&str> = output.lines().filter(|line| line.contains("frames are lost")).collect();
+            let number = format!("frames_dropped={lost}");
+            assert!(matches!(told[..], [line] if line.contains("WARN") && line.contains(&number)), "{output}");
+            assert!(told[0].contains("reason=\"shutdown\"") && told[0].contains(&reader.address().to_string()));
+            for word in ["canceled", "cancelled", "ERROR"] {
+                assert!(!output.contains(word), "{word}: {output}");
+            }
+        }
+    }
+
+    /// A lookup that hangs sits in the C library, where nothing ends it.
+    fn a_drain_is_not_held_up_by_name_servers_that_do_not_answer(backend) {
+        // No server of its own is there to ask: this one takes every question, and never answers.
+        let server = if backend == Backend::Uring { "127.0.0.77" } else { "127.0.0.78" };
+        let Ok(_mute) = std::net::UdpSocket::bind((server, 53)) else {
+            return skip(Cause::Missing, "a port 53 that can be bound");
+        };
+        let folder = folder();
+        let resolv = folder.path().join("resolv.conf");
+        std::fs::write(&resolv, format!("nameserver {server}\noptions timeout:30 attempts:3\n")).expect("a file");
+        let config = folder.path().join("tapster.toml");
+        std::fs::write(&config, "drain_timeout = \"2s\"\n").expect("a file");
+        let (address, summary) = (Transport::Unix.fresh_address(folder.path()), folder.path().join("summary.json"));
+        let script = "mount --bind \"$0\" /etc/resolv.conf || exit 77; exec \"$@\"";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", script]).arg(&resolv).arg(env!("CARGO_BIN_EXE_tapster"));
+        command.args(["run", "--backend", crate::support::backend::word(backend), "-c"]).arg(&config);
+        command.args(["--listen", &address.to_string(), "--to", "tcp://siem.example.test:6000"]);
+        command.arg("--summary").arg(&summary).env("NO_COLOR", "1");
+        let mut process = crate::support::process::Process::spawn(&mut command);
+        eventually("tapster listens, or cannot", || {
+            process.poll_exit().is_some() || process.output().contains("relaying")
+        });
+        if process.poll_exit().is_some() {
+            return skip(Cause::Missing, "a mount namespace of its own");
+        }
+        let mut writer = Peer::writer(&address);
+        writer.send(&numbered::frames(0, 0..100));
+        writer.finish();
+        thread::sleep(millis(200));
+        assert!(!process.output().contains("cannot"), "the lookup does not hang: {}", process.output());
+        let began = Instant::now();
+        process.signal(Signal::TERM);
+        process.wait_for_success(Duration::from_secs(3));
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        let ledger: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&summary).expect("a ledger")).expect("JSON");
+        assert_eq!(ledger["outputs"][0]["frames_dropped"]["shutdown"], 100, "{ledger}");
     }
 }

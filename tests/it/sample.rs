@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use tapster::queue::WhenFull;
 use tapster::transport::Backend;
@@ -195,5 +197,46 @@ on_both_backends! {
         let second_half = sequence.iter().filter(|number| **number >= frames / 2).count() as u64;
         assert!(second_half > 0, "the second half has nothing: {:?}", ledger.outputs[0]);
         assert!(collected.frames() - second_half > 4 * second_half, "thinned ever more");
+    }
+
+    /// Time alone ends the thinning, however few frames come.
+    fn a_reader_that_has_caught_up_gets_every_frame_within_a_second(backend) {
+        for (rate, len) in [(900, 1500), (20, 60_000)] {
+            let folder = folder();
+            let reader = CollectingReader::start(Transport::Unix, folder.path()).stalled();
+            let relay = relay(backend)
+                .input(listening(Transport::Unix, folder.path()))
+                .output(to(&reader).when_full(WhenFull::Sample).queue(8 << 20))
+                .start();
+            reader.wait_for_sessions(1);
+            let mut writer = relay.writer();
+            let (mut sent, began) = (0, Instant::now());
+            let mut write_until = |writer: &mut Peer, until: Instant| {
+                while Instant::now() < until {
+                    let due = began + Duration::from_secs(1) * sent as u32 / rate;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                    writer.send(&numbered::frames_of_len(0, sent..sent + 1, len));
+                    sent += 1;
+                }
+                sent
+            };
+            write_until(&mut writer, began + Duration::from_secs(10));
+            let stalled = dropped_for(&relay.output(0), "sampled");
+            assert!(stalled > 0, "{rate}/s: nothing was left out: {:?}", relay.output(0));
+            reader.resume();
+            // It catches up, which takes it no time to speak of.
+            write_until(&mut writer, began + Duration::from_millis(10_300));
+            eventually("it has caught up", || relay.output(0).frames_queued == 0);
+            let caught_up = Instant::now();
+            let from = write_until(&mut writer, caught_up + Duration::from_secs(1));
+            relay.wait_for_frames(from);
+            let before = dropped_for(&relay.output(0), "sampled");
+            let all = write_until(&mut writer, caught_up + Duration::from_secs(3));
+            writer.finish();
+            let (ledger, collected) = relay.drain_into(reader);
+            assert_eq!(dropped_for(&ledger.outputs[0], "sampled"), before, "{rate}/s");
+            let sequence = &numbered::sequences(collected.payloads())[&0];
+            assert_eq!(sequence.iter().filter(|number| **number >= from).count() as u64, all - from);
+        }
     }
 }

@@ -196,7 +196,7 @@ on_both_backends! {
             assert_eq!(summary.output(output, "frames_queued"), 0);
             assert!(summary.dropped(output, "shutdown") > 0, "{:?}", summary.0);
             let log = program.process.output();
-            let line = log.lines().find(|line| line.contains("does not answer") && line.contains(word));
+            let line = log.lines().find(|line| line.contains("have not ended by the deadline") && line.contains(word));
             assert!(line.is_some(), "{log}");
         }
         // What was on disk before is not lost.

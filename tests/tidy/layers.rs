@@ -8,7 +8,7 @@ use crate::sources::read_sources;
 
 /// Modules from the ground up. A module imports from lower layers only, never from its own.
 const LAYERS: &[&[&str]] = &[
-    &["protocol", "dnstap", "lifecycle", "observability", "transport"],
+    &["protocol", "dnstap", "lifecycle", "faults", "observability", "transport"],
     &["batch"],
     &["queue", "delivery", "session"],
     &["spool"],
@@ -160,6 +160,8 @@ mod the_checker {
             ("queue/channel.rs", "crate::spool::Spool"),
             ("delivery/endpoint.rs", "crate::queue::Queue"),
             ("spool/log.rs", "crate::output::OutputConfig"),
+            ("spool/log.rs", "crate::route::Fanout"),
+            ("spool/log.rs", "crate::output::File"),
             ("input/listener.rs", "crate::output::OutputConfig"),
             ("output/file.rs", "crate::input::InputConfig"),
             ("input/mod.rs", "crate::relay::Relay"),

@@ -62,6 +62,46 @@ fn every_frame_ends_once_whatever_connections_do() {
     }
 }
 
+/// What a storm sees if the delivery, or whoever runs it, errs: at the batch of this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    CountTwice(u64),
+    Forget(u64),
+    Lose(u64),
+}
+
+#[test]
+#[should_panic(expected = "frames_received: 4")]
+fn a_frame_that_is_counted_twice_is_seen() {
+    storm_with(Fault::CountTwice(0));
+}
+
+#[test]
+#[should_panic(expected = "a frame has no end")]
+fn a_batch_that_is_forgotten_is_seen() {
+    storm_with(Fault::Forget(0));
+}
+
+#[test]
+#[cfg_attr(debug_assertions, should_panic(expected = "frames of a batch have no end"))]
+#[cfg_attr(not(debug_assertions), should_panic(expected = "a frame has no end"))]
+fn a_batch_that_is_lost_is_seen() {
+    storm_with(Fault::Lose(0));
+}
+
+/// The first storm that has a batch, in fair weather.
+fn storm_with(fault: Fault) {
+    for seed in 0.. {
+        let mut storm = Storm::new(seed);
+        if storm.weather.is_fair() {
+            storm.fault = Some(fault);
+            if storm.run().frames > 0 {
+                return;
+            }
+        }
+    }
+}
+
 /// How often what happened.
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
@@ -180,6 +220,8 @@ struct Storm {
     got: BTreeMap<u64, Vec<StreamId>>,
     /// What the spool may forget.
     settled: BTreeSet<u64>,
+    fault: Option<Fault>,
+    batches: u64,
     totals: Totals,
 }
 
@@ -261,6 +303,8 @@ impl Storm {
             origins: Vec::new(),
             got: BTreeMap::new(),
             settled: BTreeSet::new(),
+            fault: None,
+            batches: 0,
             totals: Totals::default(),
         }
     }
@@ -370,6 +414,23 @@ impl Storm {
         while self.delivery.wants_batch()
             && let Some(batch) = self.queue.pop_front()
         {
+            let fault = self.fault.filter(|fault| {
+                let (Fault::CountTwice(number) | Fault::Forget(number) | Fault::Lose(number)) = *fault;
+                number == self.batches
+            });
+            self.batches += 1;
+            match fault {
+                Some(Fault::Forget(_)) => {
+                    std::mem::forget(batch);
+                    continue;
+                }
+                Some(Fault::Lose(_)) => {
+                    drop(batch);
+                    continue;
+                }
+                Some(Fault::CountTwice(_)) => self.account.sent(1, FRAME_LEN as u64),
+                None => {}
+            }
             self.delivery.handle_batch(batch, self.now);
         }
         let over = self.source_closed && self.queue.is_empty();
@@ -512,6 +573,14 @@ impl Storm {
         begun.into_iter().any(|frame| frame[4..] == *format!("{refused:08}").as_bytes())
     }
 
+    /// Where the frame begins in a stream that its reader does not take.
+    fn refused_at(&self, stream: StreamId) -> usize {
+        let Some(refused) = self.weather.refuses_frame else { return usize::MAX };
+        let mut frames = self.streams[&stream].given.chunks(FRAME_LEN);
+        let index = frames.position(|frame| frame.get(4..) == Some(format!("{refused:08}").as_bytes()));
+        index.map_or(usize::MAX, |index| index * FRAME_LEN)
+    }
+
     /// Whoever gets a frame again had lost the stream before.
     fn arrives(&mut self, stream: StreamId, frame: u64) {
         let streams = self.got.entry(frame).or_default();
@@ -548,6 +617,13 @@ impl Storm {
             let rest = state.given.len().min(state.stalls_at).saturating_sub(state.written);
             let count = self.random.usize(0..=rest);
             self.has_written(stream, count);
+        }
+        let refused_at = self.refused_at(stream);
+        let state = self.streams.get_mut(&stream).unwrap();
+        if !state.closed {
+            state.taken = state.taken.max(self.random.usize(0..=state.written).min(refused_at));
+            let arrived = (self.random.u32(0..4) > 0).then_some(state.taken as u64);
+            self.delivery.handle_progress(stream, arrived, self.now);
         }
         let state = self.streams.get_mut(&stream).unwrap();
         if !state.closed {
@@ -587,6 +663,8 @@ impl Storm {
         if self.weather.is_fair() && self.weather.refuses_frame.is_none() && !self.over {
             assert_eq!(left, 0, "left although every reader reads: after {ended_at:?}, {:?}", self.config);
         }
+        let refusable = u64::from(self.weather.refuses_frame.is_some());
+        assert!(self.totals.frames_refused <= refusable, "a good frame is left out");
         self.totals.frames_left = left;
         self.totals
     }

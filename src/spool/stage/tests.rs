@@ -486,7 +486,7 @@ impl Storm {
         if bytes >= batch.byte_len() {
             self.delivered(life, batch);
         } else {
-            let (_, forget) = batch.advance(bytes, false);
+            let (_, forget) = batch.advance(bytes);
             self.forget(life, forget);
             life.held.insert(index, batch);
         }
@@ -512,7 +512,7 @@ impl Storm {
         if batch.custody.open() == 0 && self.random.bool() {
             return self.delivered(life, batch);
         }
-        let (_, forget) = batch.advance(self.random.usize(0..=batch.byte_len()), true);
+        let (_, forget) = batch.advance(self.random.usize(0..=batch.byte_len()));
         self.forget(life, forget);
         if batch.frames().frames() == 0 {
             return self.delivered(life, batch);

@@ -211,6 +211,11 @@ impl TapsterCommand {
         self
     }
 
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     pub(crate) fn listen(mut self, address: &Address) -> Self {
         self.listen.push(address.clone());
         self.arg("--listen").arg(address.to_string())

@@ -54,6 +54,7 @@ pub(crate) fn relay(backend: Backend) -> RelayBuilder {
     };
     RelayBuilder {
         backend,
+        prefix: String::new(),
         config: RelayConfig {
             workers: 2,
             backend: choice,
@@ -67,10 +68,17 @@ pub(crate) fn relay(backend: Backend) -> RelayBuilder {
 #[derive(Debug)]
 pub(crate) struct RelayBuilder {
     backend: Backend,
+    prefix: String,
     config: RelayConfig,
 }
 
 impl RelayBuilder {
+    /// The names of the inputs and outputs that are added from now on begin like this: faults go by these names.
+    pub(crate) fn named(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.to_owned();
+        self
+    }
+
     pub(crate) fn workers(mut self, workers: usize) -> Self {
         self.config.workers = workers;
         self
@@ -83,14 +91,14 @@ impl RelayBuilder {
 
     pub(crate) fn input(mut self, input: InputBuilder) -> Self {
         let mut config = input.0;
-        config.name = format!("input{}", self.config.inputs.len());
+        config.name = format!("{}input{}", self.prefix, self.config.inputs.len());
         self.config.inputs.push(config);
         self
     }
 
     pub(crate) fn output(mut self, output: OutputBuilder) -> Self {
         let mut config = output.0;
-        config.name = format!("output{}", self.config.outputs.len());
+        config.name = format!("{}output{}", self.prefix, self.config.outputs.len());
         self.config.outputs.push(config);
         self
     }
