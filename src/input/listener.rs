@@ -136,7 +136,7 @@ impl<'a> OpenConnection<'a> {
         }
     }
 
-    /// Where the session ends instead, its end is told.
+    /// Logs that frames were skipped. An input that ends the session instead logs the end of the session.
     fn tell_skipped(&self, frames: u64) {
         let config = &self.input.config;
         if config.oversize == Oversize::Skip {

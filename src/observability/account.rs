@@ -25,7 +25,7 @@ use crate::observability::spool_account::SpoolAccount;
 /// The account of one lane. Any thread adds to it.
 #[derive(Debug)]
 pub(crate) struct OutputAccount {
-    // Every loss is told where it is counted.
+    // Writes a log line for a loss where the loss is counted.
     log: LossLog,
     received: AtomicU64,
     // Below 0 only by a fault of ours, or between two additions of other threads.

@@ -82,7 +82,7 @@ fn help(reason: DropReason) -> &'static str {
     }
 }
 
-/// How often a loss that goes on is told.
+/// How often the log has a line about a loss that goes on.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What an output is told: enums that carry what belongs together, so that most impossible combinations cannot be written.
+//! Settings of an output: enums that carry what belongs together, so that most impossible combinations cannot be written.
 //! [`OutputConfig::validate`] finds the others.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What an output over connections is told: who reads, and when a frame has been delivered.
+//! Settings of an output over connections: who reads, and when a frame has been delivered.
 
 use std::time::Duration;
 

@@ -49,7 +49,7 @@ use crate::spool::reports::LeftBatches;
 use crate::spool::reports::Report;
 use crate::spool::reports::ReportReceiver;
 
-/// What a stage is told.
+/// Settings of a stage.
 #[derive(Debug)]
 pub(crate) struct StageConfig {
     /// Name of the output, for the log.

@@ -1,4 +1,4 @@
-//! A bug that panics costs the task that had it, and no more: what it had is counted, it is told at ERROR, and it begins
+//! A bug that panics costs the task that had it, and no more: what it had is counted, the log has a line at ERROR, and it begins
 //! again. Debug builds have faults for that, see `tapster::faults`.
 
 use std::time::Duration;

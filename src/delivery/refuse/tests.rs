@@ -199,7 +199,7 @@ fn a_reader_that_ends_every_connection_at_its_first_frame_costs_few() {
     }
 }
 
-/// With FINISH nobody is told how far a reader is: frames that are written alone show it.
+/// With FINISH alone, tapster does not know how far a reader is: frames that are written alone show it.
 #[test]
 fn a_frame_for_which_no_finish_comes_is_found_among_others() {
     for refused in [&[0][..], &[13], &[29], &[4, 20]] {
