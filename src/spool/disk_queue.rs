@@ -307,6 +307,10 @@ impl<S: Storage> Spool<S> {
         now: Moment,
     ) -> Result<Option<(ConnectionId, FrameBatch, LogPosition)>, SpoolError> {
         self.read_head.pass(self.progress.acknowledged().frame_seq);
+        if self.reader_caught_up() {
+            // The read head may stand at the beginning of a record whose frames the caller has.
+            return Ok(None);
+        }
         while let Some(record) = self.read_head.next_record(&mut self.log, now)? {
             let header = record.header;
             // The first frames of the record may be delivered.

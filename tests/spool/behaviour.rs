@@ -158,7 +158,10 @@ fn a_reader_that_has_caught_up_may_be_spared_what_is_in_memory() {
     spool.skip_to(appended.positions[0].after(batch.frames()));
     books.delivered(&batch);
     assert!(spool.reader_caught_up());
+    // Nothing is read of the disk.
+    folder.fail_after(0, 1);
     assert_eq!(books.read(&mut spool, clock.now()).unwrap(), None);
+    folder.heal();
 
     // The delivery failed: it is in the spool.
     spool.rewind();
