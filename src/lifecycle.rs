@@ -141,7 +141,7 @@ impl Scope {
         spawn_local(self.guard(task).supervise(future))
     }
 
-    /// Runs a task of this scope on a thread of its own, which nobody joins: it may sit in the kernel for ever.
+    /// Runs a task of this scope on a thread of its own, which nobody joins: it may sit in the kernel without end.
     ///
     /// # Errors
     /// The system has no thread for it.
@@ -267,7 +267,7 @@ impl Phases {
         self.seen
     }
 
-    /// Waits for the next phase; for ever after the last. Cancel-safe.
+    /// Waits for the next phase; without end after the last. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Phase {
         let wanted = match self.seen {
             Phase::Running => &self.scope.0.draining,

@@ -146,7 +146,7 @@ struct Mounted {
 }
 
 impl Image {
-    /// `None`, and a line that says why, where such a file system cannot be had.
+    /// `None`, and a line that says why, where this host has no such file system.
     fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
             skip(Cause::Missing, "a power cut needs root and loop devices");

@@ -19,7 +19,7 @@ use crate::poller::Poller;
 use crate::socket::Listener;
 use crate::socket::connect;
 
-/// Copies every connection to all outputs, for ever; each has a set of output connections of its own.
+/// Copies every connection to all outputs, without end; each has a set of output connections of its own.
 ///
 /// `together` connections share a thread, as they are accepted: what costs least, one that blocks on its own reads
 /// for a single connection, one that waits for all of them for many.

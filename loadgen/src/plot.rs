@@ -330,7 +330,7 @@ mod tests {
         fs::read_to_string(&path).unwrap()
     }
 
-    /// Filled rectangles of a colour, but for the one in the legend: bars.
+    /// Filled rectangles of a colour, without the one in the legend: bars.
     fn bars(svg: &str, colour: &str) -> usize {
         svg.matches(&format!("fill=\"{colour}\"")).count() - 1
     }

@@ -127,7 +127,7 @@ impl Consumer {
         Arc::clone(&self.live)
     }
 
-    /// Reads and checks until it is told to stop.
+    /// Reads and checks until its owner asks it to stop.
     pub(crate) fn run(mut self) -> Result<Received> {
         while !self.live.stop.load(Relaxed) {
             self.poller.wait(Some(TICK))?;

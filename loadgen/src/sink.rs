@@ -129,7 +129,7 @@ fn wait_for_end(config: &SinkConfig, lives: &[Arc<Live>], interrupted: &AtomicBo
         if expected || config.streams.is_some_and(all_streams) {
             let since = *complete_at.get_or_insert_with(Instant::now);
             let connected = sum(|live| live.connections_open.load(Relaxed)) > 0;
-            // What comes after the expected frames is to be seen, but a relay may stay connected for ever.
+            // What comes after the expected frames is to be seen, but a relay may stay connected without end.
             if !connected || since.elapsed() >= LINGER {
                 return End::Complete;
             }

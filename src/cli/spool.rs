@@ -93,7 +93,7 @@ Examples:
   tapster spool dump /var/spool/tapster/siem --from 08:00 --until 09:00 \\
       --to morning.fstrm
 
-The time of a frame is when the relay read it. What is damaged is told on
+The time of a frame is when the relay read it. What is damaged is named on
 stderr; everything that is sound is written all the same.
 
 Exit status: 0 everything that was asked for is in the file, which ends with

@@ -68,7 +68,7 @@ pub(super) fn check_addresses(
         for to in config.addresses() {
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
                 let message =
-                    format!("{to} is where input `{input}` listens: every frame would go round for ever");
+                    format!("{to} is where input `{input}` listens: every frame would go round without end");
                 findings.fault(origin, "to", message);
             }
         }

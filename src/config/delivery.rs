@@ -61,7 +61,7 @@ impl DeliveryKeys {
         Self { mode, finish_timeout, ack, margin, checkpoint, order }
     }
 
-    /// What cannot be had together, and what the queue cannot hold.
+    /// Names keys that contradict each other, and values that the queue cannot hold.
     pub(super) fn check(&self, section: &mut Section<'_>, room: &Room) {
         if self.checkpoint.is_some() && self.mode == ModeWord::Unidirectional {
             let message =

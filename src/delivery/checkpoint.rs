@@ -47,7 +47,7 @@ impl CheckpointTimer {
         }
     }
 
-    /// A next connection cannot be had while the present one is open.
+    /// A next connection cannot be opened while the present one is open.
     pub(super) fn refused(&mut self, now: Instant) {
         self.refused = true;
         self.failed(now);

@@ -9,7 +9,6 @@
 //! A connection that dies gives everything back that it has not acknowledged: the batches go to whoever is there next.
 
 use std::sync::Arc;
-use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,10 +20,10 @@ use crate::delivery::attempts::Attempts;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::in_flight::InFlight;
 use crate::delivery::item::Item;
-use crate::delivery::probe::AckProbe;
+use crate::delivery::link::Link;
 use crate::delivery::rollover::Rollover;
 use crate::delivery::shared::Shared;
-use crate::delivery::stall::Stall;
+use crate::delivery::watch::Watch;
 use crate::lifecycle::Phase;
 use crate::observability::MemberState;
 use crate::observability::member_account::MemberAccount;
@@ -40,37 +39,10 @@ pub(super) struct Endpoint {
     // The write under way was asked to end.
     interrupted: bool,
     rollover: Rollover,
-    probe: Option<AckProbe>,
-    stall: Option<Stall>,
-    // Until then nothing is written, to see whether the reader ends a connection that brings nothing. `None`: no such look.
-    hold_until: Option<Instant>,
-    // A frame was written alone, and gets its STOP then.
-    stop_at: Option<Instant>,
+    watch: Watch,
     // The last stream was not a good one: the share of this member grows from a small one.
     returns: bool,
     rotates: bool,
-}
-
-/// What there is of a connection.
-#[derive(Clone, Copy, Debug)]
-enum Link {
-    /// The next attempt comes at this time.
-    Down { retry_at: Instant },
-    /// Until the deadline.
-    Connecting { stream: StreamId, deadline: Instant },
-    /// Past the handshake.
-    Up { stream: StreamId, since: Instant },
-    /// STOP was asked for; until the deadline. `last`: nothing is left to write.
-    Stopping { stream: StreamId, since: Instant, deadline: Instant, last: bool, arriving: bool },
-    /// No connection is wanted. `gave_up`: not even for what others give back.
-    Ended { gave_up: bool },
-}
-
-impl Link {
-    /// With an attempt at this time, or without any more.
-    fn planned(retry_at: Option<Instant>) -> Self {
-        retry_at.map_or(Self::Ended { gave_up: true }, |retry_at| Self::Down { retry_at })
-    }
 }
 
 impl Endpoint {
@@ -92,10 +64,7 @@ impl Endpoint {
             attempts: Attempts::new(config.reconnect, config.seed.wrapping_add(index as u64)),
             interrupted: false,
             rollover: Rollover::new(config),
-            probe: None,
-            stall: None,
-            hold_until: None,
-            stop_at: None,
+            watch: Watch::default(),
             returns: false,
             rotates: false,
         }
@@ -104,9 +73,7 @@ impl Endpoint {
     /// Takes a batch, to be written in the order of numbers.
     pub(super) fn take(&mut self, item: Item, now: Instant) {
         self.flight.take(item);
-        if let Some(stall) = &mut self.stall {
-            stall.set_work(true, now);
-        }
+        self.watch.set_work(true, now);
     }
 
     /// Whether a write is under way.
@@ -145,21 +112,16 @@ impl Endpoint {
     /// The time of the next thing that happens by itself.
     pub(super) fn timeout(&self, shared: &Shared) -> Option<Instant> {
         let by_link = match self.link {
-            Link::Down { retry_at } => [Some(retry_at), None, None],
-            Link::Connecting { deadline, .. } => [Some(deadline), None, None],
+            Link::Down { retry_at } => [Some(retry_at), None],
+            Link::Connecting { deadline, .. } => [Some(deadline), None],
             Link::Up { .. } => {
-                let probe = self.probe.as_ref().and_then(AckProbe::look_at);
-                let stall = self.stall.as_ref().and_then(Stall::look_at);
                 let brings_nothing = self.flight.stream_written() == 0 && !self.flight.is_writing();
-                let hold = self.hold_until.filter(|_| brings_nothing);
-                let pause = stall.into_iter().chain(hold).chain(self.stop_at).min();
-                [probe, pause, self.checkpoint_due(shared)]
+                [self.watch.timeout(brings_nothing), self.checkpoint_due(shared)]
             }
             Link::Stopping { deadline, arriving, .. } => {
-                let probe = self.probe.as_ref().filter(|_| arriving).and_then(AckProbe::look_at);
-                [Some(deadline), probe, None]
+                [Some(deadline), self.watch.probe_at().filter(|_| arriving)]
             }
-            Link::Ended { .. } => [None; 3],
+            Link::Ended { .. } => [None; 2],
         };
         by_link.into_iter().chain([self.rollover.timeout()]).flatten().min()
     }
@@ -201,9 +163,7 @@ impl Endpoint {
             }
             Link::Up { stream, .. } => self.drive_stream(stream, shared, now),
             Link::Stopping { stream, deadline, arriving, .. } => {
-                if arriving
-                    && self.probe.as_ref().is_none_or(|probe| probe.has_arrived(self.flight.stream_written()))
-                {
+                if arriving && self.watch.may_have_arrived(self.flight.stream_written()) {
                     self.stopped(shared, true, now, CloseReason::Ended);
                 } else if deadline <= now {
                     self.stopped(shared, false, now, CloseReason::FinishTimeout);
@@ -246,12 +206,10 @@ impl Endpoint {
             self.stop(stream, shared, false, now);
         } else if (self.rollover.strict && self.rollover.waits_for_finish()) || self.holds_back(shared, now) {
             // Nothing is written for now: the reader has nothing to take.
-            if let Some(stall) = &mut self.stall {
-                stall.set_work(false, now);
-            }
+            self.watch.set_work(false, now);
         } else if self.waits_for_frame_alone() {
             // A reader that does not take the frame ends the stream before STOP.
-            if self.rollover.timer.is_some() && *self.stop_at.get_or_insert(now + ALONE_PAUSE) <= now {
+            if self.rollover.timer.is_some() && self.watch.alone_is_over(now) {
                 self.stop(stream, shared, false, now);
             }
         } else if self.flight.has_pending() {
@@ -264,32 +222,25 @@ impl Endpoint {
     /// Whether nothing is written for a moment: the next frame would be left out if the reader ended this connection at it
     /// too. One that ends it now does so whatever comes.
     fn holds_back(&mut self, shared: &Shared, now: Instant) -> bool {
-        self.flight.begins_with_last_chance(shared) && *self.hold_until.get_or_insert(now + HOLD) > now
+        self.flight.begins_with_last_chance(shared) && self.watch.holds(now)
     }
 
     /// Whether a frame that was written alone has not arrived.
     fn waits_for_frame_alone(&self) -> bool {
-        self.flight.last_is_alone() && !self.has_arrived(self.flight.stream_written())
-    }
-
-    /// Whether the reader is known to have got so many bytes of the present stream.
-    fn has_arrived(&self, position: u64) -> bool {
-        self.probe.as_ref().is_some_and(|probe| probe.has_arrived(position))
+        self.flight.last_is_alone() && !self.watch.has_arrived(self.flight.stream_written())
     }
 
     /// Begins a write of as many batches as one write takes.
     fn write(&mut self, stream: StreamId, shared: &mut Shared, now: Instant) {
         self.flight.begin_write(shared);
-        if let Some(stall) = &mut self.stall {
-            stall.set_work(true, now);
-        }
+        self.watch.set_work(true, now);
         shared.act(Action::Write(stream));
     }
 
     /// Asks for a look at the reader of a group's member, and ends the write under way for it: only then is it known how much
     /// of it was written.
     fn look_for_stall(&mut self, stream: StreamId, shared: &mut Shared, now: Instant) {
-        if !self.stall.as_mut().is_some_and(|stall| stall.wants_look(now)) {
+        if !self.watch.wants_stall_look(now) {
             return;
         }
         if !self.flight.is_writing() {
@@ -300,13 +251,13 @@ impl Endpoint {
     }
 
     fn probe_if_due(&mut self, stream: StreamId, shared: &mut Shared, now: Instant) {
-        if self.probe.as_ref().and_then(AckProbe::look_at).is_some_and(|look_at| look_at <= now) {
+        if self.watch.probe_at().is_some_and(|probe_at| probe_at <= now) {
             shared.act(Action::Probe(stream));
         }
     }
 
     /// Goes on with a checkpoint as far as that can be done now. Returns whether the present stream has to end first: no second
-    /// connection can be had, and much waits for FINISH.
+    /// connection can be opened, and much waits for FINISH.
     fn roll_over(&mut self, stream: StreamId, shared: &mut Shared, now: Instant) -> bool {
         if let Some(next) = self.rollover.take_connected() {
             let deadline = now + shared.config.finish_timeout;
@@ -331,16 +282,7 @@ impl Endpoint {
     /// A stream begins: it has got nothing yet.
     fn begin_stream(&mut self, stream: StreamId, shared: &Shared, now: Instant) {
         self.link = Link::Up { stream, since: now };
-        (self.hold_until, self.stop_at) = (None, None);
-        self.probe = match shared.config.acknowledge {
-            Acknowledge::Progress { probe_len, .. } => Some(AckProbe::new(probe_len)),
-            _ => None,
-        };
-        self.stall = shared.config.stall_timeout.map(|timeout| {
-            let mut stall = Stall::new(timeout, now);
-            stall.set_work(self.flight.has_pending(), now);
-            stall
-        });
+        self.watch = Watch::new(&shared.config, self.flight.has_pending(), now);
         self.rollover.begin_stream(now);
     }
 
@@ -373,7 +315,7 @@ impl Endpoint {
         }
     }
 
-    /// No connection can be had.
+    /// No connection can be opened.
     pub(super) fn refused(&mut self, stream: StreamId, shared: &mut Shared, now: Instant) {
         match self.link {
             Link::Connecting { stream: wanted, .. } if wanted == stream => self.attempt_failed(shared, now),
@@ -408,9 +350,7 @@ impl Endpoint {
         }
         self.flight.written(count, shared);
         let interrupted = std::mem::take(&mut self.interrupted);
-        if self.probe.as_mut().is_some_and(|probe| probe.written(self.flight.stream_written(), now))
-            || interrupted
-        {
+        if self.watch.written(self.flight.stream_written(), now) || interrupted {
             shared.act(Action::Probe(stream));
         }
         if self.flight.is_writing() && shared.phase != Phase::Over {
@@ -431,20 +371,12 @@ impl Endpoint {
             Link::Stopping { stream: present, .. } if present == stream => false,
             _ => return,
         };
-        if let Acknowledge::Progress { margin, .. } = shared.config.acknowledge {
-            if let Some(arrived) = arrived {
-                self.flight.arrived(arrived, margin, shared);
-            }
-            if let Some(probe) = &mut self.probe {
-                probe.looked(arrived, self.flight.stream_written(), now);
-            }
+        if let (Acknowledge::Progress { margin, .. }, Some(arrived)) = (shared.config.acknowledge, arrived) {
+            self.flight.arrived(arrived, margin, shared);
         }
-        let Some(stall) = self.stall.as_mut().filter(|_| up) else { return };
-        // What cannot be told apart counts as taken. A reader that has gone ends its stream by that.
         let written = self.flight.stream_written();
-        let taken = arrived.unwrap_or(written);
-        stall.set_work(self.flight.has_pending() || taken < written, now);
-        if stall.is_over(taken, now) {
+        self.watch.looked(arrived, written, now);
+        if up && self.watch.is_stalled(arrived, written, self.flight.has_pending(), now) {
             // Its reader will not send FINISH either: others get that stream too.
             self.ending_lost(shared, now, CloseReason::Stalled);
             shared.act(Action::Close(stream, CloseReason::Stalled));
@@ -472,7 +404,7 @@ impl Endpoint {
         if present != stream {
             return;
         }
-        if finished && !shared.config.answers && self.probe.is_some() {
+        if finished && !shared.config.answers && self.watch.probes() {
             // No FINISH will tell: the stream itself has to, in the time that FINISH would have.
             let deadline = now + shared.config.finish_timeout;
             self.link = Link::Stopping { stream, since, deadline, last, arriving: true };
@@ -538,7 +470,7 @@ impl Endpoint {
                 self.link = Link::planned(self.attempts.after_break(since, shared, now));
             }
             Link::Stopping { stream: present, arriving, .. } if present == stream => {
-                let arrived = arriving && self.has_arrived(self.flight.stream_written());
+                let arrived = arriving && self.watch.has_arrived(self.flight.stream_written());
                 self.stopped(shared, arrived, now, CloseReason::Ended);
             }
             Link::Connecting { stream: present, .. } if present == stream => self.attempt_failed(shared, now),
@@ -570,9 +502,8 @@ impl Endpoint {
     /// has ended it.
     fn connection_lost(&mut self, shared: &mut Shared, by_peer: bool) {
         self.interrupted = false;
-        let probe = self.probe.as_ref();
-        let has_arrived = |position| probe.is_some_and(|probe| probe.has_arrived(position));
-        self.flight.connection_lost(shared, by_peer, has_arrived);
+        let watch = &self.watch;
+        self.flight.connection_lost(shared, by_peer, |position| watch.has_arrived(position));
     }
 
     /// The member takes no batches any more.
@@ -621,10 +552,3 @@ impl Endpoint {
         }
     }
 }
-
-/// How long a connection has to stand without a byte before it gets a frame that may be left out. Shorter than a session after
-/// which the next attempt comes soon.
-const HOLD: Duration = Duration::from_millis(500);
-
-/// How long a frame that was written alone waits for its STOP.
-const ALONE_PAUSE: Duration = Duration::from_millis(100);

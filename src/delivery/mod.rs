@@ -18,6 +18,7 @@ pub(crate) mod config;
 mod endpoint;
 mod in_flight;
 mod item;
+mod link;
 mod probe;
 #[cfg(test)]
 #[path = "refuse/tests.rs"]
@@ -29,6 +30,7 @@ mod stall;
 #[path = "storm/tests.rs"]
 mod storm;
 mod unacknowledged;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -110,7 +112,7 @@ impl DeliveryMachine {
         self.on_member(stream, now, |member, shared| member.connected(stream, shared, now));
     }
 
-    /// No connection can be had.
+    /// No connection can be opened.
     pub(crate) fn handle_refused(&mut self, stream: StreamId, now: Instant) {
         self.on_member(stream, now, |member, shared| member.refused(stream, shared, now));
     }

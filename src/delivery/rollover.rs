@@ -114,7 +114,7 @@ impl Rollover {
         self.next.take_if(|next| !next.connected && next.deadline <= now).map(|next| next.stream)
     }
 
-    /// A next connection cannot be had while the present one is open.
+    /// A next connection cannot be opened while the present one is open.
     pub(super) fn refused(&mut self, now: Instant) {
         if let Some(timer) = &mut self.timer {
             timer.refused(now);

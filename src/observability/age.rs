@@ -107,7 +107,7 @@ impl AgeSum {
     }
 }
 
-/// Nanoseconds from some moment of this process to `at`, which may lie before it: to be had in an atomic.
+/// Nanoseconds from some moment of this process to `at`, which may lie before it: small enough for an atomic.
 pub(crate) fn stamp(at: Instant) -> i64 {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     match at.checked_duration_since(*EPOCH) {

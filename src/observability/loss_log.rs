@@ -1,5 +1,5 @@
 //! Tells of lost frames: the first ones at once, then once a minute for each reason as long as more are lost, and at the end
-//! those that were not told. What the end itself costs is told once, when all of it is known.
+//! those that were not told. The log has what the end itself costs once, when all of it is known.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,7 +16,7 @@ use crate::observability::drop_reason::DropReason;
 pub(crate) struct LossLog {
     output: String,
     began: Instant,
-    // By reason: seconds after `began` from which on the next loss is told.
+    // By reason: seconds after `began` from which on the log has the next loss.
     tell_at: [AtomicU64; DropReason::ALL.len()],
     // By reason: frames that were told.
     told: [AtomicU64; DropReason::ALL.len()],

@@ -80,5 +80,5 @@ impl ConfigError {
     }
 }
 
-/// The name of the files of an output that is told none.
+/// The name of the files of an output without one.
 pub(crate) const PATTERN_EXAMPLE: &str = "tapster-%Y%m%dT%H%M%S.fstrm";

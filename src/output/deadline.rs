@@ -12,7 +12,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// Waits until `at`; for ever where there is no time. Cancel-safe.
+    /// Waits until `at`; without end where there is no time. Cancel-safe.
     pub(crate) async fn reached(&mut self, at: Option<Instant>) {
         let Some(at) = at else { return std::future::pending().await };
         let (set_to, sleep) =

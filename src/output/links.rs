@@ -17,7 +17,7 @@ use crate::session::write::WriteStream;
 pub(crate) enum LinkEvent {
     /// The connection is there, past its handshake.
     Connected,
-    /// No connection can be had.
+    /// No connection can be opened.
     Refused(WriteFault),
     /// So many more bytes are written.
     Written(usize),
@@ -77,7 +77,7 @@ impl Links {
         }
     }
 
-    /// The next thing that happens on any of them. Cancel-safe. Pending for ever where there is none.
+    /// The next thing that happens on any of them. Cancel-safe. Never ready where there is none.
     pub(crate) async fn next(&mut self) -> (StreamId, LinkEvent) {
         poll_fn(|context| self.poll_next(context)).await
     }

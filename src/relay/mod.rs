@@ -89,7 +89,7 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
-    /// `backend = "uring"`, and it is not to be had.
+    /// `backend = "uring"`, and this host does not allow it.
     #[error("backend `uring` cannot be used here: {0}; `tapster doctor` tells how to allow it")]
     Backend(String),
     /// A thread could not be started.

@@ -61,7 +61,7 @@ impl ReadCoalescer {
         self.tick.notified().await;
     }
 
-    /// Gives the ticks. Runs as a task of the worker, for ever; a timer that fails ticks at once.
+    /// Gives the ticks. Runs as a task of the worker, without end; a timer that fails ticks at once.
     pub(crate) async fn run(&self, timer: Timer) {
         loop {
             self.wanted.notified().await;

@@ -101,6 +101,7 @@ mod moment;
 mod numbered;
 mod offsets;
 mod open_segment;
+mod outgoing;
 mod progress;
 mod read_head;
 mod record;

@@ -25,14 +25,10 @@ use tracing::warn;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
-use crate::batch::connection::ConnectionId;
-use crate::batch::custody::Custody;
-use crate::batch::position::LogPosition;
 use crate::faults;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
 use crate::protocol::ContentType;
-use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::channel::QueueEnd;
 use crate::spool::Folder;
@@ -44,7 +40,7 @@ use crate::spool::SpoolError;
 use crate::spool::SpoolSettings;
 use crate::spool::Storage;
 use crate::spool::offsets::Ended;
-use crate::spool::offsets::UnacknowledgedOffsets;
+use crate::spool::outgoing::Outgoing;
 use crate::spool::reports::LeftBatches;
 use crate::spool::reports::Report;
 use crate::spool::reports::ReportReceiver;
@@ -90,24 +86,12 @@ pub(crate) struct Stage<S: Storage = Folder> {
     spool: Option<Spool<S>>,
     /// Out of the front queue, and nowhere else.
     arrived: VecDeque<Batch>,
-    /// Out of the spool, and not in the back queue.
-    read: VecDeque<ReadBatch>,
     /// What the lane has, or is about to get, of what is on disk.
-    offsets: UnacknowledgedOffsets,
+    outgoing: Outgoing,
     /// What the lane has left at its end.
     left: Vec<Batch>,
     /// The spool cannot be opened, or written to: then it is tried again.
     retry_at: Option<Instant>,
-    /// The spool cannot be read: then it is tried again.
-    read_at: Option<Instant>,
-}
-
-/// A batch that was read from the spool, before there is room for it in memory.
-#[derive(Debug)]
-struct ReadBatch {
-    connection: ConnectionId,
-    frames: FrameBatch,
-    position: LogPosition,
 }
 
 impl Stage {
@@ -141,11 +125,9 @@ impl<S: Storage> Stage<S> {
             account,
             spool: None,
             arrived: VecDeque::new(),
-            read: VecDeque::new(),
-            offsets: UnacknowledgedOffsets::default(),
+            outgoing: Outgoing::default(),
             left: Vec::new(),
             retry_at: None,
-            read_at: None,
         }
     }
 
@@ -234,13 +216,12 @@ impl<S: Storage> Stage<S> {
             batch.dropped(DropReason::Internal);
         }
         self.spool = None;
-        self.read.clear();
-        self.offsets.clear();
-        (self.retry_at, self.read_at) = (None, None);
+        self.outgoing = Outgoing::default();
+        self.retry_at = None;
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
-        let ended = self.offsets.acknowledge(acknowledged);
+        let ended = self.outgoing.offsets.acknowledge(acknowledged);
         self.forget(ended, now);
     }
 
@@ -266,8 +247,7 @@ impl<S: Storage> Stage<S> {
         }
         in_memory.append(&mut self.arrived);
         self.arrived = in_memory;
-        self.read.clear();
-        self.offsets.clear();
+        self.outgoing.clear();
         if let Some(spool) = &mut self.spool {
             spool.rewind();
             self.account.reconcile_spooled(spool.frames());
@@ -277,7 +257,7 @@ impl<S: Storage> Stage<S> {
     /// Leaves a batch of the lane to the disk. If the spool had to drop it from there, its frames are lost like the others of
     /// their segment: they are the oldest, and stored once more they would come behind younger ones.
     fn keep_on_disk(&self, batch: Batch) {
-        match batch.log_position.and_then(|position| self.offsets.gone(position)) {
+        match batch.log_position.and_then(|position| self.outgoing.offsets.gone(position)) {
             Some(reason) => drop(batch.dropped(reason)),
             None => batch.stored(),
         }
@@ -306,7 +286,7 @@ impl<S: Storage> Stage<S> {
 
     /// Whether the lane has got, or is getting, everything that the spool holds: what arrives may follow in memory.
     fn spool_is_read(&self) -> bool {
-        self.read.is_empty() && self.spool.as_ref().is_none_or(Spool::reader_caught_up)
+        self.outgoing.is_empty() && self.spool.as_ref().is_none_or(Spool::reader_caught_up)
     }
 
     fn everything_passed(&self) -> bool {
@@ -392,7 +372,7 @@ impl<S: Storage> Stage<S> {
                 Some(permit) => {
                     let frames = batch.frames().frames();
                     spool.skip_to(position.after(frames));
-                    self.offsets.push(position, frames);
+                    self.outgoing.offsets.push(position, frames);
                     batch.log_position = Some(position);
                     batch.custody.copied_to_disk();
                     batch.custody.move_to(permit);
@@ -400,7 +380,7 @@ impl<S: Storage> Stage<S> {
                 }
                 None => {
                     // At the end the lane may have sent some of them: they are not among those that count as stored.
-                    self.offsets.push_sent(position, batch.sent_frames());
+                    self.outgoing.offsets.push_sent(position, batch.sent_frames());
                     batch.stored();
                 }
             }
@@ -420,67 +400,37 @@ impl<S: Storage> Stage<S> {
         let (mut len, mut moved) = (0, false);
         while len < PASS_LEN {
             // Of a batch that was read, all frames may be too long.
-            while self.read.is_empty() && self.read_on(now) {
+            while self.outgoing.is_empty() && self.read_on(now) {
                 moved = true;
             }
-            let Some(first) = self.read.front() else { break };
-            let Some(permit) = self.back.reserve(first.frames.byte_len()) else { break };
-            let Some(ReadBatch { connection, frames, position }) = self.read.pop_front() else { break };
-            len += frames.byte_len();
-            let custody = Custody::load(Arc::clone(&self.account), permit, frames.frames());
-            self.back.send(Batch::new(frames, connection, Some(position), custody));
+            let Some((batch, byte_len)) = self.outgoing.next(&self.back, &self.account) else { break };
+            len += byte_len;
+            self.back.send(batch);
         }
         moved || len > 0
     }
 
     /// Reads the next batch of the spool, if there is one. Frames that are too long for the lane are left out.
     fn read_on(&mut self, now: Moment) -> bool {
-        let Some(spool) = self.spool.as_mut().filter(|_| self.read_at.is_none_or(|at| at <= now.instant))
-        else {
-            return false;
-        };
-        let tries_again = self.read_at.take().is_some();
+        let Some(spool) = self.spool.as_mut().filter(|_| self.outgoing.may_read(now)) else { return false };
         let acknowledged = spool.acknowledged().frame_seq();
         let read = spool.next_from(now);
         self.count_lost(acknowledged, 0);
         match read {
-            Ok(None) => false,
-            Ok(Some((connection, frames, position))) => {
-                if frames.payload_len_max() <= self.config.frame_len_max {
-                    self.offsets.push(position, frames.frames());
-                    self.read.push_back(ReadBatch { connection, frames, position });
-                } else {
-                    self.leave_out_long_frames(connection, &frames, position, now);
-                }
+            Ok(read) => {
+                self.outgoing.read_works();
+                let Some((connection, frames, position)) = read else { return false };
+                let ended = self.outgoing.push(connection, frames, position, self.config.frame_len_max);
+                self.forget(ended, now);
                 true
             }
             Err(error) => {
-                if !tries_again {
+                if self.outgoing.read_fails(now) {
                     warn!(output = self.config.output, "{error}; tapster reads again ten times a second");
                 }
-                self.read_at = Some(now.instant + READ_PAUSE);
                 false
             }
         }
-    }
-
-    fn leave_out_long_frames(
-        &mut self,
-        connection: ConnectionId,
-        frames: &FrameBatch,
-        position: LogPosition,
-        now: Moment,
-    ) {
-        let mut seen = 0;
-        for (index, run) in frames.runs_within(self.config.frame_len_max) {
-            self.offsets.push_left_out(position.after(seen), index - seen);
-            self.offsets.push(position.after(index), run.frames());
-            seen = index + run.frames();
-            self.read.push_back(ReadBatch { connection, frames: run, position: position.after(index) });
-        }
-        self.offsets.push_left_out(position.after(seen), frames.frames() - seen);
-        let ended = self.offsets.take_ended();
-        self.forget(ended, now);
     }
 
     /// Counts the frames that the spool lost, except those that the lane has, and the last `frames_counted` of them, which an
@@ -492,15 +442,10 @@ impl<S: Storage> Stage<S> {
             return;
         }
         let end = spool.acknowledged();
-        let is_lost = |read: &ReadBatch| read.position.frame_seq() < end.frame_seq();
-        if let Some(first) = self.read.front().filter(|first| is_lost(first)) {
-            // Nobody has them yet: they are lost like those that were not read.
-            self.offsets.remove(first.position, end);
-            self.read.retain(|read| !is_lost(read));
-        }
+        self.outgoing.lose_before(end);
         let segments = losses.iter().find(|(reason, _)| *reason != LossReason::Damaged);
         let gone = segments.map(|(reason, _)| drop_reason(*reason));
-        let mut not_lost = frames_counted + self.offsets.drop_before(end, acknowledged, gone);
+        let mut not_lost = frames_counted + self.outgoing.offsets.drop_before(end, acknowledged, gone);
         for (reason, frames) in losses {
             let lost = frames.saturating_sub(not_lost);
             not_lost -= frames - lost;
@@ -512,7 +457,7 @@ impl<S: Storage> Stage<S> {
     fn tell_state(&self) {
         let account = self.account.spool();
         let arrived = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::read_at);
-        let oldest = self.read.front().map(|read| read.frames.read_at()).or(arrived);
+        let oldest = self.outgoing.oldest().or(arrived);
         // Between two reads of the spool it is not known, and hardly another.
         if oldest.is_some() || self.spool_is_read() {
             account.oldest.set(oldest);
@@ -528,12 +473,12 @@ impl<S: Storage> Stage<S> {
         let due = [
             self.spool.as_ref().map(Spool::poll_timeout),
             self.retry_at,
-            self.read_at,
-            (!self.offsets.is_empty()).then(|| now + REPORTS_PAUSE),
+            self.outgoing.read_at(),
+            (!self.outgoing.offsets.is_empty()).then(|| now + REPORTS_PAUSE),
             blocked.then(|| now + BLOCKED_PAUSE),
         ];
         let first = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::byte_len);
-        let for_lane = self.read.front().map(|read| read.frames.byte_len()).or(first);
+        let for_lane = self.outgoing.next_len().or(first);
         Waits {
             due: due.into_iter().flatten().min(),
             batch: !blocked,
@@ -556,8 +501,8 @@ impl<S: Storage> Stage<S> {
         let waits = std::iter::from_fn(|| self.front.pop());
         let arrived: Vec<Batch> = self.arrived.drain(..).chain(waits).collect();
         let read_at = |batch: &Batch| batch.read_at();
-        let read = self.read.drain(..).map(|read| read.frames.read_at());
-        let oldest = self.left.iter().chain(&arrived).map(read_at).chain(read).min();
+        let oldest = self.left.iter().chain(&arrived).map(read_at).chain(self.outgoing.oldest()).min();
+        self.outgoing.leave();
         // In order: what the lane had is older than what arrived. What is on disk stays there.
         let mut sent = Vec::new();
         for batch in std::mem::take(&mut self.left) {
@@ -568,7 +513,7 @@ impl<S: Storage> Stage<S> {
                 self.arrived.push_back(batch);
             }
         }
-        self.offsets.keep_sent(&sent);
+        self.outgoing.offsets.keep_sent(&sent);
         self.arrived.extend(arrived);
         while !self.arrived.is_empty() && self.may_store() && self.store(clock()) {}
         for batch in self.arrived.drain(..) {
@@ -611,8 +556,6 @@ const PASS_LEN: usize = 1 << 20;
 
 /// After the spool could not be opened, or written to.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// After it could not be read.
-const READ_PAUSE: Duration = Duration::from_millis(100);
 /// How often reports are looked at while nothing else happens: what is acknowledged is sent again after a crash until then.
 const REPORTS_PAUSE: Duration = Duration::from_millis(100);
 /// The same while something waits for room on disk.

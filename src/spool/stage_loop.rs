@@ -42,7 +42,7 @@ async fn wait<S: Storage>(stage: &mut Stage<S>) {
     }
 }
 
-/// Sleeps; for ever where there is no time.
+/// Sleeps; without end where there is no time.
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,

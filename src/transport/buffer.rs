@@ -33,7 +33,7 @@ const TAIL_ROOM_MIN: usize = 16 << 10;
 const LOOK_RECENT: usize = 32;
 /// So many of the oldest are looked at next: a queue lets go of these first.
 const LOOK_OLDEST: usize = 32;
-/// So many more are looked at, by turns: with thousands of blocks in use a look at all of them would cost more than a read.
+/// So many more are looked at, others each time: with thousands of blocks in use a look at all of them would cost more than a read.
 const LOOK_IN_TURN: usize = 64;
 
 /// Bytes of the blocks that are in use elsewhere, of all workers together. Clones are the same number.

@@ -29,7 +29,7 @@ impl Liveness {
         Self { user_timeout, limit: Cell::new(Limit::new(user_timeout, now)) }
     }
 
-    /// Pending for ever: looks at the connection at regular intervals. Cancel-safe.
+    /// Never ready: looks at the connection at regular intervals. Cancel-safe.
     pub(super) async fn watch<T>(&self, socket: impl AsFd) -> T {
         loop {
             tokio::time::sleep(self.user_timeout / LOOKS).await;

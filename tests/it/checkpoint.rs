@@ -132,7 +132,7 @@ on_both_backends! {
             let folder = folder();
             let listener = PeerListener::bind(transport, folder.path());
             let (relay, mut writer, mut first, second) = around_a_checkpoint(backend, &listener, millis(20_000));
-            // Before the next checkpoint: the first waits for FINISH as yet.
+            // Before the next checkpoint: the first still waits for FINISH.
             writer.send(&numbered::frames(0, 20..30));
             let mut second = second;
             expect_frames(&mut second, 20..30);

@@ -164,7 +164,7 @@ on_both_backends! {
         }
     }
 
-    /// The reader has it all and never says so: under `block` it is offered once more, then the end is told.
+    /// The reader has it all and never says so: under `block` tapster sends it once more, and then says how it ended.
     fn what_nobody_acknowledged_by_the_end_of_a_drain_is_told(backend) {
         for when_full in [WhenFull::Block, WhenFull::DropOldest] {
             let folder = folder();

@@ -43,7 +43,7 @@ use crate::support::wire::D;
 use crate::support::wire::Frame;
 
 const KILLS: u32 = 200;
-/// One life in so many ends in order, and drops where a spool is full: then its ledger is to be had.
+/// One life in so many ends in order, and drops where a spool is full: then it writes its ledger.
 const ORDERLY: u32 = 10;
 const WRITERS: u32 = 4;
 /// Frames that come once more for each kill and each death, on average: what flows in a few times the 20 ms after which
@@ -322,7 +322,7 @@ fn deliveries(sessions: &[Session]) -> BTreeMap<Id, u32> {
     deliveries
 }
 
-/// Fails unless the frames of each writer come in order, but for those that had come before.
+/// Fails unless the frames of each writer come in order, except those that had come before.
 fn assert_order<'a>(payloads: impl IntoIterator<Item = &'a [u8]>) {
     for (writer, sequence) in numbered::sequences(payloads) {
         let mut seen = BTreeSet::new();

@@ -28,7 +28,7 @@ use crate::support::wire::D;
 const MIB: u64 = 1 << 20;
 
 /// Raises the soft limit of descriptors to the hard one, for this process and its children; says how many
-/// connections are to be had, at most `wanted`.
+/// connections are possible, at most `wanted`.
 fn connections(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })

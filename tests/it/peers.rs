@@ -339,7 +339,7 @@ fn end_and_compare(
     }
     assert_eq!(summary.output(1, "connections"), 2, "stopped once, started once");
 
-    // Every query and every response, but for what Unbound does not send when it ends.
+    // Every query and every response, except what Unbound does not send when it ends.
     let expected: u64 = answered.iter().map(|answered| 2 * answered).sum();
     assert!(answered.iter().sum::<u64>() > 27_000, "the machine was too busy: {answered:?}");
     assert!(taken as u64 <= expected, "{taken} frames of {expected}");

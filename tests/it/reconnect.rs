@@ -89,7 +89,7 @@ on_both_backends! {
             let output = &ledger.outputs[0];
             assert_eq!((output.frames_sent, dropped(output)), (frames, 0), "{output:?}");
             assert_eq!(output.connections, 7);
-            // What died in buffers is known in bytes, but for what the reader's kernel had taken over TCP.
+            // What died in buffers is known in bytes, except what the reader's kernel had taken over TCP.
             if transport == Transport::Unix {
                 assert!(output.bytes_unconfirmed >= lost * (LEN as u64 + 4), "{lost} frames lost: {output:?}");
             }
@@ -148,7 +148,7 @@ on_both_backends! {
         assert_eq!(ledger.inputs[0].connections, 20);
     }
 
-    /// D7: a reader that takes the handshake and closes, for ever, is not hammered.
+    /// D7: a reader that takes the handshake and closes, again and again, is not hammered.
     fn a_reader_that_always_closes_is_not_hammered(backend) {
         let listener = PeerListener::tcp();
         let relay = relay(backend)

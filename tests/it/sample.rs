@@ -188,7 +188,7 @@ on_both_backends! {
         writer.finish();
         let waiting = relay.output(0);
         assert!(waiting.frames_queued as usize * FRAME <= QUEUE, "{waiting:?}");
-        assert_eq!(dropped_for(&waiting, "sampled"), dropped(&waiting), "not full as yet: {waiting:?}");
+        assert_eq!(dropped_for(&waiting, "sampled"), dropped(&waiting), "not full until now: {waiting:?}");
         reader.resume();
         let (ledger, collected) = relay.drain_into(reader);
         assert_eq!(collected.frames() + dropped(&ledger.outputs[0]), frames);

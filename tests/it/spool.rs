@@ -407,7 +407,7 @@ on_both_backends! {
 struct Immutable<'a>(&'a Path);
 
 impl<'a> Immutable<'a> {
-    /// `None`, said on stderr, where that is not to be had.
+    /// `None`, said on stderr, where this host has none.
     fn new(folder: &'a Path) -> Option<Self> {
         let done = Command::new("chattr").arg("+i").arg(folder).status().is_ok_and(|status| status.success());
         if !done {

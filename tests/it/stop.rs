@@ -221,7 +221,7 @@ on_both_backends! {
         assert_eq!(collected.sessions.len(), 1);
     }
 
-    /// U11: what comes after STOP is not taken, and does not hold the connection for ever either.
+    /// U11: what comes after STOP is not taken, and does not hold the connection without end either.
     fn a_writer_that_goes_on_after_stop_is_closed_on(backend) {
         over_both(
             backend,

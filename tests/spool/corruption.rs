@@ -88,7 +88,7 @@ fn a_damaged_byte_costs_one_record_at_most_and_is_counted_exactly() {
             assert_eq!(lost, if in_records { FRAMES } else { 0 }, "byte {byte}");
             assert_eq!(read.missing(), lost, "byte {byte}");
             assert_eq!(read.acknowledged, total - lost, "byte {byte}");
-            // What was damaged is kept, but for what could be a torn tail.
+            // What was damaged is kept, except what could be a torn tail.
             let footer = byte >= segment.len() - 40;
             assert_eq!(bad, usize::from(!footer), "byte {byte}");
             lost_somewhere += lost;

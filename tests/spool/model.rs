@@ -238,7 +238,7 @@ proptest! {
         for step in &steps {
             pair.run(step);
         }
-        // In the end all of it can be had.
+        // In the end all of it comes out.
         while let Some((batch, position)) = pair.spool.next(pair.clock.now()).expect("nothing fails") {
             pair.were_read(numbers(&batch), position);
         }

@@ -96,7 +96,7 @@ fn check(path: &str, text: &str) -> Vec<String> {
         }
         if CLOCKLESS.iter().any(|(told, except)| *told == module && !except.contains(&path)) {
             for word in CLOCKS.iter().filter(|word| contains_word(line, word)) {
-                fault(format!("`{module}` is told the time and does not use `{word}`"));
+                fault(format!("`{module}` gets the time from its caller and does not use `{word}`"));
             }
         }
         if contains_word(line, "unsafe") && path != UNSAFE {

@@ -14,7 +14,7 @@ use tapster::spool::Part;
 
 use crate::cli::time::TimeRange;
 
-/// Batches in order, each with the time at which the relay read it. What is wrong with the spool is told on stderr as it
+/// Batches in order, each with the time at which the relay read it. What is wrong with the spool stands on stderr as it
 /// comes.
 pub(crate) struct SpoolFrames<'a> {
     path: &'a Path,

@@ -19,8 +19,10 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::batch::budget::charge;
+use crate::batch::connection::ConnectionId;
 use crate::batch::tests::ledger;
 use crate::observability::OutputLedger;
+use crate::protocol::FrameBatch;
 use crate::queue::WhenFull;
 use crate::spool::OnFull;
 use crate::spool::SimFolder;

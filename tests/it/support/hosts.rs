@@ -56,7 +56,7 @@ impl Hosts {
         on_host(&self.collector, || PeerListener::on(&tcp_address(COLLECTOR, 0)))
     }
 
-    /// From now on every packet is lost, and nobody is told.
+    /// From now on every packet is lost, and nobody learns of it.
     pub(crate) fn pull_the_cable(&self) {
         self.set_cable("down");
     }

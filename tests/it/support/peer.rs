@@ -1,4 +1,4 @@
-//! A peer of the relay that sends exactly the bytes it is told to, and expects exactly those it is told.
+//! A peer of the relay that sends exactly the bytes of the test, and expects exactly those of the test.
 
 use std::io;
 use std::io::Read;

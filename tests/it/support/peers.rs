@@ -157,7 +157,7 @@ pub(crate) fn dnstap_sends(file: &Path, to: &Address) -> Option<Process> {
 
 /// The `dnstap` program as reader, and as writer of what it reads to `to`.
 ///
-/// It could write a file too, but forgets the last 4 KiB of it when it is told to end.
+/// It could write a file too, but forgets the last 4 KiB of it when it has to end.
 pub(crate) fn dnstap_passes_on(from: &Address, to: &Address) -> Option<Process> {
     let mut command = Command::new(find("dnstap")?);
     dnstap_address(&mut command, "-l", "-u", from);
