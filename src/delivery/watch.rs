@@ -123,3 +123,23 @@ const HOLD: Duration = Duration::from_millis(500);
 
 /// How long a frame that was written alone waits for its STOP.
 const ALONE_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With nothing left to write, too: what was written has to arrive.
+    #[test]
+    fn a_reader_that_does_not_take_what_was_written_stalls() {
+        let (begin, timeout) = (Instant::now(), Duration::from_millis(800));
+        let mut watch = Watch { stall: Some(Stall::new(timeout, begin)), ..Watch::default() };
+        watch.set_work(true, begin);
+        assert!(!watch.is_stalled(Some(0), 100, false, begin));
+        let before = begin + timeout - Duration::from_millis(1);
+        assert!(!watch.is_stalled(Some(0), 100, false, before));
+        assert!(watch.is_stalled(Some(0), 100, false, begin + timeout));
+        // What cannot be told counts as taken, and a reader that has everything has no work.
+        assert!(!watch.is_stalled(None, 100, false, begin + timeout));
+        assert_eq!(watch.timeout(false), None);
+    }
+}

@@ -120,11 +120,6 @@ impl Outgoing {
         self.read.clear();
         self.offsets.clear();
     }
-
-    /// Leaves to the disk what the lane was not given: the lane has ended.
-    pub(super) fn leave(&mut self) {
-        self.read.clear();
-    }
 }
 
 /// After the spool could not be read.

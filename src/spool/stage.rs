@@ -502,7 +502,6 @@ impl<S: Storage> Stage<S> {
         let arrived: Vec<Batch> = self.arrived.drain(..).chain(waits).collect();
         let read_at = |batch: &Batch| batch.read_at();
         let oldest = self.left.iter().chain(&arrived).map(read_at).chain(self.outgoing.oldest()).min();
-        self.outgoing.leave();
         // In order: what the lane had is older than what arrived. What is on disk stays there.
         let mut sent = Vec::new();
         for batch in std::mem::take(&mut self.left) {

@@ -1,6 +1,7 @@
 //! A bug that panics costs the task that had it, and no more: what it had is counted, the log has a line at ERROR, and it begins
 //! again. Debug builds have faults for that, see `tapster::faults`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tapster::faults;
@@ -10,6 +11,7 @@ use tapster::queue::WhenFull;
 use tapster::relay::Relay;
 use tapster::relay::StartError;
 use tapster::spool::OnFull;
+use tapster::transport::Address;
 use tapster::transport::Backend;
 
 use crate::skips::Cause;
@@ -20,6 +22,7 @@ use crate::support::files::FstrmFile;
 use crate::support::files::files_in;
 use crate::support::numbered;
 use crate::support::peer::Peer;
+use crate::support::process::Tapster;
 use crate::support::process::tapster;
 use crate::support::relay::OutputBuilder;
 use crate::support::relay::RelayBuilder;
@@ -52,6 +55,22 @@ fn has_faults() -> bool {
 fn own(backend: Backend, test: &str) -> (RelayBuilder, String) {
     let prefix = format!("{test} {} ", word(backend));
     (relay(backend).named(&prefix).drain_timeout(DRAIN), prefix)
+}
+
+/// The program with these faults, from one address to one reader. Its summary goes into the folder.
+fn with_faults(
+    backend: Backend,
+    faults: &str,
+    address: &Address,
+    reader: &CollectingReader,
+    folder: &Path,
+) -> Tapster {
+    tapster(backend)
+        .env("TAPSTER_FAULTS", faults)
+        .listen(address)
+        .to(&reader.address(), "")
+        .summary(folder.join("summary.json"))
+        .start()
 }
 
 /// Writes three runs of frames of one writer, and lets the task of the first output fail with some of the second run.
@@ -303,12 +322,8 @@ on_both_backends! {
         let folder = folder();
         let reader = CollectingReader::start(Transport::Unix, folder.path());
         let address = Transport::Unix.fresh_address(folder.path());
-        let mut program = tapster(backend)
-            .env("TAPSTER_FAULTS", &format!("connection={address}=0,lane={}=0", reader.address()))
-            .listen(&address)
-            .to(&reader.address(), "")
-            .summary(folder.path().join("summary.json"))
-            .start();
+        let faults = format!("connection={address}=0,lane={}=0", reader.address());
+        let mut program = with_faults(backend, &faults, &address, &reader, folder.path());
         let mut bad = Peer::writer(&address);
         bad.send(&numbered::frames(0, 0..10));
         bad.expect_close();
@@ -363,12 +378,8 @@ on_both_backends! {
         let folder = folder();
         let reader = CollectingReader::start(Transport::Unix, folder.path());
         let address = Transport::Unix.fresh_address(folder.path());
-        let mut program = tapster(backend)
-            .env("TAPSTER_FAULTS", &format!("count twice={}=0", reader.address()))
-            .listen(&address)
-            .to(&reader.address(), "")
-            .summary(folder.path().join("summary.json"))
-            .start();
+        let faults = format!("count twice={}=0", reader.address());
+        let mut program = with_faults(backend, &faults, &address, &reader, folder.path());
         let mut writer = Peer::writer(&address);
         writer.send(&numbered::frames(0, 0..10));
         writer.finish();

@@ -363,10 +363,14 @@ impl Storm {
         for _ in 0..self.random.u32(0..4) {
             self.lane_acts(life);
         }
-        let mut turns = 0;
+        let (mut turns, mut turns_due) = (0, 0);
         while life.stage_is_awake(self.now.instant) {
             turns += 1;
             assert!(turns < 10_000, "the stage never rests");
+            // One thing that fails may put off another to the next turn, but not for longer.
+            let is_due = |waits: Waits| waits.due.is_some_and(|due| due <= self.now.instant);
+            turns_due = if life.waits.is_some_and(is_due) { turns_due + 1 } else { 0 };
+            assert!(turns_due < 5, "the stage does not do what is due");
             life.woken = false;
             let opened = OPENED.get();
             life.waits =
