@@ -10,6 +10,7 @@ use tapster::transport::Address;
 
 use crate::support::collector::CollectingReader;
 use crate::support::hosts::Hosts;
+use crate::support::hosts::connections_to_collector;
 use crate::support::numbered;
 use crate::support::peer::Peer;
 use crate::support::peer::PeerListener;
@@ -20,8 +21,6 @@ use crate::support::wait::eventually;
 use crate::support::wait::millis;
 
 const USER_TIMEOUT: Duration = Duration::from_secs(2);
-/// What the kernel's timers and a busy machine add.
-const SLACK: Duration = Duration::from_secs(1);
 
 on_both_backends! {
     fn a_vanished_collector_is_noticed_while_frames_flow(backend) {
@@ -33,13 +32,16 @@ on_both_backends! {
             let _reader = listener.accept_session();
             let mut writer = relay.writer();
             hosts.pull_the_cable();
-            for sequence in 0..300 {
+            let mut sequence = 0;
+            eventually("it is noticed", || {
                 writer.send(&numbered::frames(0, sequence..sequence + 1));
-                thread::sleep(millis(10));
-            }
-            eventually("it is noticed", || relay.output(0).bytes_unconfirmed > 0);
+                sequence += 1;
+                relay.output(0).bytes_unconfirmed > 0
+            });
+            // Nothing more is written.
+            writer.send(&numbered::frames(0, sequence..sequence + 1));
+            relay.wait_for_frames(sequence + 1);
             let output = relay.output(0);
-            // After 2 s of 3 nothing more was written.
             assert!(output.frames_queued > 0, "{output:?}");
             assert!(output.bytes_unconfirmed <= output.bytes_sent, "{output:?}");
             hosts.plug_the_cable();
@@ -54,7 +56,7 @@ on_both_backends! {
             let _relay = relay(backend).output(to_peer(&listener).user_timeout(USER_TIMEOUT)).start();
             let _reader = listener.accept_session();
             hosts.pull_the_cable();
-            thread::sleep(USER_TIMEOUT + SLACK);
+            expect_given_up();
             hosts.plug_the_cable();
             expect_new_connection(&listener);
         });
@@ -72,7 +74,7 @@ on_both_backends! {
             thread::sleep(3 * USER_TIMEOUT);
             assert!(listener.poll_accept().is_none(), "it only stalled");
             hosts.pull_the_cable();
-            thread::sleep(USER_TIMEOUT + SLACK);
+            expect_given_up();
             hosts.plug_the_cable();
             expect_new_connection(&listener);
             let output = relay.output(0);
@@ -121,6 +123,13 @@ fn fill(relay: &Address) {
     let mut writer = Peer::writer(relay);
     writer.send(&numbered::frames_of_len(0, 0..2000, 10_000));
     writer.finish();
+}
+
+/// Without its limit the relay would stay connected for a quarter of an hour.
+#[track_caller]
+fn expect_given_up() {
+    assert!(connections_to_collector() > 0, "the connection stands");
+    eventually("it is noticed", || connections_to_collector() == 0);
 }
 
 #[track_caller]

@@ -722,3 +722,25 @@ const NUMBER_LEN: usize = 16;
 /// Bytes of a payload, at most.
 const PAYLOAD_MAX: usize = 8000;
 const PADDING: [u8; PAYLOAD_MAX] = [0; PAYLOAD_MAX];
+
+#[test]
+fn a_stage_that_fails_counts_what_was_on_its_way_to_the_disk() {
+    let mut storm = Storm::new(1);
+    storm.config.on_full = OnFull::Block;
+    storm.weather.arrives = 100;
+    let mut life = storm.begin_life(true);
+    life.stage.open(storm.now);
+    storm.folder.limit(Some(0));
+    // The lane takes nothing, and the disk is full.
+    while life.stage.arrived.is_empty() {
+        storm.arrive(&mut life);
+        life.stage.turn(storm.now);
+    }
+    let arrived: u64 = life.stage.arrived.iter().map(|batch| u64::from(batch.frames().frames())).sum();
+    life.stage.begin_again();
+    let ledger = ledger(&life.account);
+    assert_eq!(ledger.frames_dropped.get("internal"), Some(&arrived));
+    assert!(ledger.balances(), "{ledger:?}");
+    life.front.abandon();
+    life.back.abandon();
+}

@@ -1,6 +1,7 @@
 //! Two hosts, joined by a cable that can be pulled out: network namespaces and a pair of virtual interfaces.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::AtomicU32;
@@ -68,6 +69,20 @@ impl Hosts {
     fn set_cable(&self, state: &str) {
         ip(&format!("-n {} link set cable {state}", self.collector)).expect("it worked before");
     }
+}
+
+/// Connections to the collector that stand, as the kernel of the relay's host knows them. For a thread on that host.
+pub(crate) fn connections_to_collector() -> usize {
+    const ESTABLISHED: &str = "01";
+    let address: Ipv4Addr = COLLECTOR.parse().expect("an address");
+    let collector = format!("{:08X}:", u32::from(address).swap_bytes());
+    let table = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("the table of connections");
+    let stands = |line: &&str| {
+        let mut columns = line.split_whitespace().skip(2);
+        let (to, state) = (columns.next(), columns.next());
+        to.is_some_and(|to| to.starts_with(&collector)) && state == Some(ESTABLISHED)
+    };
+    table.lines().filter(stands).count()
 }
 
 impl Drop for Hosts {
