@@ -129,6 +129,12 @@ impl UnacknowledgedOffsets {
         run.filter(|run| run.from.frame_seq() <= seq)?.gone
     }
 
+    /// Frames that the lane has, and that are not on disk any more.
+    pub(super) fn gone_and_open(&self) -> u64 {
+        let gone = self.runs.iter().filter(|run| run.gone.is_some());
+        gone.map(|run| u64::from(run.frames - run.ended)).sum()
+    }
+
     /// Adds frames that were sent, and are on disk all the same: the end of the lane. See [`UnacknowledgedOffsets::keep_sent`].
     pub(super) fn push_sent(&mut self, from: LogPosition, frames: u32) {
         if frames > 0 {
@@ -218,6 +224,7 @@ mod tests {
         assert_eq!(offsets.drop_before(at[3], known, full), 3);
         assert_eq!(offsets.drop_before(at[3], known, full), 0);
         assert_eq!((offsets.gone(at[2]), offsets.gone(at[3])), (full, None));
+        assert_eq!(offsets.gone_and_open(), 1 + 3);
         assert_eq!(acknowledge(&mut offsets, at[1].after(1), 1), Some(at[1].after(2)));
         assert_eq!(acknowledge(&mut offsets, at[2], 3), Some(at[2].after(3)));
     }

@@ -120,6 +120,12 @@ impl Outgoing {
         self.read.clear();
         self.offsets.clear();
     }
+
+    /// Leaves to the disk what the lane was not given: the lane has ended. From now on the offsets are those of frames that were
+    /// sent.
+    pub(super) fn leave(&mut self) {
+        self.read.clear();
+    }
 }
 
 /// After the spool could not be read.

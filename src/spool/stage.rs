@@ -247,6 +247,8 @@ impl<S: Storage> Stage<S> {
         }
         in_memory.append(&mut self.arrived);
         self.arrived = in_memory;
+        // The disk dropped them while the lane had them, and they went with the lane.
+        self.account.dropped_from_disk(DropReason::Internal, self.outgoing.offsets.gone_and_open());
         self.outgoing.clear();
         if let Some(spool) = &mut self.spool {
             spool.rewind();
@@ -256,9 +258,13 @@ impl<S: Storage> Stage<S> {
 
     /// Leaves a batch of the lane to the disk. If the spool had to drop it from there, its frames are lost like the others of
     /// their segment: they are the oldest, and stored once more they would come behind younger ones.
-    fn keep_on_disk(&self, batch: Batch) {
-        match batch.log_position.and_then(|position| self.outgoing.offsets.gone(position)) {
-            Some(reason) => drop(batch.dropped(reason)),
+    fn keep_on_disk(&mut self, batch: Batch) {
+        let offsets = &mut self.outgoing.offsets;
+        match batch.log_position.and_then(|from| Some((from, offsets.gone(from)?))) {
+            Some((from, reason)) => {
+                offsets.acknowledge(Acknowledgement { from, frames: batch.frames().frames() });
+                batch.dropped(reason);
+            }
             None => batch.stored(),
         }
     }
@@ -502,6 +508,7 @@ impl<S: Storage> Stage<S> {
         let arrived: Vec<Batch> = self.arrived.drain(..).chain(waits).collect();
         let read_at = |batch: &Batch| batch.read_at();
         let oldest = self.left.iter().chain(&arrived).map(read_at).chain(self.outgoing.oldest()).min();
+        self.outgoing.leave();
         // In order: what the lane had is older than what arrived. What is on disk stays there.
         let mut sent = Vec::new();
         for batch in std::mem::take(&mut self.left) {
