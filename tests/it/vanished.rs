@@ -21,6 +21,8 @@ use crate::support::wait::eventually;
 use crate::support::wait::millis;
 
 const USER_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a peer that stalls: its kernel answers probes only twice a second, and a busy machine is late with its looks.
+const STALL_TIMEOUT: Duration = Duration::from_secs(4);
 
 on_both_backends! {
     fn a_vanished_collector_is_noticed_while_frames_flow(backend) {
@@ -67,11 +69,11 @@ on_both_backends! {
         let Some(hosts) = Hosts::new() else { return };
         hosts.on_relay_host(|| {
             let listener = hosts.listen();
-            let relay = relay(backend).output(to_peer(&listener).user_timeout(USER_TIMEOUT)).start();
+            let relay = relay(backend).output(to_peer(&listener).user_timeout(STALL_TIMEOUT)).start();
             let reader = listener.accept_session();
             reader.set_receive_buffer(16 << 10);
             fill(&relay.address());
-            thread::sleep(3 * USER_TIMEOUT);
+            thread::sleep(3 * STALL_TIMEOUT);
             assert!(listener.poll_accept().is_none(), "it only stalled");
             hosts.pull_the_cable();
             expect_given_up();
@@ -106,10 +108,10 @@ on_both_backends! {
     /// The kernel's own limit would cut it off: it takes a peer without room for one that does not answer.
     fn a_collector_that_stalls_for_longer_than_the_timeout_has_not_vanished(backend) {
         let reader = CollectingReader::tcp().with_receive_buffer(16 << 10).stalled();
-        let relay = relay(backend).output(to(&reader).user_timeout(Duration::from_secs(1))).start();
+        let relay = relay(backend).output(to(&reader).user_timeout(STALL_TIMEOUT)).start();
         reader.wait_for_sessions(1);
         fill(&relay.address());
-        thread::sleep(Duration::from_secs(5));
+        thread::sleep(3 * STALL_TIMEOUT);
         let sent = relay.output(0);
         reader.resume();
         eventually("it goes on", || relay.output(0).frames_sent > sent.frames_sent);
