@@ -76,10 +76,18 @@ fn bind_tcp(host: &str, mut port: u16, workers: usize) -> io::Result<Vec<Bound>>
             }
             listeners.push(BoundListener { fd: socket.into(), kind: Kind::Tcp });
         }
-        let address = Address::Tcp { host: address.ip().to_string(), port };
+        let address = Address::Tcp { host: host_of(address), port };
         bound.push(Bound { address, listeners, file: None });
     }
     Ok(bound)
+}
+
+/// The host as it is written in an address: a link-local one means nothing without its zone.
+fn host_of(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        _ => address.ip().to_string(),
+    }
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {

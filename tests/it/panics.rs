@@ -103,7 +103,7 @@ fn sequence_of(payloads: Vec<&[u8]>) -> Vec<u64> {
     numbered::sequences(payloads).remove(&0).unwrap_or_default()
 }
 
-fn spooled(output: OutputBuilder, folder: &std::path::Path, all: bool) -> OutputBuilder {
+fn spooled(output: OutputBuilder, folder: &Path, all: bool) -> OutputBuilder {
     let output =
         if all { output.on_disk(&folder.join("spool")) } else { output.spills_to(&folder.join("spool")) };
     output.queue(256 << 10).frame_len_max(8 << 10).spool_config(|config| config.on_full = OnFull::Block)
@@ -287,7 +287,7 @@ on_both_backends! {
                 let listener = crate::support::stream::Listener::bind(&transport.fresh_address(folder.path()));
                 listener.expect("a free address").address()
             });
-            if let tapster::transport::Address::Unix(path) = &addresses[1] {
+            if let Address::Unix(path) = &addresses[1] {
                 let _ = std::fs::remove_file(path);
             }
             let (relay, prefix) = own(backend, &format!("worker {healthy_before}"));

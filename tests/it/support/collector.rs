@@ -83,9 +83,17 @@ impl CollectingReader {
         Self::start(Transport::Tcp, Path::new("unused"))
     }
 
+    /// A collector of dnstap that listens here.
+    pub(crate) fn at(address: &Address) -> Self {
+        Self::of_type_at(D, address)
+    }
+
     pub(crate) fn of_type(content_type: &[u8], transport: Transport, folder: &Path) -> Self {
-        let address = transport.fresh_address(folder);
-        let listener = Listener::bind(&address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        Self::of_type_at(content_type, &transport.fresh_address(folder))
+    }
+
+    fn of_type_at(content_type: &[u8], address: &Address) -> Self {
+        let listener = Listener::bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
         let mut reader = Self {
             address: listener.address(),
             content_type: content_type.to_vec(),

@@ -52,6 +52,11 @@ impl Hosts {
         on_host(&self.relay, scenario);
     }
 
+    /// Gives an interface of the relay's host one more address.
+    pub(crate) fn add_relay_address(&self, address: &str, interface: &str) {
+        ip(&format!("-n {} addr add {address} dev {interface}", self.relay)).expect("it worked before");
+    }
+
     /// Listens on the host of the collector.
     pub(crate) fn listen(&self) -> PeerListener {
         on_host(&self.collector, || PeerListener::on(&tcp_address(COLLECTOR, 0)))

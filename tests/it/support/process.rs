@@ -47,12 +47,15 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
-        let output = Arc::<Mutex<Vec<u8>>>::default();
-        let pumps = vec![
-            pump(child.stdout.take().expect("piped"), output.clone()),
-            pump(child.stderr.take().expect("piped"), output.clone()),
-        ];
-        Self { name, child, output, pumps, exited: None }
+        let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+        let mut process = Self::without_output(name, child);
+        process.pumps = vec![pump(stdout, process.output.clone()), pump(stderr, process.output.clone())];
+        process
+    }
+
+    /// A child whose output nobody reads.
+    pub(crate) fn without_output(name: String, child: Child) -> Self {
+        Self { name, child, output: Arc::default(), pumps: Vec::new(), exited: None }
     }
 
     /// What it printed so far, on either stream.

@@ -16,10 +16,14 @@ pub(crate) struct Tmpfs {
 impl Tmpfs {
     /// Mounts one of so many bytes below `folder`; `None`, said on stderr, where that is not allowed.
     pub(crate) fn mount(folder: &Path, bytes: u64) -> Option<Self> {
+        Self::mount_with(folder, &format!("size={bytes}"))
+    }
+
+    /// The same with these options of the file system.
+    pub(crate) fn mount_with(folder: &Path, options: &str) -> Option<Self> {
         let path = folder.join("tmpfs");
         std::fs::create_dir(&path).expect("a folder to write to");
-        let options = format!("size={bytes}");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).output();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).output();
         match mount {
             Ok(output) if output.status.success() => Some(Self { path }),
             _ => {
