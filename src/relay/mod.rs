@@ -16,6 +16,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
 use crate::batch::budget::Budget;
+use crate::faults;
 use crate::input::InputConfig;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
@@ -316,16 +317,24 @@ const FORCE: Duration = Duration::from_millis(500);
 
 /// Binds every listener, or none.
 fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bound)>, StartError> {
+    let addresses = inputs.iter().enumerate().flat_map(|(index, input)| {
+        input.listen.iter().enumerate().map(move |(number, address)| ((index, number), input, address))
+    });
+    // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
+    let (names, paths): (Vec<_>, Vec<_>) =
+        addresses.partition(|(_, _, address)| matches!(address, Address::Tcp { .. }));
     let mut all = Vec::new();
-    for (index, input) in inputs.iter().enumerate() {
-        for address in &input.listen {
-            let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
-                StartError::Listen { input: input.name.clone(), address: address.clone(), source }
-            })?;
-            all.extend(bound.into_iter().map(|bound| (index, bound)));
+    for (place, input, address) in names.into_iter().chain(paths) {
+        if faults::hit("start hangs", &input.name) {
+            std::thread::sleep(Duration::from_secs(60));
         }
+        let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
+            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+        })?;
+        all.extend(bound.into_iter().map(|bound| (place, bound)));
     }
-    Ok(all)
+    all.sort_by_key(|(place, _)| *place);
+    Ok(all.into_iter().map(|((index, _), bound)| (index, bound)).collect())
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ mod reconnect;
 mod refused;
 mod sample;
 mod seccomp;
+mod signals;
 mod splits;
 mod spool;
 mod spool_end;

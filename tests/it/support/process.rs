@@ -137,6 +137,12 @@ impl Process {
         prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a child of ours");
     }
 
+    /// Allows it no file larger than this, in bytes.
+    pub(crate) fn limit_file_size(&self, limit: u64) {
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).expect("a child of ours");
+    }
+
     /// Resident memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         self.status_kib("VmRSS:") << 10
