@@ -3,6 +3,7 @@
 mod accounts;
 mod assembly;
 mod placement;
+mod sockets;
 mod worker;
 
 use std::io;
@@ -29,6 +30,7 @@ use crate::relay::accounts::OutputEntry;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
+use crate::relay::sockets::Watched;
 use crate::relay::worker::Worker;
 use crate::spool::Folder;
 use crate::spool::stage::Stage;
@@ -39,7 +41,6 @@ use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::listener;
 use crate::transport::listener::Bound;
-use crate::transport::listener::SocketFile;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,9 +130,9 @@ pub struct Relay {
     scope: Scope,
     inputs: Scope,
     outputs: Scope,
+    // The paths of unix sockets; they are free for others before inputs drain.
+    sockets: Scope,
     ended: bool,
-    // Removed from the file system when the relay has stopped listening.
-    socket_files: Vec<SocketFile>,
 }
 
 impl Relay {
@@ -159,10 +160,11 @@ impl Relay {
             assembly.add_output(output);
         }
         let mut listeners = Vec::new();
-        let mut socket_files = Vec::new();
+        let mut paths = Vec::new();
         for (input, bound) in bound {
-            listeners.push((assembly.accounts.inputs[input].name.clone(), bound.address.clone()));
-            socket_files.extend(bound.file);
+            let name = &assembly.accounts.inputs[input].name;
+            listeners.push((name.clone(), bound.address.clone()));
+            paths.extend(bound.path.map(|path| Watched::new(name, path)));
             assembly.add_listeners(input, bound.listeners, &bound.address);
         }
         let relay = Self {
@@ -170,13 +172,14 @@ impl Relay {
             drain_timeout: config.drain_timeout,
             listeners,
             accounts: assembly.accounts,
+            sockets: scope.child("sockets"),
             scope,
             inputs,
             outputs,
             ended: false,
-            socket_files,
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
+        sockets::start(paths, &relay.sockets).map_err(StartError::Worker)?;
         for (stage, scope) in assembly.stages {
             start_stage(stage, &scope).map_err(StartError::Worker)?;
         }
@@ -257,6 +260,9 @@ impl Relay {
         self.ended = true;
         let now = Instant::now();
         let deadline = now + timeout;
+        // The next process may listen from now on. What waits in the backlog is taken.
+        self.sockets.drain();
+        self.sockets.wait_for_end(now + SOCKETS_TIME);
         // Outputs that are away are tried again from now on. An input that waits for an output that blocks leaves the others
         // time for their own end.
         self.outputs.drain();
@@ -269,7 +275,6 @@ impl Relay {
             output.close();
         }
         self.inputs.wait_for_end(deadline.min(Instant::now() + INPUTS_FORCE));
-        self.socket_files.clear();
         if !self.scope.wait_for_end(now + timeout.mul_f64(LANES_PART)) {
             self.accounts.outputs.iter().for_each(OutputEntry::end_lanes);
         }
@@ -310,6 +315,8 @@ fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
 const INPUTS_PART: f64 = 0.75;
 /// The part of a drain that lanes with a spool may take: what they leave then, the spool stores in the rest.
 const LANES_PART: f64 = 0.8;
+/// How long removing socket files may hold up the end.
+const SOCKETS_TIME: Duration = Duration::from_millis(200);
 /// How long inputs that were stopped have for their end.
 const INPUTS_FORCE: Duration = Duration::from_millis(200);
 /// How long tasks that were stopped have for their end, before the process leaves them behind.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -251,11 +252,15 @@ impl Drop for Open {
 
 /// Accepts until the end is asked for, and gives each connection to the worker with the fewest. Connections that wait in the
 /// backlog then are taken too.
-async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, log: Arc<ListenerLog>) {
+async fn accept(serving: Rc<Serving>, input: usize, mut listener: Listener, log: Arc<ListenerLog>) {
     let scope = serving.inputs[input].scope.clone();
     let mut phases = scope.phases();
+    let mut draining_since = None;
     loop {
         let draining = phases.seen() != Phase::Running;
+        if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
+            return;
+        }
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
@@ -337,6 +342,8 @@ async fn tidy_up(serving: Rc<Serving>) {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Peers that connect without pause keep tapster from its end no longer than this, and the next process from its address.
+const BACKLOG_TIME: Duration = Duration::from_secs(1);
 /// At the end a backlog without a connection for so long is empty.
 const BACKLOG_QUIET: Duration = Duration::from_millis(10);
 /// At the end no other worker hands over a connection any more after so long.

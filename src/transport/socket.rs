@@ -20,6 +20,7 @@ use crate::transport::Backend;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::resolve::resolve;
+use crate::transport::safe_path::refuse_foreign_links;
 use crate::transport::stream::Stream;
 
 /// A send buffer of this size saves a relay 15 % of its time on unix sockets. The kernel gives what
@@ -75,6 +76,7 @@ impl Socket {
                 Ok(Self { io: Io::Tcp(stream), acked_at_most: 1, user_timeout: Some(user_timeout) })
             }
             Address::Unix(path) => {
+                refuse_foreign_links(path)?;
                 let stream = UnixStream::connect(path).await?;
                 // Best effort: smaller buffers work, more slowly.
                 let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -251,6 +252,22 @@ impl TapsterCommand {
         self
     }
 
+    /// Runs it as a user who may do nothing special, with a copy of the program in `folder`, which every user can reach.
+    pub(crate) fn as_nobody(mut self, folder: &Path) -> Self {
+        if !rustix::process::geteuid().is_root() {
+            return self;
+        }
+        let program = folder.join("tapster");
+        fs::copy(self.command.get_program(), &program).expect("a copy");
+        let mut command = Command::new(program);
+        command.args(self.command.get_args()).uid(NOBODY).gid(NOBODY);
+        for (name, value) in self.command.get_envs() {
+            command.env(name, value.expect("none is taken away"));
+        }
+        self.command = command;
+        self
+    }
+
     /// Starts it and waits until it has said where it listens.
     #[track_caller]
     pub(crate) fn start(mut self) -> Tapster {
@@ -267,6 +284,8 @@ impl TapsterCommand {
         Process::spawn(&mut self.command)
     }
 }
+
+const NOBODY: u32 = 65534;
 
 /// The real program, running.
 #[derive(Debug)]
