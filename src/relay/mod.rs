@@ -2,6 +2,7 @@
 
 mod accounts;
 mod assembly;
+mod descriptors;
 mod placement;
 mod sockets;
 mod worker;
@@ -31,6 +32,7 @@ use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
 use crate::relay::sockets::Watched;
+use crate::relay::worker::Beginning;
 use crate::relay::worker::Worker;
 use crate::spool::Folder;
 use crate::spool::stage::Stage;
@@ -146,10 +148,11 @@ impl Relay {
         }
         let (backend, reason) = backend::choose(config.backend).map_err(StartError::Backend)?;
         if let Some(reason) = reason {
-            warn!("{reason}: using epoll; `tapster doctor` tells how to allow it");
+            tell_epoll(&reason);
         }
         let workers = placement::worker_count(config.workers);
         let bound = bind_inputs(&config.inputs, workers)?;
+        let reserve = descriptors::reserve(&config, workers);
         let scope = Scope::root("relay");
         let (inputs, outputs) = (scope.child("inputs"), scope.child("outputs"));
         let mut assembly = Assembly::new(workers, inputs.clone(), outputs.clone());
@@ -167,7 +170,7 @@ impl Relay {
             paths.extend(bound.path.map(|path| Watched::new(name, path)));
             assembly.add_listeners(input, bound.listeners, &bound.address);
         }
-        let relay = Self {
+        let mut relay = Self {
             backend,
             drain_timeout: config.drain_timeout,
             listeners,
@@ -186,7 +189,7 @@ impl Relay {
         for (lane, scope) in assembly.files {
             start_file(lane, &scope).map_err(StartError::Worker)?;
         }
-        relay.start_workers(assembly.workers, assembly.budgets)?;
+        relay.start_workers(config.backend, reserve, assembly.workers, assembly.budgets)?;
         Ok(relay)
     }
 
@@ -218,13 +221,21 @@ impl Relay {
         self.accounts.ledger()
     }
 
-    fn start_workers(&self, parts: Vec<WorkerParts>, budgets: Vec<Arc<Budget>>) -> Result<(), StartError> {
+    fn start_workers(
+        &mut self,
+        choice: BackendChoice,
+        reserve: usize,
+        parts: Vec<WorkerParts>,
+        budgets: Vec<Arc<Budget>>,
+    ) -> Result<(), StartError> {
         let count = parts.len();
         let processors = placement::processors(count);
         let placement = Placement::new(count);
         let block_limit = Arc::new(BlockLimit::new(count, budgets));
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = parts.iter().map(|_| unbounded_channel()).unzip();
         let (ready, readiness) = mpsc::channel();
+        let (built, buildings) = mpsc::channel();
+        let mut agreements = Vec::new();
         for ((index, parts), mailbox) in parts.into_iter().enumerate().zip(receivers) {
             let worker = Worker {
                 index,
@@ -237,19 +248,28 @@ impl Relay {
                 lanes: parts.lanes,
                 placement: placement.clone(),
                 mailbox,
+                reserve,
                 mailboxes: mailboxes.clone(),
                 scope: self.inputs.clone(),
             };
-            let ready = ready.clone();
-            let run = move || worker.run(ready);
+            let (agreement, agreed) = mpsc::channel();
+            agreements.push(agreement);
+            let beginning = Beginning { built: built.clone(), agreed, ready: ready.clone() };
+            let run = move || worker.run(beginning);
             self.scope
                 .spawn_thread(&format!("tapster-{index}"), "worker", run)
                 .map_err(StartError::Worker)?;
         }
-        drop(ready);
+        drop((built, ready));
+        // A worker that fails before sends nothing.
+        let failed = |_| Err(io::Error::other("a worker thread failed at its start"));
+        let mut built = (0..count).map(|_| buildings.recv().unwrap_or_else(failed));
+        self.backend = agree(self.backend, choice, count, built.find_map(Result::err))?;
+        for agreement in agreements {
+            // A worker that is gone is noticed next.
+            let _ = agreement.send(self.backend);
+        }
         for _ in 0..count {
-            // A worker that fails before it is ready sends nothing.
-            let failed = |_| Err(io::Error::other("a worker thread failed at its start"));
             readiness.recv().unwrap_or_else(failed).map_err(StartError::Worker)?;
         }
         Ok(())
@@ -294,6 +314,32 @@ impl Drop for Relay {
             self.end(Duration::ZERO);
         }
     }
+}
+
+/// The backend for all workers, where the first of those that could not build their runtime says this.
+fn agree(
+    backend: Backend,
+    choice: BackendChoice,
+    workers: usize,
+    fault: Option<io::Error>,
+) -> Result<Backend, StartError> {
+    match (fault, backend, choice) {
+        (None, _, _) => Ok(backend),
+        (Some(error), Backend::Epoll, _) => Err(StartError::Worker(error)),
+        // One ring could be built, and one for each worker could not.
+        (Some(error), Backend::Uring, choice) => {
+            let reason = format!("{}, for {workers} workers", backend::why_not(&error));
+            if choice == BackendChoice::Uring {
+                return Err(StartError::Backend(reason));
+            }
+            tell_epoll(&reason);
+            Ok(Backend::Epoll)
+        }
+    }
+}
+
+fn tell_epoll(reason: &str) {
+    warn!("{reason}: using epoll; `tapster doctor` tells how to allow it");
 }
 
 /// Runs a spool's stage on a thread of its own.

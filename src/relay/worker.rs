@@ -52,10 +52,22 @@ pub(crate) struct Worker {
     pub(crate) placement: Placement,
     /// Connections that other workers accepted for this one.
     pub(crate) mailbox: UnboundedReceiver<Handover>,
+    /// Descriptors that its connections leave to outputs.
+    pub(crate) reserve: usize,
     /// The mailboxes of all workers.
     pub(crate) mailboxes: Vec<UnboundedSender<Handover>>,
     /// The scope of all inputs.
     pub(crate) scope: Scope,
+}
+
+/// How a worker and the thread that starts the relay agree. Where a worker fails, its ends go without a word.
+pub(crate) struct Beginning {
+    /// Whether the worker could build its runtime.
+    pub(crate) built: mpsc::Sender<io::Result<()>>,
+    /// The backend that every worker can have.
+    pub(crate) agreed: mpsc::Receiver<Backend>,
+    /// Whether the worker could begin.
+    pub(crate) ready: mpsc::Sender<io::Result<()>>,
 }
 
 /// A listener, and the index of its input.
@@ -83,14 +95,29 @@ pub(crate) struct Handover {
 }
 
 impl Worker {
-    /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin, and goes then:
-    /// where the worker fails before, it goes without a word.
-    pub(crate) fn run(self, ready: mpsc::Sender<io::Result<()>>) {
+    /// Runs the worker on the calling thread until the relay has ended.
+    pub(crate) fn run(mut self, Beginning { built, agreed, ready }: Beginning) {
         if let Some(cpu) = self.cpu {
             pin(cpu);
         }
         // A ring belongs to the thread that built it.
-        let runtime = match Runtime::new(self.backend) {
+        let (runtime, result) = match self.build() {
+            Ok(runtime) => (Some(runtime), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let _ = built.send(result);
+        drop(built);
+        // The relay does not begin: it was given up.
+        let Ok(backend) = agreed.recv() else { return };
+        let runtime = match runtime {
+            Some(runtime) if backend == self.backend => Ok(runtime),
+            unused => {
+                drop(unused);
+                self.backend = backend;
+                self.build()
+            }
+        };
+        let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -109,6 +136,14 @@ impl Worker {
                 }
             }
         });
+    }
+
+    fn build(&self) -> io::Result<Runtime> {
+        let name = self.inputs.first().map_or("", |input| &input.config.name);
+        if self.backend == Backend::Uring && faults::hit("ring", name) {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        Runtime::new(self.backend)
     }
 
     fn begin(self) -> io::Result<Running> {
@@ -130,7 +165,7 @@ impl Worker {
         });
         let mut accepting = Vec::new();
         for WorkerListener { input, listener, log } in self.listeners {
-            let listener = Listener::new(listener)?;
+            let listener = Listener::new(listener, self.reserve)?;
             let scope = serving.inputs[input].scope.clone();
             let accept = accept(Rc::clone(&serving), input, listener, log);
             accepting.push(scope.spawn_local("listener", accept));

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::net::ToSocketAddrs;
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -13,6 +14,8 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::transport::Address;
+use crate::transport::descriptors;
+use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::socket::Socket;
 use crate::transport::socket_path::BACKLOG;
@@ -100,6 +103,10 @@ pub(crate) struct Listener {
     socket: ListenerSocket,
     // Of a unix socket: those that take its place when its path is bound again.
     renewals: Option<UnboundedReceiver<OwnedFd>>,
+    // Descriptors that are kept for others.
+    reserve: usize,
+    // A connection that has one of these.
+    held_back: Option<(Detached, String)>,
 }
 
 enum ListenerSocket {
@@ -108,23 +115,47 @@ enum ListenerSocket {
 }
 
 impl Listener {
-    /// Puts a listener into the reactor of this thread.
-    pub(crate) fn new(bound: BoundListener) -> io::Result<Self> {
+    /// Puts a listener into the reactor of this thread. Its connections leave the last `reserve` descriptors of the process to
+    /// others.
+    pub(crate) fn new(bound: BoundListener, reserve: usize) -> io::Result<Self> {
         let socket = ListenerSocket::new(bound.fd, bound.kind)?;
-        Ok(Self { socket, renewals: bound.renewals })
+        Ok(Self { socket, renewals: bound.renewals, reserve, held_back: None })
     }
 
     /// The next connection and the name of its peer for the log. Cancel-safe.
+    ///
+    /// # Errors
+    /// No descriptor is left, or none but those that are kept for others: ask again later. No connection is lost.
     pub(crate) async fn accept(&mut self) -> io::Result<(Socket, String)> {
-        loop {
+        if let Some((socket, peer)) = self.held_back.take() {
+            return self.release(socket, peer);
+        }
+        let (socket, peer) = loop {
             // What waits at a socket whose path is gone comes first.
             let renewed = tokio::select! {
                 biased;
-                accepted = self.socket.accept() => return accepted,
+                accepted = self.socket.accept() => break accepted?,
                 Some(renewed) = next(&mut self.renewals) => renewed,
             };
             self.socket = ListenerSocket::new(renewed, Kind::Unix)?;
+        };
+        if descriptors::are_scarce(socket.descriptor(), self.reserve) {
+            return self.release(socket.detach()?, peer);
         }
+        Ok((socket, peer))
+    }
+
+    /// Gives a connection a descriptor that is not kept for others, or holds it back.
+    fn release(&mut self, mut socket: Detached, peer: String) -> io::Result<(Socket, String)> {
+        let free = socket.fd.try_clone();
+        match free {
+            Ok(free) if !descriptors::are_scarce(free.as_raw_fd(), self.reserve) => socket.fd = free,
+            _ => {
+                self.held_back = Some((socket, peer));
+                return Err(io::Error::other("the descriptors that are left are kept for outputs"));
+            }
+        }
+        Ok((Socket::attach(socket)?, peer))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod address;
 pub mod backend;
 pub(crate) mod buffer;
 pub(crate) mod cancel;
+mod descriptors;
 pub(crate) mod detached;
 mod epoll;
 pub(crate) mod listener;

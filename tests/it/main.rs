@@ -38,6 +38,7 @@ mod peers;
 mod reconnect;
 mod refused;
 mod sample;
+mod scarce;
 mod seccomp;
 mod signals;
 mod splits;

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 use rustix::process::Resource;
-use rustix::process::Rlimit;
 use rustix::process::Signal;
+use rustix::process::getrlimit;
 use rustix::process::kill_process;
 use rustix::process::prlimit;
 use tapster::transport::Address;
@@ -134,14 +134,20 @@ impl Process {
 
     /// Allows it no more descriptors than these.
     pub(crate) fn limit_descriptors(&self, limit: u64) {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a child of ours");
+        self.limit(Resource::Nofile, limit);
     }
 
     /// Allows it no file larger than this, in bytes.
     pub(crate) fn limit_file_size(&self, limit: u64) {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).expect("a child of ours");
+        self.limit(Resource::Fsize, limit);
+    }
+
+    /// The soft limit: a later call may raise it.
+    fn limit(&self, resource: Resource, limit: u64) {
+        let process = Some(Pid::from_child(&self.child));
+        let mut limits = getrlimit(resource);
+        limits.current = Some(limit);
+        prlimit(process, resource, limits).expect("a child of ours");
     }
 
     /// Resident memory in bytes.
@@ -264,6 +270,16 @@ impl TapsterCommand {
         for (name, value) in self.command.get_envs() {
             command.env(name, value.expect("none is taken away"));
         }
+        self.command = command;
+        self
+    }
+
+    /// As a user who may have so many threads; with a copy of the program in `folder`.
+    pub(crate) fn with_threads(mut self, user: u32, threads: usize, folder: &Path) -> Self {
+        self = self.as_nobody(folder);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nproc={threads}:{threads}")).arg(self.command.get_program());
+        command.args(self.command.get_args()).uid(user).gid(NOBODY);
         self.command = command;
         self
     }
