@@ -124,16 +124,16 @@ on_both_backends! {
 
     /// A full socket is watched with a second descriptor on epoll.
     fn a_slow_output_is_not_broken_off_for_want_of_a_descriptor(backend) {
-        let (folder, reader) = (folder(), CollectingReader::tcp().stalled());
-        let address = Transport::Unix.fresh_address(folder.path());
+        let (temporary, reader) = (folder(), CollectingReader::tcp().stalled());
+        let address = Transport::Unix.fresh_address(temporary.path());
         let mut program = tapster(backend).listen(&address).to(&reader.address(), "").start();
         let mut writer = Peer::writer(&address);
         writer.send(&numbered::frames(0, 0..1));
         program.process.wait_for_output("connected");
-        // The last one is taken too: not one is left.
-        let open = fs::read_dir(format!("/proc/{}/fd", program.process.id())).expect("a child of ours");
-        let highest = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok()).max();
-        program.process.limit_descriptors(highest.expect("some").min(program.process.descriptors() as u64));
+        // Not one is left below the limit.
+        let folder = format!("/proc/{}/fd", program.process.id());
+        let open = |number: &u64| fs::symlink_metadata(format!("{folder}/{number}")).is_ok();
+        program.process.limit_descriptors((0..).find(|number| !open(number)).expect("a free number"));
         writer.send(&numbered::frames_of_len(0, 1..20_001, 1000));
         std::thread::sleep(millis(300));
         reader.resume();
