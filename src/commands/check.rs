@@ -8,6 +8,7 @@ use tapster::config::to_toml;
 use tapster::config::units::format_size;
 use tapster::output::OutputConfig;
 use tapster::spool::Folder;
+use tapster::spool::SpoolError;
 use tapster::spool::SpoolSettings;
 
 use crate::cli::RelayArgs;
@@ -15,7 +16,7 @@ use crate::commands::CommandError;
 use crate::commands::resolve_args;
 
 /// Prints the configuration with every key filled in, and warnings beside it on stderr. Fails, with exit status 1, where
-/// a spool could not be used now.
+/// a spool could not be used now. The relay that uses it may be running: that is a remark.
 pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     let resolved = resolve_args(args)?;
     for warning in &resolved.warnings {
@@ -33,6 +34,14 @@ pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
 fn spool_fault(output: &OutputConfig) -> Option<String> {
     let SpoolSettings { folder, config } = output.buffer.spool()?;
     let fault = match Folder::probe(folder) {
+        // Most likely by the relay that runs with this configuration.
+        Err(SpoolError::InUse { folder }) => {
+            let (output, folder) = (&output.name, folder.display());
+            eprintln!(
+                "tapster: note: output `{output}`: a process uses the spool {folder} now; it must end before another can start"
+            );
+            return None;
+        }
         Err(error) => error.to_string(),
         Ok(free) if free < config.min_free => format!(
             "the file system of {} has {} left, and `min_free` leaves all of {} to others: make room, or lower it",

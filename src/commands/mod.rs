@@ -21,6 +21,7 @@ pub(crate) mod pace;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod select;
+pub(crate) mod signals;
 pub(crate) mod spool;
 
 /// Bad usage or configuration, found before anything is bound (`EX_USAGE` of `sysexits.h`).

@@ -3,9 +3,15 @@
 use std::fs;
 use std::io;
 use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::process;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -25,51 +31,56 @@ use tapster::observability::StatusLine;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::return_freed_memory;
-use tokio::runtime;
-use tokio::runtime::Runtime;
-use tokio::select;
-use tokio::signal::unix::Signal;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
-use tokio::time::interval;
-use tracing::error;
 use tracing::info;
 use tracing::warn;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
 use crate::commands::resolve_args;
+use crate::commands::signals::Event;
+use crate::commands::signals::Signals;
 
 /// Relays until SIGTERM or SIGINT, drains, and tells where every frame went.
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     return_freed_memory();
-    let Resolved { config, warnings } = resolve_args(args)?;
     let failed = |error: io::Error| CommandError::Failed(error.to_string());
+    let mut signals = Signals::handle_stray().map_err(failed)?;
+    let Resolved { config, warnings } = resolve_args(args)?;
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;
+    // Before anything is bound: a signal from now on drains.
+    signals.handle_end().map_err(failed)?;
     for warning in warnings {
         warn!("{warning}");
     }
-    let result = relay(args, &config, &log);
+    let result = relay(args, &config, signals, &log);
     log.flush();
     result
 }
 
-fn relay(args: &RelayArgs, config: &RelayConfig, log: &Log) -> Result<ExitCode, CommandError> {
-    let failed = |error: io::Error| CommandError::Failed(error.to_string());
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    // Before anything is bound: a signal from now on drains.
-    let mut signals = Signals::new(&runtime).map_err(failed)?;
+fn relay(
+    args: &RelayArgs,
+    config: &RelayConfig,
+    signals: Signals,
+    log: &Log,
+) -> Result<ExitCode, CommandError> {
     raise_descriptor_limit();
-
-    let relay = Relay::start(config.clone()).map_err(|error| CommandError::Failed(error.to_string()))?;
-    announce(&relay, config);
-    let status_line = log.is_terminal() && args.log_format == crate::cli::LogFormat::Text;
-    let name = runtime.block_on(first_signal(&mut signals, &relay, status_line.then_some(log)));
-
-    let timeout = format_duration(config.drain_timeout);
-    info!("{name}: draining, at most {timeout}; a second signal ends at once");
-    end_at_second_signal(runtime, signals, log.clone()).map_err(failed)?;
-    let ledger = relay.drain();
+    let (sender, events) = mpsc::channel();
+    signals
+        .watch(sender.clone(), log.clone())
+        .map_err(|error| CommandError::Failed(format!("cannot start a thread for signals: {error}")))?;
+    let ledger = match start(config, sender, &events)? {
+        Start::GivenUp => Ledger::default(),
+        Start::Running { relay, end } => {
+            announce(&relay, config);
+            let status_line = log.is_terminal() && args.log_format == crate::cli::LogFormat::Text;
+            let name = end.unwrap_or_else(|| wait_for_end(&events, &relay, status_line.then_some(log)));
+            let timeout = format_duration(config.drain_timeout);
+            info!(
+                "{name}: draining, at most {timeout}; a signal that comes a second later or more ends at once"
+            );
+            relay.drain()
+        }
+    };
     log_ledger(&ledger);
     if let Some(path) = &args.summary {
         write_summary(path, &ledger)?;
@@ -77,52 +88,94 @@ fn relay(args: &RelayArgs, config: &RelayConfig, log: &Log) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+/// What became of the start.
+enum Start {
+    Running {
+        relay: Relay,
+        /// The signal that asked for the end meanwhile.
+        end: Option<&'static str>,
+    },
+    /// A signal asked for the end, and the start did not come to one.
+    GivenUp,
 }
 
-impl Signals {
-    fn new(runtime: &Runtime) -> io::Result<Self> {
-        let _context = runtime.enter();
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
-        select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+/// Starts the relay on a thread of its own: looking up a name to listen on takes as long as the name servers let it, and a
+/// signal has to end that, too.
+fn start(
+    config: &RelayConfig,
+    sender: Sender<Event>,
+    events: &Receiver<Event>,
+) -> Result<Start, CommandError> {
+    let config = config.clone();
+    let run = move || {
+        let started = catch_unwind(AssertUnwindSafe(|| Relay::start(config)));
+        // Where nobody hears it any more, the process is about to end.
+        let _ = sender.send(Event::Started(started));
+    };
+    thread::Builder::new()
+        .name("start".to_owned())
+        .spawn(run)
+        .map_err(|error| CommandError::Failed(format!("cannot start a thread for the start: {error}")))?;
+    let mut end = None;
+    loop {
+        // Both senders live longer than this loop.
+        let event = match end {
+            None => events.recv().ok(),
+            Some(_) => events.recv_timeout(START_GRACE).ok(),
+        };
+        match event {
+            Some(Event::Started(Ok(Ok(relay)))) => return Ok(Start::Running { relay, end }),
+            Some(Event::Started(Ok(Err(error)))) => return Err(CommandError::Failed(error.to_string())),
+            Some(Event::Started(Err(panic))) => resume_unwind(panic),
+            Some(Event::End(name)) => end = Some(name),
+            Some(Event::Reopen(_)) => {}
+            None => {
+                let name = end.unwrap_or("the end");
+                warn!(
+                    "{name}: tapster ends before it relays; most likely a name to listen on is still looked up"
+                );
+                return Ok(Start::GivenUp);
+            }
         }
     }
 }
 
-/// Waits for a signal and meanwhile keeps the status line up to date, if there is one.
-async fn first_signal(signals: &mut Signals, relay: &Relay, terminal: Option<&Log>) -> &'static str {
-    let Some(log) = terminal else { return signals.next().await };
+/// Waits for the signal that ends the relay, and does what others ask for. Meanwhile keeps the status line up to date, if
+/// there is one. Returns the name of the signal.
+fn wait_for_end(events: &Receiver<Event>, relay: &Relay, terminal: Option<&Log>) -> &'static str {
     let mut status = StatusLine::new(Instant::now());
-    let mut ticks = interval(STATUS_INTERVAL);
     loop {
-        select! {
-            name = signals.next() => {
-                log.show_status(String::new());
+        let event = match terminal {
+            None => events.recv().map_err(RecvTimeoutError::from),
+            Some(_) => events.recv_timeout(STATUS_INTERVAL),
+        };
+        match (event, terminal) {
+            (Ok(Event::End(name)), _) => {
+                terminal.inspect(|log| log.show_status(String::new()));
                 return name;
             }
-            _ = ticks.tick() => log.show_status(status.text(Instant::now(), &relay.ledger())),
+            (Ok(Event::Reopen(name)), _) => reopen(name, relay),
+            (Ok(Event::Started(_)), _) => {}
+            (Err(RecvTimeoutError::Timeout), Some(log)) => {
+                log.show_status(status.text(Instant::now(), &relay.ledger()));
+            }
+            (Err(_), _) => unreachable!("the thread that hears signals has no end"),
         }
     }
 }
 
-fn end_at_second_signal(runtime: Runtime, mut signals: Signals, log: Log) -> io::Result<()> {
-    let wait = move || {
-        let name = runtime.block_on(signals.next());
-        error!("{name} again: ending at once, what waits in memory is lost");
-        log.flush();
-        process::exit(1);
+/// Lets every file output begin a new file, for a program that has moved the present one away.
+fn reopen(signal: &str, relay: &Relay) {
+    reopen_files(relay);
+    let not_read = if signal == "SIGHUP" {
+        "; the configuration is not read again: restart tapster for a new one"
+    } else {
+        ""
     };
-    thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+    info!("{signal}: file outputs begin a new file{not_read}");
 }
+
+fn reopen_files(_relay: &Relay) {}
 
 fn announce(relay: &Relay, config: &RelayConfig) {
     for (input, address) in relay.listeners() {
@@ -201,3 +254,5 @@ impl From<crate::cli::LogFormat> for LogFormat {
 }
 
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a start goes on after a signal that asks for the end.
+const START_GRACE: Duration = Duration::from_secs(1);

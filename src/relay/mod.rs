@@ -2,7 +2,9 @@
 
 mod accounts;
 mod assembly;
+mod descriptors;
 mod placement;
+mod sockets;
 mod worker;
 
 use std::io;
@@ -16,6 +18,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
 use crate::batch::budget::Budget;
+use crate::faults;
 use crate::input::InputConfig;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
@@ -28,6 +31,8 @@ use crate::relay::accounts::OutputEntry;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
+use crate::relay::sockets::Watched;
+use crate::relay::worker::Beginning;
 use crate::relay::worker::Worker;
 use crate::spool::Folder;
 use crate::spool::stage::Stage;
@@ -38,7 +43,6 @@ use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::listener;
 use crate::transport::listener::Bound;
-use crate::transport::listener::SocketFile;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,9 +132,9 @@ pub struct Relay {
     scope: Scope,
     inputs: Scope,
     outputs: Scope,
+    // The paths of unix sockets; they are free for others before inputs drain.
+    sockets: Scope,
     ended: bool,
-    // Removed from the file system when the relay has stopped listening.
-    socket_files: Vec<SocketFile>,
 }
 
 impl Relay {
@@ -144,10 +148,11 @@ impl Relay {
         }
         let (backend, reason) = backend::choose(config.backend).map_err(StartError::Backend)?;
         if let Some(reason) = reason {
-            warn!("{reason}: using epoll; `tapster doctor` tells how to allow it");
+            tell_epoll(&reason);
         }
         let workers = placement::worker_count(config.workers);
         let bound = bind_inputs(&config.inputs, workers)?;
+        let reserve = descriptors::reserve(&config, workers);
         let scope = Scope::root("relay");
         let (inputs, outputs) = (scope.child("inputs"), scope.child("outputs"));
         let mut assembly = Assembly::new(workers, inputs.clone(), outputs.clone());
@@ -158,31 +163,33 @@ impl Relay {
             assembly.add_output(output);
         }
         let mut listeners = Vec::new();
-        let mut socket_files = Vec::new();
+        let mut paths = Vec::new();
         for (input, bound) in bound {
-            listeners.push((assembly.accounts.inputs[input].name.clone(), bound.address.clone()));
-            socket_files.extend(bound.file);
+            let name = &assembly.accounts.inputs[input].name;
+            listeners.push((name.clone(), bound.address.clone()));
+            paths.extend(bound.path.map(|path| Watched::new(name, path)));
             assembly.add_listeners(input, bound.listeners, &bound.address);
         }
-        let relay = Self {
+        let mut relay = Self {
             backend,
             drain_timeout: config.drain_timeout,
             listeners,
             accounts: assembly.accounts,
+            sockets: scope.child("sockets"),
             scope,
             inputs,
             outputs,
             ended: false,
-            socket_files,
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
+        sockets::start(paths, &relay.sockets).map_err(StartError::Worker)?;
         for (stage, scope) in assembly.stages {
             start_stage(stage, &scope).map_err(StartError::Worker)?;
         }
         for (lane, scope) in assembly.files {
             start_file(lane, &scope).map_err(StartError::Worker)?;
         }
-        relay.start_workers(assembly.workers, assembly.budgets)?;
+        relay.start_workers(config.backend, reserve, assembly.workers, assembly.budgets)?;
         Ok(relay)
     }
 
@@ -214,13 +221,21 @@ impl Relay {
         self.accounts.ledger()
     }
 
-    fn start_workers(&self, parts: Vec<WorkerParts>, budgets: Vec<Arc<Budget>>) -> Result<(), StartError> {
+    fn start_workers(
+        &mut self,
+        choice: BackendChoice,
+        reserve: usize,
+        parts: Vec<WorkerParts>,
+        budgets: Vec<Arc<Budget>>,
+    ) -> Result<(), StartError> {
         let count = parts.len();
         let processors = placement::processors(count);
         let placement = Placement::new(count);
         let block_limit = Arc::new(BlockLimit::new(count, budgets));
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = parts.iter().map(|_| unbounded_channel()).unzip();
         let (ready, readiness) = mpsc::channel();
+        let (built, buildings) = mpsc::channel();
+        let mut agreements = Vec::new();
         for ((index, parts), mailbox) in parts.into_iter().enumerate().zip(receivers) {
             let worker = Worker {
                 index,
@@ -233,19 +248,28 @@ impl Relay {
                 lanes: parts.lanes,
                 placement: placement.clone(),
                 mailbox,
+                reserve,
                 mailboxes: mailboxes.clone(),
                 scope: self.inputs.clone(),
             };
-            let ready = ready.clone();
-            let run = move || worker.run(ready);
+            let (agreement, agreed) = mpsc::channel();
+            agreements.push(agreement);
+            let beginning = Beginning { built: built.clone(), agreed, ready: ready.clone() };
+            let run = move || worker.run(beginning);
             self.scope
                 .spawn_thread(&format!("tapster-{index}"), "worker", run)
                 .map_err(StartError::Worker)?;
         }
-        drop(ready);
+        drop((built, ready));
+        // A worker that fails before sends nothing.
+        let failed = |_| Err(io::Error::other("a worker thread failed at its start"));
+        let mut built = (0..count).map(|_| buildings.recv().unwrap_or_else(failed));
+        self.backend = agree(self.backend, choice, count, built.find_map(Result::err))?;
+        for agreement in agreements {
+            // A worker that is gone is noticed next.
+            let _ = agreement.send(self.backend);
+        }
         for _ in 0..count {
-            // A worker that fails before it is ready sends nothing.
-            let failed = |_| Err(io::Error::other("a worker thread failed at its start"));
             readiness.recv().unwrap_or_else(failed).map_err(StartError::Worker)?;
         }
         Ok(())
@@ -256,6 +280,9 @@ impl Relay {
         self.ended = true;
         let now = Instant::now();
         let deadline = now + timeout;
+        // The next process may listen from now on. What waits in the backlog is taken.
+        self.sockets.drain();
+        self.sockets.wait_for_end(now + SOCKETS_TIME);
         // Outputs that are away are tried again from now on. An input that waits for an output that blocks leaves the others
         // time for their own end.
         self.outputs.drain();
@@ -268,7 +295,6 @@ impl Relay {
             output.close();
         }
         self.inputs.wait_for_end(deadline.min(Instant::now() + INPUTS_FORCE));
-        self.socket_files.clear();
         if !self.scope.wait_for_end(now + timeout.mul_f64(LANES_PART)) {
             self.accounts.outputs.iter().for_each(OutputEntry::end_lanes);
         }
@@ -290,6 +316,32 @@ impl Drop for Relay {
     }
 }
 
+/// The backend for all workers, where the first of those that could not build their runtime says this.
+fn agree(
+    backend: Backend,
+    choice: BackendChoice,
+    workers: usize,
+    fault: Option<io::Error>,
+) -> Result<Backend, StartError> {
+    match (fault, backend, choice) {
+        (None, _, _) => Ok(backend),
+        (Some(error), Backend::Epoll, _) => Err(StartError::Worker(error)),
+        // One ring could be built, and one for each worker could not.
+        (Some(error), Backend::Uring, choice) => {
+            let reason = format!("{}, for {workers} workers", backend::why_not(&error));
+            if choice == BackendChoice::Uring {
+                return Err(StartError::Backend(reason));
+            }
+            tell_epoll(&reason);
+            Ok(Backend::Epoll)
+        }
+    }
+}
+
+fn tell_epoll(reason: &str) {
+    warn!("{reason}: using epoll; `tapster doctor` tells how to allow it");
+}
+
 /// Runs a spool's stage on a thread of its own.
 fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_time().build()?;
@@ -309,6 +361,8 @@ fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
 const INPUTS_PART: f64 = 0.75;
 /// The part of a drain that lanes with a spool may take: what they leave then, the spool stores in the rest.
 const LANES_PART: f64 = 0.8;
+/// How long removing socket files may hold up the end.
+const SOCKETS_TIME: Duration = Duration::from_millis(200);
 /// How long inputs that were stopped have for their end.
 const INPUTS_FORCE: Duration = Duration::from_millis(200);
 /// How long tasks that were stopped have for their end, before the process leaves them behind.
@@ -316,16 +370,24 @@ const FORCE: Duration = Duration::from_millis(500);
 
 /// Binds every listener, or none.
 fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bound)>, StartError> {
+    let addresses = inputs.iter().enumerate().flat_map(|(index, input)| {
+        input.listen.iter().enumerate().map(move |(number, address)| ((index, number), input, address))
+    });
+    // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
+    let (names, paths): (Vec<_>, Vec<_>) =
+        addresses.partition(|(_, _, address)| matches!(address, Address::Tcp { .. }));
     let mut all = Vec::new();
-    for (index, input) in inputs.iter().enumerate() {
-        for address in &input.listen {
-            let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
-                StartError::Listen { input: input.name.clone(), address: address.clone(), source }
-            })?;
-            all.extend(bound.into_iter().map(|bound| (index, bound)));
+    for (place, input, address) in names.into_iter().chain(paths) {
+        if faults::hit("start hangs", &input.name) {
+            std::thread::sleep(Duration::from_secs(60));
         }
+        let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
+            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+        })?;
+        all.extend(bound.into_iter().map(|bound| (place, bound)));
     }
-    Ok(all)
+    all.sort_by_key(|(place, _)| *place);
+    Ok(all.into_iter().map(|((index, _), bound)| (index, bound)).collect())
 }
 
 #[cfg(test)]

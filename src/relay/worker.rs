@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -51,10 +52,22 @@ pub(crate) struct Worker {
     pub(crate) placement: Placement,
     /// Connections that other workers accepted for this one.
     pub(crate) mailbox: UnboundedReceiver<Handover>,
+    /// Descriptors that its connections leave to outputs.
+    pub(crate) reserve: usize,
     /// The mailboxes of all workers.
     pub(crate) mailboxes: Vec<UnboundedSender<Handover>>,
     /// The scope of all inputs.
     pub(crate) scope: Scope,
+}
+
+/// How a worker and the thread that starts the relay agree. Where a worker fails, its ends go without a word.
+pub(crate) struct Beginning {
+    /// Whether the worker could build its runtime.
+    pub(crate) built: mpsc::Sender<io::Result<()>>,
+    /// The backend that every worker can have.
+    pub(crate) agreed: mpsc::Receiver<Backend>,
+    /// Whether the worker could begin.
+    pub(crate) ready: mpsc::Sender<io::Result<()>>,
 }
 
 /// A listener, and the index of its input.
@@ -82,14 +95,29 @@ pub(crate) struct Handover {
 }
 
 impl Worker {
-    /// Runs the worker on the calling thread until the relay has ended. `ready` learns whether it could begin, and goes then:
-    /// where the worker fails before, it goes without a word.
-    pub(crate) fn run(self, ready: mpsc::Sender<io::Result<()>>) {
+    /// Runs the worker on the calling thread until the relay has ended.
+    pub(crate) fn run(mut self, Beginning { built, agreed, ready }: Beginning) {
         if let Some(cpu) = self.cpu {
             pin(cpu);
         }
         // A ring belongs to the thread that built it.
-        let runtime = match Runtime::new(self.backend) {
+        let (runtime, result) = match self.build() {
+            Ok(runtime) => (Some(runtime), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let _ = built.send(result);
+        drop(built);
+        // The relay does not begin: it was given up.
+        let Ok(backend) = agreed.recv() else { return };
+        let runtime = match runtime {
+            Some(runtime) if backend == self.backend => Ok(runtime),
+            unused => {
+                drop(unused);
+                self.backend = backend;
+                self.build()
+            }
+        };
+        let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -108,6 +136,14 @@ impl Worker {
                 }
             }
         });
+    }
+
+    fn build(&self) -> io::Result<Runtime> {
+        let name = self.inputs.first().map_or("", |input| &input.config.name);
+        if self.backend == Backend::Uring && faults::hit("ring", name) {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        Runtime::new(self.backend)
     }
 
     fn begin(self) -> io::Result<Running> {
@@ -129,7 +165,7 @@ impl Worker {
         });
         let mut accepting = Vec::new();
         for WorkerListener { input, listener, log } in self.listeners {
-            let listener = Listener::new(listener)?;
+            let listener = Listener::new(listener, self.reserve)?;
             let scope = serving.inputs[input].scope.clone();
             let accept = accept(Rc::clone(&serving), input, listener, log);
             accepting.push(scope.spawn_local("listener", accept));
@@ -251,11 +287,15 @@ impl Drop for Open {
 
 /// Accepts until the end is asked for, and gives each connection to the worker with the fewest. Connections that wait in the
 /// backlog then are taken too.
-async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, log: Arc<ListenerLog>) {
+async fn accept(serving: Rc<Serving>, input: usize, mut listener: Listener, log: Arc<ListenerLog>) {
     let scope = serving.inputs[input].scope.clone();
     let mut phases = scope.phases();
+    let mut draining_since = None;
     loop {
         let draining = phases.seen() != Phase::Running;
+        if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
+            return;
+        }
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
@@ -337,6 +377,8 @@ async fn tidy_up(serving: Rc<Serving>) {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Peers that connect without pause keep tapster from its end no longer than this, and the next process from its address.
+const BACKLOG_TIME: Duration = Duration::from_secs(1);
 /// At the end a backlog without a connection for so long is empty.
 const BACKLOG_QUIET: Duration = Duration::from_millis(10);
 /// At the end no other worker hands over a connection any more after so long.

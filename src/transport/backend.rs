@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use rustix::process::Resource;
+use rustix::process::getrlimit;
 use tokio::task::LocalSet;
 
 use crate::transport::epoll;
@@ -47,8 +49,13 @@ impl fmt::Display for Backend {
 pub fn probe() -> Result<(), String> {
     match uring::runtime() {
         Ok(_) => Ok(()),
-        Err(error) => Err(explain(&error, disabled_by_sysctl(), seccomp_filters())),
+        Err(error) => Err(why_not(&error)),
     }
+}
+
+/// A sentence that says why a ring cannot be set up.
+pub(crate) fn why_not(error: &io::Error) -> String {
+    explain(error, disabled_by_sysctl(), seccomp_filters())
 }
 
 /// Settles the choice, with the reason when `auto` came to epoll.
@@ -77,7 +84,11 @@ fn explain(error: &io::Error, sysctl: Option<u8>, filtered: bool) -> String {
         Some(libc::EINVAL) => "io_uring needs Linux 6.0 or later here (EINVAL)".to_owned(),
         Some(libc::ENOSYS) => "the kernel has no io_uring (ENOSYS)".to_owned(),
         Some(libc::ENOMEM) => {
-            "io_uring found too little locked memory (ENOMEM: see `ulimit -l`, LimitMEMLOCK)".to_owned()
+            let limit = getrlimit(Resource::Memlock).current;
+            let limit = limit.map_or_else(|| "none".to_owned(), |bytes| format!("{} KiB", bytes >> 10));
+            format!(
+                "io_uring found too little locked memory (ENOMEM; the limit is {limit}: see `ulimit -l`, LimitMEMLOCK)"
+            )
         }
         _ => format!("io_uring cannot be set up ({error})"),
     }
@@ -125,6 +136,7 @@ mod tests {
         assert!(explain(&eperm, Some(2), true).contains("kernel.io_uring_disabled"));
         assert!(explain(&io::Error::from_raw_os_error(libc::ENOSYS), None, false).contains("ENOSYS"));
         assert!(explain(&io::Error::from_raw_os_error(libc::EINVAL), None, false).contains("6.0"));
+        assert!(explain(&io::Error::from_raw_os_error(libc::ENOMEM), None, false).contains("the limit is"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::Interest;
@@ -13,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use crate::transport::cancel::cancelled;
+use crate::transport::descriptors;
 use crate::transport::detached::Kind;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
@@ -112,9 +114,23 @@ impl Stream {
     }
 
     async fn write_when_writable(&self, list: &mut SendList) -> io::Result<usize> {
-        let writable = match self.shared.writable.take() {
-            Some(writable) => writable,
-            None => sys::register(self.as_fd().try_clone_to_owned()?, Interest::WRITABLE)?,
+        let writable = loop {
+            if let Some(writable) = self.shared.writable.take() {
+                break writable;
+            }
+            let watched = self.as_fd().try_clone_to_owned();
+            match watched.and_then(|socket| sys::register(socket, Interest::WRITABLE)) {
+                Ok(writable) => break writable,
+                // The connection is worth more than the processor time for looking now and then.
+                Err(error) if descriptors::are_exhausted(&error) => {
+                    tokio::time::sleep(ROOM_LOOK).await;
+                    match sys::send_now(&self.shared.socket, list) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return result,
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         };
         let result = loop {
             let mut ready = writable.writable().await?;
@@ -142,6 +158,8 @@ impl Stream {
 
 /// After so many writes that found room a socket is not watched for writing any more.
 const ROOMY_WRITES: u32 = 64;
+/// How often a full socket is looked at when there is no descriptor to watch it.
+const ROOM_LOOK: Duration = Duration::from_millis(10);
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {

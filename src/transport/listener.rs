@@ -1,27 +1,25 @@
 //! Listening and accepting, on `tokio::net`.
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::net::ToSocketAddrs;
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::path::PathBuf;
 
 use socket2::Domain;
-use socket2::SockAddr;
 use socket2::Type;
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::transport::Address;
+use crate::transport::descriptors;
+use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::socket::Socket;
-
-const BACKLOG: i32 = 1024;
+use crate::transport::socket_path::BACKLOG;
+use crate::transport::socket_path::SocketPath;
 
 /// An address that is listened on, with one listener for every worker.
 #[derive(Debug)]
@@ -30,8 +28,8 @@ pub(crate) struct Bound {
     pub(crate) address: Address,
     /// One for each worker.
     pub(crate) listeners: Vec<BoundListener>,
-    /// Removes the file of a unix socket at the end.
-    pub(crate) file: Option<SocketFile>,
+    /// Of a unix socket: removes its file when dropped.
+    pub(crate) path: Option<SocketPath>,
 }
 
 /// A listener on its way to its worker.
@@ -40,6 +38,8 @@ pub(crate) struct BoundListener {
     // Non-blocking.
     fd: OwnedFd,
     kind: Kind,
+    // Of a unix socket: those that take its place when its path is bound again.
+    renewals: Option<UnboundedReceiver<OwnedFd>>,
 }
 
 /// Binds `address` for `workers` workers: a TCP listener with SO_REUSEPORT for each, a unix listener shared by all.
@@ -74,10 +74,10 @@ fn bind_tcp(host: &str, mut port: u16, workers: usize) -> io::Result<Vec<Bound>>
                 port = socket.local_addr()?.as_socket().map_or(0, |chosen| chosen.port());
                 address.set_port(port);
             }
-            listeners.push(BoundListener { fd: socket.into(), kind: Kind::Tcp });
+            listeners.push(BoundListener { fd: socket.into(), kind: Kind::Tcp, renewals: None });
         }
         let address = Address::Tcp { host: host_of(address), port };
-        bound.push(Bound { address, listeners, file: None });
+        bound.push(Bound { address, listeners, path: None });
     }
     Ok(bound)
 }
@@ -97,75 +97,89 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
 }
 
 fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
-    remove_stale(path)?;
-    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile::of(path)?;
-    if let Some(mode) = mode {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    }
-    socket.listen(BACKLOG)?;
-    let first = OwnedFd::from(socket);
-    let mut listeners = Vec::new();
-    for _ in 1..workers {
-        listeners.push(BoundListener { fd: first.try_clone()?, kind: Kind::Unix });
-    }
-    listeners.push(BoundListener { fd: first, kind: Kind::Unix });
-    Ok(Bound { address: Address::Unix(path.to_owned()), listeners, file: Some(file) })
-}
-
-/// Removes a socket file that nobody listens on.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !metadata.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on this socket")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
-    }
-}
-
-/// The file of a unix socket of ours: removed when dropped, unless somebody else's has taken its place.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), inode: fs::symlink_metadata(path)?.ino() })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
-            // Nothing to be done about a failure: the next start removes a stale file.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
+    let (file, listening) = SocketPath::bind(path, workers, mode)?;
+    let listeners = listening.into_iter().map(|(fd, renewals)| BoundListener {
+        fd,
+        kind: Kind::Unix,
+        renewals: Some(renewals),
+    });
+    Ok(Bound { address: Address::Unix(path.to_owned()), listeners: listeners.collect(), path: Some(file) })
 }
 
 /// One worker's listener in its reactor.
-pub(crate) enum Listener {
+pub(crate) struct Listener {
+    socket: ListenerSocket,
+    // Of a unix socket: those that take its place when its path is bound again.
+    renewals: Option<UnboundedReceiver<OwnedFd>>,
+    // Descriptors that are kept for others.
+    reserve: usize,
+    // A connection that has one of these.
+    held_back: Option<(Detached, String)>,
+}
+
+enum ListenerSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 impl Listener {
-    /// Puts a listener into the reactor of this thread.
-    pub(crate) fn new(bound: BoundListener) -> io::Result<Self> {
-        match bound.kind {
-            Kind::Tcp => Ok(Self::Tcp(TcpListener::from_std(bound.fd.into())?)),
-            Kind::Unix => Ok(Self::Unix(UnixListener::from_std(bound.fd.into())?)),
-        }
+    /// Puts a listener into the reactor of this thread. Its connections leave the last `reserve` descriptors of the process to
+    /// others.
+    pub(crate) fn new(bound: BoundListener, reserve: usize) -> io::Result<Self> {
+        let socket = ListenerSocket::new(bound.fd, bound.kind)?;
+        Ok(Self { socket, renewals: bound.renewals, reserve, held_back: None })
     }
 
     /// The next connection and the name of its peer for the log. Cancel-safe.
-    pub(crate) async fn accept(&self) -> io::Result<(Socket, String)> {
+    ///
+    /// # Errors
+    /// No descriptor is left, or none but those that are kept for others: ask again later. No connection is lost.
+    pub(crate) async fn accept(&mut self) -> io::Result<(Socket, String)> {
+        if let Some((socket, peer)) = self.held_back.take() {
+            return self.release(socket, peer);
+        }
+        let (socket, peer) = loop {
+            // What waits at a socket whose path is gone comes first.
+            let renewed = tokio::select! {
+                biased;
+                accepted = self.socket.accept() => break accepted?,
+                Some(renewed) = next(&mut self.renewals) => renewed,
+            };
+            self.socket = ListenerSocket::new(renewed, Kind::Unix)?;
+        };
+        if descriptors::are_scarce(socket.descriptor(), self.reserve) {
+            return self.release(socket.detach()?, peer);
+        }
+        Ok((socket, peer))
+    }
+
+    /// Gives a connection a descriptor that is not kept for others, or holds it back.
+    fn release(&mut self, mut socket: Detached, peer: String) -> io::Result<(Socket, String)> {
+        let free = socket.fd.try_clone();
+        match free {
+            Ok(free) if !descriptors::are_scarce(free.as_raw_fd(), self.reserve) => socket.fd = free,
+            _ => {
+                self.held_back = Some((socket, peer));
+                return Err(io::Error::other("the descriptors that are left are kept for outputs"));
+            }
+        }
+        Ok((Socket::attach(socket)?, peer))
+    }
+}
+
+async fn next(renewals: &mut Option<UnboundedReceiver<OwnedFd>>) -> Option<OwnedFd> {
+    renewals.as_mut()?.recv().await
+}
+
+impl ListenerSocket {
+    fn new(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        match kind {
+            Kind::Tcp => Ok(Self::Tcp(TcpListener::from_std(fd.into())?)),
+            Kind::Unix => Ok(Self::Unix(UnixListener::from_std(fd.into())?)),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Socket, String)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -184,23 +198,6 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stale_socket_is_replaced_a_live_one_is_not_and_ours_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
-        let bound = bind_unix(&path, 2, Some(0o600)).unwrap();
-        assert_eq!(bound.listeners.len(), 2);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind_unix(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(bound);
-        assert!(!path.exists());
-        fs::write(&path, "a file").unwrap();
-        assert_eq!(bind_unix(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&path).unwrap(), b"a file");
-    }
 
     #[test]
     fn a_tcp_port_is_shared_among_our_workers_and_with_nobody_else() {

@@ -406,20 +406,6 @@ on_both_backends! {
         assert_eq!(summary.output(0, "frames_sent"), 1000);
     }
 
-    fn a_second_signal_ends_at_once(backend) {
-        let folder = folder();
-        let reader = CollectingReader::tcp().stalled();
-        let address = Transport::Unix.fresh_address(folder.path());
-        let mut program = tapster(backend).listen(&address).to(&reader.address(), "when_full=block&queue=2MiB").start();
-        let mut writer = Peer::writer(&address);
-        writer.send_until_stalled(&numbered::frames_of_len(0, 0..200_000, 200), millis(500));
-        program.process.signal(Signal::TERM);
-        thread::sleep(millis(500));
-        assert!(program.process.poll_exit().is_none(), "the drain should wait for the output");
-        program.process.signal(Signal::TERM);
-        program.process.wait_within(Duration::from_secs(2));
-    }
-
     /// P02: kill -9 leaves nothing that keeps the next start from working, and no reader sees a damaged frame.
     fn kill_9_damages_nothing_and_the_next_start_works(backend) {
         let folder = folder();

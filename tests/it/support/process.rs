@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -16,8 +17,8 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 use rustix::process::Resource;
-use rustix::process::Rlimit;
 use rustix::process::Signal;
+use rustix::process::getrlimit;
 use rustix::process::kill_process;
 use rustix::process::prlimit;
 use tapster::transport::Address;
@@ -136,8 +137,20 @@ impl Process {
 
     /// Allows it no more descriptors than these.
     pub(crate) fn limit_descriptors(&self, limit: u64) {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a child of ours");
+        self.limit(Resource::Nofile, limit);
+    }
+
+    /// Allows it no file larger than this, in bytes.
+    pub(crate) fn limit_file_size(&self, limit: u64) {
+        self.limit(Resource::Fsize, limit);
+    }
+
+    /// The soft limit: a later call may raise it.
+    fn limit(&self, resource: Resource, limit: u64) {
+        let process = Some(Pid::from_child(&self.child));
+        let mut limits = getrlimit(resource);
+        limits.current = Some(limit);
+        prlimit(process, resource, limits).expect("a child of ours");
     }
 
     /// Resident memory in bytes.
@@ -248,6 +261,32 @@ impl TapsterCommand {
         self
     }
 
+    /// Runs it as a user who may do nothing special, with a copy of the program in `folder`, which every user can reach.
+    pub(crate) fn as_nobody(mut self, folder: &Path) -> Self {
+        if !rustix::process::geteuid().is_root() {
+            return self;
+        }
+        let program = folder.join("tapster");
+        fs::copy(self.command.get_program(), &program).expect("a copy");
+        let mut command = Command::new(program);
+        command.args(self.command.get_args()).uid(NOBODY).gid(NOBODY);
+        for (name, value) in self.command.get_envs() {
+            command.env(name, value.expect("none is taken away"));
+        }
+        self.command = command;
+        self
+    }
+
+    /// As a user who may have so many threads; with a copy of the program in `folder`.
+    pub(crate) fn with_threads(mut self, user: u32, threads: usize, folder: &Path) -> Self {
+        self = self.as_nobody(folder);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nproc={threads}:{threads}")).arg(self.command.get_program());
+        command.args(self.command.get_args()).uid(user).gid(NOBODY);
+        self.command = command;
+        self
+    }
+
     /// Starts it and waits until it has said where it listens.
     #[track_caller]
     pub(crate) fn start(mut self) -> Tapster {
@@ -264,6 +303,8 @@ impl TapsterCommand {
         Process::spawn(&mut self.command)
     }
 }
+
+const NOBODY: u32 = 65534;
 
 /// The real program, running.
 #[derive(Debug)]

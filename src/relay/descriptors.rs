@@ -1,0 +1,53 @@
+//! Descriptors that are kept for outputs.
+//!
+//! A writer more is a writer that waits; an output that cannot reconnect, or a file that cannot be rotated, loses frames. So
+//! connections of writers leave the last descriptors alone.
+
+use crate::output::Destination;
+use crate::output::Lanes;
+use crate::relay::RelayConfig;
+
+/// How many descriptors the outputs of this relay need at most, with what its listeners hold back.
+pub(crate) fn reserve(config: &RelayConfig, workers: usize) -> usize {
+    let outputs = config.outputs.iter().map(|output| {
+        let lanes = match output.buffer.lanes() {
+            Lanes::One => 1,
+            Lanes::PerWorker => workers,
+        };
+        let destination = match &output.to {
+            Destination::File(_) => FILE,
+            Destination::Streams(streams) => STREAM * streams.endpoints.addresses().count(),
+        };
+        lanes * destination + output.buffer.spool().map_or(0, |_| SPOOL)
+    });
+    // A listener that finds none but these has one connection in hand.
+    let listeners: usize = config.inputs.iter().map(|input| input.listen.len()).sum();
+    outputs.sum::<usize>() + listeners * workers + BESIDE
+}
+
+/// A connection and the one that takes its place, each watched for writing with a descriptor of its own on epoll.
+const STREAM: usize = 4;
+/// A file and the one after it.
+const FILE: usize = 2;
+/// The folder, its cursor, the segments that are written, read and removed.
+const SPOOL: usize = 6;
+/// Looking up a name, the summary, binding a path again.
+const BESIDE: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Endpoints;
+    use crate::output::OutputConfig;
+    use crate::output::StreamsConfig;
+
+    #[test]
+    fn every_output_has_its_part() {
+        let file = RelayConfig::default();
+        assert_eq!(reserve(&file, 4), 2 + 4 + 8);
+        let collector = StreamsConfig::new(Endpoints::One("tcp://127.0.0.1:1".parse().unwrap()));
+        let output = OutputConfig { to: Destination::Streams(collector), ..OutputConfig::default() };
+        let both = RelayConfig { outputs: vec![output, OutputConfig::default()], ..file };
+        assert_eq!(reserve(&both, 1), 4 + 2 + 1 + 8);
+    }
+}

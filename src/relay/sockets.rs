@@ -1,0 +1,105 @@
+//! The paths of unix sockets that inputs listen on, while the relay runs.
+//!
+//! A clean-up of `/run` or `/tmp` removes the file of a living socket: no writer can connect any more, and nothing else
+//! shows it. So a thread looks at the paths, twice a second, and binds those that are gone again. It removes the files when
+//! the relay drains: from then on the paths are free for the next process.
+
+use std::io;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::runtime::Builder;
+use tracing::warn;
+
+use crate::lifecycle::Phase;
+use crate::lifecycle::Scope;
+use crate::transport::socket_path::AtPath;
+use crate::transport::socket_path::SocketPath;
+
+/// The path of one listener.
+pub(crate) struct Watched {
+    pub(crate) input: String,
+    pub(crate) path: SocketPath,
+    /// What keeps it from being bound again, when it was told, and when it is tried again.
+    fault: Option<Fault>,
+}
+
+struct Fault {
+    words: String,
+    told: Instant,
+    again: Instant,
+}
+
+impl Watched {
+    pub(crate) fn new(input: &str, path: SocketPath) -> Self {
+        Self { input: input.to_owned(), path, fault: None }
+    }
+
+    fn look(&mut self, now: Instant) {
+        let (input, at_path) = (&self.input, self.path.look());
+        let listener = format!("unix:{}", self.path.path().display());
+        let tries = match at_path {
+            AtPath::Ours | AtPath::Unknown => false,
+            AtPath::Nothing => true,
+            // Each attempt is a connection to its owner.
+            AtPath::Another => self.fault.as_ref().is_none_or(|fault| fault.again <= now),
+        };
+        if !tries {
+            return;
+        }
+        let words = match self.path.bind_again() {
+            Ok(()) => {
+                self.fault = None;
+                warn!(
+                    input,
+                    listener,
+                    "the socket file was removed, and tapster has bound it again; connections that were open go on"
+                );
+                return;
+            }
+            Err(error) => error.to_string(),
+        };
+        let known = self.fault.as_ref().filter(|fault| fault.words == words).map(|fault| fault.told);
+        let told = known.filter(|told| now.saturating_duration_since(*told) < TELL_AGAIN);
+        if told.is_none() {
+            warn!(
+                input,
+                listener,
+                "the socket file was removed, no writer can connect, and tapster cannot bind it again: {words}; tapster tries on"
+            );
+        }
+        self.fault = Some(Fault { words, told: told.unwrap_or(now), again: now + ANOTHER_LOOK });
+    }
+}
+
+/// Looks after the paths on a thread of this scope, and removes the files when the scope drains.
+///
+/// # Errors
+/// The system has no thread for it; the files are gone then.
+pub(crate) fn start(mut paths: Vec<Watched>, scope: &Scope) -> io::Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let runtime = Builder::new_current_thread().enable_time().build()?;
+    let mut phases = scope.phases();
+    let watch = async move {
+        loop {
+            tokio::select! {
+                biased;
+                () = phases.reached(Phase::Draining) => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            for path in &mut paths {
+                path.look(Instant::now());
+            }
+        }
+    };
+    scope.spawn_thread("tapster-sockets", "socket files", move || runtime.block_on(watch))
+}
+
+/// How often paths are looked at: what is gone is noticed within a second.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often it is tried to bind a path where somebody else has a file.
+const ANOTHER_LOOK: Duration = Duration::from_secs(10);
+/// How often it is told that a path cannot be bound.
+const TELL_AGAIN: Duration = Duration::from_secs(60);

@@ -1,0 +1,322 @@
+//! The path of a unix socket that is listened on: bound, looked after, bound again, and removed.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rustix::fs::AtFlags;
+use rustix::fs::CWD;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use socket2::Domain;
+use socket2::SockAddr;
+use socket2::Type;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::transport::safe_path::refuse_foreign_links;
+
+/// A path that is listened on. Dropped, its socket file is removed, unless a file of somebody else has taken its place.
+#[derive(Debug)]
+pub(crate) struct SocketPath {
+    path: PathBuf,
+    // Permission bits; `None` leaves them to the umask.
+    mode: Option<u32>,
+    file: SocketFile,
+    // To the listener of each worker: sockets to go on with.
+    workers: Vec<UnboundedSender<OwnedFd>>,
+}
+
+/// What is at the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtPath {
+    /// The socket file that tapster bound.
+    Ours,
+    /// Nothing.
+    Nothing,
+    /// A file of somebody else.
+    Another,
+    /// It cannot be told now.
+    Unknown,
+}
+
+/// A listening socket for one worker, and the ones that take its place when the path is bound again.
+pub(super) type Listening = (OwnedFd, UnboundedReceiver<OwnedFd>);
+
+impl SocketPath {
+    /// Binds `path` for `workers` workers, which share one socket. A socket that nobody listens on is replaced.
+    ///
+    /// # Errors
+    /// `AddrInUse` when another process listens there, whether it takes connections or not; what is in the way, whose it is,
+    /// and what to do; what the system says.
+    pub(super) fn bind(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<(Self, Vec<Listening>)> {
+        let (socket, file) = bind(path, mode)?;
+        let mut path = Self { path: path.to_owned(), mode, file, workers: Vec::new() };
+        let mut listening = Vec::new();
+        for _ in 0..workers {
+            let (sender, renewals) = unbounded_channel();
+            path.workers.push(sender);
+            listening.push((socket.try_clone()?, renewals));
+        }
+        Ok((path, listening))
+    }
+
+    /// The path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Looks what is at the path. Blocks as long as the file system does.
+    pub(crate) fn look(&self) -> AtPath {
+        self.file.id.look_at(&self.path)
+    }
+
+    /// Binds the path once more, when the socket file is not there any more. Workers take what waits at the old socket, and
+    /// go on with the new one.
+    ///
+    /// # Errors
+    /// As when it was bound first.
+    pub(crate) fn bind_again(&mut self) -> io::Result<()> {
+        let (socket, file) = bind(&self.path, self.mode)?;
+        self.file = file;
+        for worker in &self.workers {
+            // A worker that is gone needs none.
+            let _ = worker.send(socket.try_clone()?);
+        }
+        Ok(())
+    }
+}
+
+fn bind(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
+    refuse_foreign_links(path)?;
+    remove_stale(path)?;
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile { path: path.to_owned(), id: FileId::of(path)? };
+    if let Some(mode) = mode {
+        file.set_mode(mode)?;
+    }
+    socket.listen(BACKLOG)?;
+    Ok((socket.into(), file))
+}
+
+/// A socket file of ours: removed when dropped, unless a file of somebody else has taken its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    id: FileId,
+}
+
+impl SocketFile {
+    /// Sets the permission bits of this file and no other, whatever is at the path now.
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let permissions = fs::Permissions::from_mode(mode);
+        let file = format!("/proc/self/fd/{}", self.id.0.as_raw_fd());
+        match fs::set_permissions(file, permissions.clone()) {
+            // Without /proc there is the path alone.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && self.id.look_at(&self.path) == AtPath::Ours =>
+            {
+                fs::set_permissions(&self.path, permissions)
+            }
+            result => result,
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.id.look_at(&self.path) == AtPath::Ours {
+            // Nothing to be done about a failure: the next start removes a stale file.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A file itself, not the socket behind it: while it is open the file system gives its inode number to no other file.
+#[derive(Debug)]
+struct FileId(OwnedFd);
+
+impl FileId {
+    fn of(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    /// Looks whether this file is at the path.
+    fn look_at(&self, path: &Path) -> AtPath {
+        match (rustix::fs::fstat(&self.0), rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)) {
+            (Ok(ours), Ok(there)) if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino) => {
+                AtPath::Ours
+            }
+            (Ok(_), Ok(_)) => AtPath::Another,
+            (_, Err(Errno::NOENT | Errno::NOTDIR)) => AtPath::Nothing,
+            _ => AtPath::Unknown,
+        }
+    }
+}
+
+/// Removes a socket file that nobody listens on.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
+    }
+    let in_use = |words| Err(io::Error::new(io::ErrorKind::AddrInUse, words));
+    let stale = FileId::of(path)?;
+    // It does not wait for an owner that takes no connections.
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    let refused = match probe.connect(&SockAddr::unix(path)?) {
+        Ok(()) => return in_use("another process listens on this socket"),
+        Err(error) => error,
+    };
+    match Errno::from_io_error(&refused) {
+        Some(Errno::CONNREFUSED) => {}
+        Some(Errno::WOULDBLOCK) => {
+            return in_use(
+                "another process listens on this socket, and takes no connections: its backlog is full",
+            );
+        }
+        Some(Errno::PROTOTYPE) => return in_use("another process has a socket of another type there"),
+        Some(Errno::NOENT) => return Ok(()),
+        Some(Errno::ACCESS | Errno::PERM) => {
+            return Err(in_the_way(
+                "a socket file is in the way, and tapster may not connect to it to see whether somebody listens",
+                metadata.uid(),
+                &refused,
+            ));
+        }
+        _ => return Err(refused),
+    }
+    if stale.look_at(path) != AtPath::Ours {
+        return in_use("another process binds this path at the same time");
+    }
+    fs::remove_file(path).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(in_the_way(
+            "a socket file that nobody listens on is in the way, and tapster may not remove it",
+            metadata.uid(),
+            &error,
+        )),
+    })
+}
+
+fn in_the_way(what: &str, owner: u32, error: &io::Error) -> io::Error {
+    let (owner, own) = (user(owner), user(rustix::process::geteuid().as_raw()));
+    let words = format!(
+        "{what} ({error}); the file belongs to {owner}, tapster runs as {own}: remove the file as {owner} or root, or listen \
+         on another path"
+    );
+    io::Error::new(error.kind(), words)
+}
+
+/// A user by number, and by name where `/etc/passwd` has one.
+fn user(uid: u32) -> String {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number.parse() == Ok(uid)).then_some(name)
+    });
+    name.map_or_else(|| format!("user {uid}"), |name| format!("user {name} ({uid})"))
+}
+
+/// Connections that may wait to be accepted, at a path or a port.
+pub(super) const BACKLOG: i32 = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_a_live_one_is_not_and_ours_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (bound, listening) = SocketPath::bind(&path, 2, Some(0o600)).unwrap();
+        assert_eq!(listening.len(), 2);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(SocketPath::bind(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop((bound, listening));
+        assert!(!path.exists());
+        fs::write(&path, "a file").unwrap();
+        assert_eq!(SocketPath::bind(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"a file");
+    }
+
+    #[test]
+    fn an_owner_that_hangs_with_a_full_backlog_is_in_use_and_waited_for_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let owner = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        owner.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        owner.listen(0).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        let error = SocketPath::bind(&path, 1, None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains("backlog is full"), "{error}");
+        let datagrams = folder.path().join("d.sock");
+        let _owner = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+        assert_eq!(SocketPath::bind(&datagrams, 1, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists() && datagrams.exists());
+    }
+
+    /// Many file systems give the number of a removed inode to the next file.
+    #[test]
+    fn a_file_that_took_the_place_of_ours_is_another_one_whatever_its_inode_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let (bound, listening) = SocketPath::bind(&path, 1, None).unwrap();
+        assert_eq!(bound.look(), AtPath::Ours);
+        // The process stops listening, and keeps its path in mind.
+        drop(listening);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(bound.look(), AtPath::Nothing);
+        for _ in 0..20 {
+            let (next, _listening) = SocketPath::bind(&path, 1, None).unwrap();
+            assert_eq!((bound.look(), next.look()), (AtPath::Another, AtPath::Ours));
+        }
+        let next = SocketPath::bind(&path, 1, None).unwrap();
+        drop(bound);
+        assert_eq!(next.0.look(), AtPath::Ours);
+    }
+
+    #[test]
+    fn a_path_that_is_bound_again_gives_every_worker_a_new_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/s.sock");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let (mut bound, mut listening) = SocketPath::bind(&path, 2, Some(0o660)).unwrap();
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        assert_eq!(bound.look(), AtPath::Nothing);
+        assert_eq!(bound.bind_again().unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        bound.bind_again().unwrap();
+        assert_eq!(bound.look(), AtPath::Ours);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let renewed: Vec<_> =
+            listening.iter_mut().map(|(_, renewals)| renewals.try_recv().unwrap()).collect();
+        assert_eq!(renewed.len(), 2);
+        UnixStream::connect(&path).unwrap();
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn users_have_names() {
+        assert_eq!(user(0), "user root (0)");
+        assert_eq!(user(4_000_000_000), "user 4000000000");
+    }
+}
