@@ -45,11 +45,11 @@ pub struct Spool<S: Storage = Folder> {
 impl Spool {
     /// Opens the spool in `folder`, which is created (mode 0700) where it is missing, and goes on with what is there.
     ///
-    /// Segments of another content type are set aside. Reads the header of every segment and, if it was not closed in
-    /// order, the last one.
+    /// Reads the header of every segment and, if it was not closed in order, the last one.
     ///
     /// # Errors
-    /// [`SpoolError::InUse`] and [`SpoolError::Io`]; never for what is in the files.
+    /// [`SpoolError::InUse`] and [`SpoolError::Io`]; [`SpoolError::OtherVersion`] and [`SpoolError::OtherContentType`], which leave
+    /// everything as it is. Never for what is damaged.
     pub fn open(
         folder: &Path,
         config: SpoolConfig,
@@ -292,7 +292,7 @@ impl<S: Storage> Spool<S> {
     /// share its memory.
     ///
     /// # Errors
-    /// [`SpoolError::Io`]: it may be asked again; a segment that cannot be read three times is passed over.
+    /// [`SpoolError::Io`]: it may be asked again. What cannot be read now is not lost; a segment that is gone is passed over.
     pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, LogPosition)>, SpoolError> {
         let read = self.next_from(now)?;
         Ok(read.map(|(_, batch, position)| (batch, position)))

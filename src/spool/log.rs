@@ -343,17 +343,18 @@ impl<S: Storage> Log<S> {
     pub(super) fn remove_front(&mut self) -> Result<(), SpoolError> {
         let Some(front) = self.files.segments.front() else { return Ok(()) };
         let name = segment_name(front.number);
-        if front.damaged {
-            let aside = set_aside(&self.storage, &name).map_err(SpoolError::io("set aside", name))?;
-            let entry = Entry { name: aside, regular: true, len: front.len, modified: front.age() };
-            self.files.aside.push_back(entry);
+        let (len, modified) = (front.len, front.age());
+        let aside = if front.damaged {
+            set_aside(&self.storage, &name).map(Some)
         } else {
-            match self.storage.unlink(&name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(SpoolError::io("remove", name)(error));
-                }
-                _ => self.bytes -= front.len,
+            self.storage.unlink(&name).map(|()| None)
+        };
+        match aside {
+            Ok(Some(name)) => self.files.aside.push_back(Entry { name, regular: true, len, modified }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SpoolError::io("remove", name)(error));
             }
+            Ok(None) | Err(_) => self.bytes -= len,
         }
         self.files.segments.pop_front();
         Ok(())

@@ -92,6 +92,8 @@ pub(crate) struct Stage<S: Storage = Folder> {
     left: Vec<Batch>,
     /// The spool cannot be opened, or written to: then it is tried again.
     retry_at: Option<Instant>,
+    /// Since when that is so.
+    unusable_since: Option<Instant>,
 }
 
 impl Stage {
@@ -128,6 +130,7 @@ impl<S: Storage> Stage<S> {
             outgoing: Outgoing::default(),
             left: Vec::new(),
             retry_at: None,
+            unusable_since: None,
         }
     }
 
@@ -181,17 +184,20 @@ impl<S: Storage> Stage<S> {
 
     /// Notes that the spool cannot be used now.
     fn fails(&mut self, error: &SpoolError, now: Moment) {
-        self.retry_at = Some(now.instant + RETRY_PAUSE);
-        if !self.account.spool().degraded.swap(true, Relaxed) {
-            let output = &self.config.output;
+        let output = &self.config.output;
+        let since = *self.unusable_since.get_or_insert_with(|| {
             error!(output, "{error}; frames wait in memory alone, and the spool is tried again every second");
-        }
+            now.instant
+        });
+        // A fault that is over soon is found out soon.
+        let lasts = now.instant.saturating_duration_since(since);
+        self.retry_at = Some(now.instant + (lasts / RETRY_STEPS).clamp(RETRY_PAUSE_MIN, RETRY_PAUSE));
     }
 
     /// Notes that the spool can be used.
     fn works(&mut self) {
         self.retry_at = None;
-        if self.account.spool().degraded.swap(false, Relaxed) {
+        if self.unusable_since.take().is_some() {
             info!(output = self.config.output, "the spool can be used again");
         }
     }
@@ -217,7 +223,7 @@ impl<S: Storage> Stage<S> {
         }
         self.spool = None;
         self.outgoing = Outgoing::default();
-        self.retry_at = None;
+        (self.retry_at, self.unusable_since) = (None, None);
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
@@ -418,7 +424,9 @@ impl<S: Storage> Stage<S> {
         self.count_lost(acknowledged, 0);
         match read {
             Ok(read) => {
-                self.outgoing.read_works();
+                if self.outgoing.read_works() {
+                    info!(output = self.config.output, "the spool can be read again");
+                }
                 let Some((connection, frames, position)) = read else { return false };
                 let ended = self.outgoing.push(connection, frames, position, self.config.frame_len_max);
                 self.forget(ended, now);
@@ -426,7 +434,11 @@ impl<S: Storage> Stage<S> {
             }
             Err(error) => {
                 if self.outgoing.read_fails(now) {
-                    warn!(output = self.config.output, "{error}; tapster reads again ten times a second");
+                    let output = &self.config.output;
+                    error!(
+                        output,
+                        "{error}; the frames stay on disk, and tapster reads again ten times a second"
+                    );
                 }
                 false
             }
@@ -456,6 +468,7 @@ impl<S: Storage> Stage<S> {
     /// Tells how the spool stands.
     fn tell_state(&self) {
         let account = self.account.spool();
+        self.tell_degraded();
         let arrived = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::read_at);
         let oldest = self.outgoing.oldest().or(arrived);
         // Between two reads of the spool it is not known, and hardly another.
@@ -465,6 +478,11 @@ impl<S: Storage> Stage<S> {
         let Some(spool) = &self.spool else { return };
         account.bytes.store(spool.bytes(), Relaxed);
         account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
+    }
+
+    fn tell_degraded(&self) {
+        let degraded = self.unusable_since.is_some() || self.outgoing.read_at().is_some();
+        self.account.spool().degraded.store(degraded, Relaxed);
     }
 
     /// What the stage waits for after a turn in which nothing moved.
@@ -520,6 +538,7 @@ impl<S: Storage> Stage<S> {
             batch.dropped(DropReason::Shutdown);
         }
         self.account.spool().oldest.set(oldest.filter(|_| self.account.spooled_now() > 0));
+        self.tell_degraded();
         self.close(clock());
     }
 
@@ -556,6 +575,9 @@ const PASS_LEN: usize = 1 << 20;
 
 /// After the spool could not be opened, or written to.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The same at first: later it is this part of the time for which it has failed.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RETRY_STEPS: u32 = 20;
 /// How often reports are looked at while nothing else happens: what is acknowledged is sent again after a crash until then.
 const REPORTS_PAUSE: Duration = Duration::from_millis(100);
 /// The same while something waits for room on disk.

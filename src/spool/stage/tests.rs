@@ -45,8 +45,6 @@ thread_local! {
 
 fn open_sim(config: &StageConfig, now: Moment) -> Result<(Spool<SimFolder>, RecoveryReport), SpoolError> {
     let folder = FOLDER.with_borrow(SimFolder::clone);
-    // A spool that is opened while the disk cannot read sets aside what it cannot read: that is not the stage's.
-    folder.heal();
     if OPEN_FAILS.get() > 0 {
         OPEN_FAILS.set(OPEN_FAILS.get() - 1);
         folder.fail_after(0, 3);
