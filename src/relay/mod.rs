@@ -8,6 +8,7 @@ mod worker;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -30,6 +31,7 @@ use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
 use crate::relay::worker::Worker;
 use crate::spool::Folder;
+use crate::spool::entrance::StandIn;
 use crate::spool::stage::Stage;
 use crate::spool::stage_loop;
 use crate::transport::Address;
@@ -176,6 +178,8 @@ impl Relay {
             socket_files,
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
+        start_stand_ins(assembly.stages.iter().map(|(stage, _)| stage.stand_in()).collect())
+            .map_err(StartError::Worker)?;
         for (stage, scope) in assembly.stages {
             start_stage(stage, &scope).map_err(StartError::Worker)?;
         }
@@ -296,6 +300,17 @@ fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
     let stage_scope = scope.clone();
     scope
         .spawn_thread("tapster-spool", "spool", move || runtime.block_on(stage_loop::run(stage, stage_scope)))
+}
+
+/// Runs the stand-ins of all stages on one thread, which ends soon after the last stage.
+fn start_stand_ins(stand_ins: Vec<StandIn>) -> io::Result<()> {
+    if stand_ins.is_empty() {
+        return Ok(());
+    }
+    thread::Builder::new()
+        .name("tapster-stand-in".to_owned())
+        .spawn(move || stage_loop::run_stand_ins(stand_ins))
+        .map(drop)
 }
 
 /// Runs a lane into files on a thread of its own.

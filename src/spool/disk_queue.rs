@@ -389,6 +389,21 @@ impl<S: Storage> Spool<S> {
         self.read_head.skip_to(position);
     }
 
+    /// Takes back what was appended from `position` on, and what nobody has read: the caller delivers it in another way.
+    ///
+    /// Where the disk does not let go of it, it comes once more after a restart.
+    pub fn take_back(&mut self, position: LogPosition) {
+        let (first, head) = (position.frame_seq, self.log.head());
+        if self.log.take_back(position) {
+            self.durability.forget_from(first);
+            self.log.return_numbers(head - first);
+        } else {
+            self.progress.leave_out(first..head);
+            self.durability.forget_before(self.progress.acknowledged().frame_seq);
+            self.skip_to(LogPosition { frame_seq: head, ..self.log.end() });
+        }
+    }
+
     // What is due now and then.
 
     /// When [`Spool::handle_timeout`] is due.

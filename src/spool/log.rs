@@ -215,6 +215,34 @@ impl<S: Storage> Log<S> {
         open.cut_back(&self.storage, segment.len, self.syncs())
     }
 
+    /// Removes everything from `position` on, where a record begins. Returns whether that is sure to be gone.
+    pub(super) fn take_back(&mut self, position: LogPosition) -> bool {
+        while let Some(last) = self.files.segments.back().filter(|last| last.number > position.segment) {
+            if self.storage.unlink(&segment_name(last.number)).is_err() {
+                return false;
+            }
+            self.open = None;
+            self.bytes -= last.len;
+            self.files.segments.pop_back();
+        }
+        let syncs = self.syncs();
+        let Some(last) = self.files.segments.back_mut().filter(|last| last.number == position.segment) else {
+            return false;
+        };
+        let cut = match &mut self.open {
+            Some(open) => open.cut_to(&self.storage, position.offset, syncs),
+            None => {
+                let file = self.storage.open(&segment_name(last.number));
+                file.is_ok_and(|file| self.storage.truncate(&file, position.offset).is_ok())
+            }
+        };
+        if cut {
+            self.bytes -= last.len - position.offset;
+            last.len = position.offset;
+        }
+        cut
+    }
+
     /// Makes durable what the open segment has, as far as the configuration wants it.
     ///
     /// # Errors

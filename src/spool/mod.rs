@@ -87,6 +87,7 @@ mod contents;
 mod cursor;
 mod disk_queue;
 mod durability;
+pub(crate) mod entrance;
 mod error;
 #[cfg(test)]
 mod fixture;

@@ -87,6 +87,15 @@ impl<F> OpenSegment<F> {
         cut.and_then(|()| if durable { storage.sync(&self.file) } else { Ok(()) }).is_ok()
     }
 
+    /// Cuts off whole records, from `len` bytes on. Returns whether they are sure to be gone.
+    pub(super) fn cut_to<S: Storage<File = F>>(&mut self, storage: &S, len: u64, durable: bool) -> bool {
+        let cut = self.cut_back(storage, len, durable);
+        if cut {
+            self.synced = self.synced.min(len);
+        }
+        cut
+    }
+
     /// Makes durable what the segment has.
     ///
     /// # Errors

@@ -41,6 +41,7 @@ mod sample;
 mod seccomp;
 mod splits;
 mod spool;
+mod spool_disk;
 mod spool_end;
 mod stop;
 mod timeouts;
