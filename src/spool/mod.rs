@@ -115,6 +115,7 @@ pub(crate) mod stage;
 pub(crate) mod stage_loop;
 mod storage;
 mod summary;
+mod upkeep;
 
 pub use crate::batch::connection::ConnectionId;
 pub use crate::batch::position::LogPosition;
