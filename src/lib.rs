@@ -61,6 +61,8 @@
 //!   move, each time that what waits for them has doubled.
 //! - **An operation of the ring is polled to its end**, never dropped: a dropped read swallows what arrives next.
 //!   `Stream::cancel` ends it in order.
+//! - **A disk that hangs costs an output its disk, no more.** After a second another thread gives the lane what arrives
+//!   (`spool/entrance`).
 //! - **The end comes by its deadline.** Each loop has the end as an arm of its one `select!`. A thread that sits in the kernel at
 //!   the deadline is left behind, counted and named.
 //! - **The ledger balances**, per output, in frames, and can fail to:

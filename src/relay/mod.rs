@@ -10,6 +10,7 @@ mod worker;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -35,6 +36,7 @@ use crate::relay::sockets::Watched;
 use crate::relay::worker::Beginning;
 use crate::relay::worker::Worker;
 use crate::spool::Folder;
+use crate::spool::entrance::StandIn;
 use crate::spool::stage::Stage;
 use crate::spool::stage_loop;
 use crate::transport::Address;
@@ -183,6 +185,8 @@ impl Relay {
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
         sockets::start(paths, &relay.sockets).map_err(StartError::Worker)?;
+        start_stand_ins(assembly.stages.iter().map(|(stage, _)| stage.stand_in()).collect())
+            .map_err(StartError::Worker)?;
         for (stage, scope) in assembly.stages {
             start_stage(stage, &scope).map_err(StartError::Worker)?;
         }
@@ -350,6 +354,17 @@ fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
         .spawn_thread("tapster-spool", "spool", move || runtime.block_on(stage_loop::run(stage, stage_scope)))
 }
 
+/// Runs the stand-ins of all stages on one thread, which ends soon after the last stage.
+fn start_stand_ins(stand_ins: Vec<StandIn>) -> io::Result<()> {
+    if stand_ins.is_empty() {
+        return Ok(());
+    }
+    thread::Builder::new()
+        .name("tapster-stand-in".to_owned())
+        .spawn(move || stage_loop::run_stand_ins(stand_ins))
+        .map(drop)
+}
+
 /// Runs a lane into files on a thread of its own.
 fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_time().build()?;
@@ -379,7 +394,7 @@ fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bou
     let mut all = Vec::new();
     for (place, input, address) in names.into_iter().chain(paths) {
         if faults::hit("start hangs", &input.name) {
-            std::thread::sleep(Duration::from_secs(60));
+            thread::sleep(Duration::from_secs(60));
         }
         let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
             StartError::Listen { input: input.name.clone(), address: address.clone(), source }

@@ -11,6 +11,7 @@ use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
+use crate::spool::cursor::FoundCursor;
 use crate::spool::inspect::Inspected;
 use crate::spool::inspect::SegmentItems;
 use crate::spool::moment::Moment;
@@ -83,6 +84,14 @@ pub enum Flaw {
         first: u64,
         /// How many there are.
         frames: u64,
+    },
+    /// A segment of another version of the format, which is not read: tapster leaves a spool with such files as it is.
+    #[error("{}: is of version {version} of the spool format, which this tapster does not know", file.escape_debug())]
+    OtherVersion {
+        /// Name of the file.
+        file: String,
+        /// Its version.
+        version: u32,
     },
     /// A segment of another spool, which is not read.
     #[error("{}: is of another spool, and left out", file.escape_debug())]
@@ -168,6 +177,10 @@ impl<'a, S: Storage> Contents<'a, S> {
             contents.found(Flaw::Cursor);
         }
         for segment in &inspected.segments {
+            if let Some(version) = segment.other_version {
+                contents.found(Flaw::OtherVersion { file: segment.file.name.clone(), version });
+                continue;
+            }
             let number = segment.header.as_ref().map_or(segment.number, |header| header.segment);
             let start = cursor.filter(|_| part == Part::Waiting);
             if start.is_none_or(|start| start.segment <= number) {
@@ -244,7 +257,7 @@ impl<'a, S: Storage> Contents<'a, S> {
         }
         // It has gone since the folder was listed: the cursor had passed it before, and tells how far.
         let slot = self.storage.open(CURSOR_NAME).and_then(|file| Cursor::read(self.storage, &file));
-        let slot = slot.unwrap_or(None).filter(|slot| Some(slot.spool) == self.spool);
+        let slot = slot.ok().and_then(FoundCursor::sound).filter(|slot| Some(slot.spool) == self.spool);
         self.acknowledged = self.acknowledged.max(slot.map(|slot| slot.position.frame_seq));
     }
 

@@ -68,6 +68,39 @@ impl CursorSlot {
     }
 }
 
+/// The version of the format of a cursor file, where it is another than the one known here. See [`SegmentHeader::other_version`].
+///
+/// [`SegmentHeader::other_version`]: crate::spool::SegmentHeader::other_version
+fn other_version(file: &[u8]) -> Option<u32> {
+    let slots =
+        SLOTS_AT.iter().filter_map(|&at| file.get(at as usize..)?.first_chunk::<{ CursorSlot::LEN }>());
+    let versions = slots.filter_map(|slot| {
+        let version = slot.strip_prefix(MAGIC_WITHOUT_VERSION)?.first()?.checked_sub(b'0')?;
+        let mut as_known = *slot;
+        as_known[..MAGIC.len()].copy_from_slice(MAGIC);
+        ((2..=9).contains(&version) && CursorSlot::decode(&as_known).is_none()).then_some(u32::from(version))
+    });
+    versions.max()
+}
+
+/// What a cursor file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FoundCursor {
+    Sound(CursorSlot),
+    /// Nothing of the file can be read here.
+    OtherVersion(u32),
+    Damaged,
+}
+
+impl FoundCursor {
+    pub(super) fn sound(self) -> Option<CursorSlot> {
+        match self {
+            Self::Sound(slot) => Some(slot),
+            Self::OtherVersion(_) | Self::Damaged => None,
+        }
+    }
+}
+
 /// The cursor file, open.
 #[derive(Debug)]
 pub(super) struct Cursor<F> {
@@ -76,15 +109,19 @@ pub(super) struct Cursor<F> {
 }
 
 impl<F> Cursor<F> {
-    /// Reads the slot that counts; `None` where none is sound.
+    /// Reads the slot that counts.
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn read<S: Storage<File = F>>(storage: &S, file: &F) -> io::Result<Option<CursorSlot>> {
+    pub(super) fn read<S: Storage<File = F>>(storage: &S, file: &F) -> io::Result<FoundCursor> {
         let mut bytes = vec![0; CURSOR_FILE_LEN];
         let len = read_full(storage, file, &mut bytes, 0)?;
         bytes.truncate(len);
-        Ok(CursorSlot::newest(&bytes))
+        Ok(match (other_version(&bytes), CursorSlot::newest(&bytes)) {
+            (Some(version), _) => FoundCursor::OtherVersion(version),
+            (None, Some(slot)) => FoundCursor::Sound(slot),
+            (None, None) => FoundCursor::Damaged,
+        })
     }
 
     /// A cursor that goes on from `newest`.
@@ -125,6 +162,7 @@ pub(super) const CURSOR_NAME: &str = "cursor";
 const SLOTS_AT: [u64; 2] = [0, 4096];
 const CURSOR_FILE_LEN: usize = 4096 + CursorSlot::LEN;
 const MAGIC: &[u8; 8] = b"tapcurs1";
+const MAGIC_WITHOUT_VERSION: &[u8; 7] = b"tapcurs";
 const CRC_AT: usize = CursorSlot::LEN - 4;
 
 #[cfg(test)]

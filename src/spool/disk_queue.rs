@@ -20,7 +20,6 @@ use crate::spool::log::Log;
 use crate::spool::log::is_full;
 use crate::spool::loss::LossReason;
 use crate::spool::moment::Moment;
-use crate::spool::moment::nanos;
 use crate::spool::numbered::ArrivingBatch;
 use crate::spool::numbered::NumberedBatch;
 use crate::spool::numbered::record_len;
@@ -35,21 +34,21 @@ use crate::spool::storage::Storage;
 /// A queue of batches on disk, with one writer and one reader. See the [module](crate::spool).
 #[derive(Debug)]
 pub struct Spool<S: Storage = Folder> {
-    log: Log<S>,
-    durability: Durability,
-    progress: Progress<S::File>,
-    read_head: ReadHead<S::File>,
+    pub(super) log: Log<S>,
+    pub(super) durability: Durability,
+    pub(super) progress: Progress<S::File>,
+    pub(super) read_head: ReadHead<S::File>,
     upkeep_due: Instant,
 }
 
 impl Spool {
     /// Opens the spool in `folder`, which is created (mode 0700) where it is missing, and goes on with what is there.
     ///
-    /// Segments of another content type are set aside. Reads the header of every segment and, if it was not closed in
-    /// order, the last one.
+    /// Reads the header of every segment and, if it was not closed in order, the last one.
     ///
     /// # Errors
-    /// [`SpoolError::InUse`] and [`SpoolError::Io`]; never for what is in the files.
+    /// [`SpoolError::InUse`] and [`SpoolError::Io`]; [`SpoolError::OtherVersion`] and [`SpoolError::OtherContentType`], which leave
+    /// everything as it is. Never for what is damaged.
     pub fn open(
         folder: &Path,
         config: SpoolConfig,
@@ -274,7 +273,7 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Ends the open segment. If it has no records, it is removed.
-    fn end_segment(&mut self, now: Moment) -> Result<(), SpoolError> {
+    pub(super) fn end_segment(&mut self, now: Moment) -> Result<(), SpoolError> {
         self.log.discard_empty_segment()?;
         if self.close_segment(self.log.head()).is_err() {
             self.durability.lose_segment(&mut self.log);
@@ -292,7 +291,7 @@ impl<S: Storage> Spool<S> {
     /// share its memory.
     ///
     /// # Errors
-    /// [`SpoolError::Io`]: it may be asked again; a segment that cannot be read three times is passed over.
+    /// [`SpoolError::Io`]: it may be asked again. What cannot be read now is not lost; a segment that is gone is passed over.
     pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, LogPosition)>, SpoolError> {
         let read = self.next_from(now)?;
         Ok(read.map(|(_, batch, position)| (batch, position)))
@@ -389,6 +388,21 @@ impl<S: Storage> Spool<S> {
         self.read_head.skip_to(position);
     }
 
+    /// Takes back what was appended from `position` on, and what nobody has read: the caller delivers it in another way.
+    ///
+    /// Where the disk does not let go of it, it comes once more after a restart.
+    pub fn take_back(&mut self, position: LogPosition) {
+        let (first, head) = (position.frame_seq, self.log.head());
+        if self.log.take_back(position) {
+            self.durability.forget_from(first);
+            self.log.return_numbers(head - first);
+        } else {
+            self.progress.leave_out(first..head);
+            self.durability.forget_before(self.progress.acknowledged().frame_seq);
+            self.skip_to(LogPosition { frame_seq: head, ..self.log.end() });
+        }
+    }
+
     // What is due now and then.
 
     /// When [`Spool::handle_timeout`] is due.
@@ -397,7 +411,8 @@ impl<S: Storage> Spool<S> {
         due.into_iter().flatten().fold(self.upkeep_due, Instant::min)
     }
 
-    /// Does what is due: syncs, writes the cursor, removes what is acknowledged or too old, and tries again what failed.
+    /// Does what is due: syncs, writes the cursor, removes what is acknowledged or too old, and tries again what failed. There may
+    /// be more to do at once: [`Spool::poll_timeout`] tells. So nobody waits for two syncs at a time.
     ///
     /// # Errors
     /// [`SpoolError::Degraded`] and [`SpoolError::Io`]: nothing is lost by it, and it is tried again when
@@ -407,19 +422,25 @@ impl<S: Storage> Spool<S> {
             self.find_home(now)?;
         }
         if self.durability.sync_is_due(now) {
-            self.sync(now)?;
+            return self.sync(now);
         }
-        if self.progress.take_due(now)
-            && let Err(error) = self.commit_and_retire()
-        {
-            self.progress.retry_later(now);
-            return Err(error);
+        let mut more = false;
+        if self.progress.take_due(now) {
+            match self.commit_and_retire() {
+                Ok(rest) => more = rest,
+                Err(error) => {
+                    self.progress.retry_later(now);
+                    return Err(error);
+                }
+            }
         }
         if self.upkeep_due <= now.instant {
-            let max_age = self.log.config().max_age;
-            self.upkeep_due = now.instant + (max_age / AGE_STEPS).min(UPKEEP_INTERVAL_MAX);
+            self.upkeep_due = now.instant + (self.log.config().max_age / AGE_STEPS).min(UPKEEP_INTERVAL_MAX);
             self.read_head.free_unused();
-            self.drop_before(now.unix.saturating_sub(nanos(max_age)), now)?;
+            more |= self.remove_some(now)?;
+        }
+        if more {
+            self.upkeep_due = now.instant;
         }
         Ok(())
     }
@@ -432,71 +453,8 @@ impl<S: Storage> Spool<S> {
     pub fn close(&mut self, now: Moment) -> Result<(), SpoolError> {
         self.sync(now)?;
         self.end_segment(now)?;
-        self.commit_and_retire()
-    }
-
-    /// Drops what was read before `unix`, in nanoseconds of Unix time: whole segments, from the oldest on, as long as
-    /// there is nothing younger in them, and files that were set aside. What was not acknowledged of it is reported,
-    /// reason [`LossReason::Age`].
-    ///
-    /// # Errors
-    /// [`SpoolError::Io`] and [`SpoolError::Degraded`]: the rest stays.
-    pub fn drop_before(&mut self, unix: u64, now: Moment) -> Result<(), SpoolError> {
-        while self.log.aside_is_older(unix) && self.log.remove_aside() {}
-        while self.log.front_is_older(unix) {
-            if self.log.front_is_open_with_records() {
-                self.end_segment(now)?;
-            }
-            if !self.drop_front(LossReason::Age)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Frees some of the disk, if that can be done without loss, or with the loss of the oldest frames where the
-    /// configuration wants it. Returns whether it did.
-    fn make_room(&mut self) -> bool {
-        self.make_room_without_loss()
-            || self.log.config().on_full == OnFull::DropOldest
-                && self.drop_front(LossReason::Full).unwrap_or(false)
-    }
-
-    /// Frees some of the disk, if there is something that nobody waits for. Returns whether it did.
-    fn make_room_without_loss(&mut self) -> bool {
-        let acknowledged = self.progress.acknowledged().frame_seq;
-        if self.log.front_end().is_some_and(|end| end.frame_seq <= acknowledged) {
-            return self.progress.commit(self.log.storage()).and_then(|()| self.log.remove_front()).is_ok();
-        }
-        self.log.remove_aside()
-    }
-
-    /// Drops the oldest segment with what is not acknowledged of it. `false` where none is closed.
-    fn drop_front(&mut self, reason: LossReason) -> Result<bool, SpoolError> {
-        let Some(end) = self.log.front_end() else { return Ok(false) };
-        if end.frame_seq > self.progress.acknowledged().frame_seq {
-            self.progress.drop_before(self.log.storage(), end, reason)?;
-            self.durability.forget_before(self.progress.acknowledged().frame_seq);
-            self.read_head.leave_before(end.segment);
-        } else {
-            self.progress.commit(self.log.storage())?;
-        }
-        self.log.remove_front()?;
-        Ok(true)
-    }
-
-    fn commit_and_retire(&mut self) -> Result<(), SpoolError> {
-        self.progress.commit(self.log.storage())?;
-        self.retire()
-    }
-
-    /// Removes segments that the durable cursor has passed.
-    fn retire(&mut self) -> Result<(), SpoolError> {
-        let durable = self.progress.durable().frame_seq;
-        while self.log.front_end().is_some_and(|end| end.frame_seq <= durable) {
-            self.log.remove_front()?;
-        }
-        Ok(())
+        // What is left of the files goes at the next start.
+        self.commit_and_retire().map(drop)
     }
 }
 

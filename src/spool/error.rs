@@ -16,6 +16,34 @@ pub enum SpoolError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A file is of a version of the format that this program does not know.
+    #[error(
+        "{} is of version {version} of the spool format, and this tapster knows version {known} alone: it leaves the spool as it is; \
+         run the tapster that wrote it, or give this output a folder of its own",
+        name.display()
+    )]
+    OtherVersion {
+        /// The file.
+        name: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The version that is known here.
+        known: u32,
+    },
+    /// The frames are of another content type than those of the output.
+    #[error(
+        "the spool holds frames of {found}, in {}, and this output has {wanted}: tapster leaves the spool as it is; give this output a \
+         folder of its own, or deliver the frames first (`tapster replay DIR --to ADDRESS`)",
+        name.display()
+    )]
+    OtherContentType {
+        /// The first such file.
+        name: PathBuf,
+        /// The content type of its frames, for people.
+        found: String,
+        /// The content type of the output, for people.
+        wanted: String,
+    },
     /// The system refused something. It may work later.
     #[error("cannot {action} {}: {source}", name.display())]
     Io {

@@ -9,10 +9,12 @@ use crate::spool::aside::is_set_aside;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
 use crate::spool::cursor::CursorSlot;
+use crate::spool::cursor::FoundCursor;
 use crate::spool::error::SpoolError;
 use crate::spool::identity::identify;
 use crate::spool::scan::Found;
 use crate::spool::scan::Scan;
+use crate::spool::segment::FoundHeader;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::read_footer;
@@ -48,6 +50,8 @@ pub struct InspectedSegment {
     pub number: u64,
     /// Its header; `None` where that is damaged.
     pub header: Option<SegmentHeader>,
+    /// The version of the format, where it is one that is not known here: then nothing of the file can be read.
+    pub other_version: Option<u32>,
     /// Number of the frame after its last; `None` where it was not closed in order, or is written to now.
     pub frame_seq_end: Option<u64>,
     /// When its youngest frame was read, in nanoseconds of Unix time; `None` as above.
@@ -78,12 +82,18 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
         match segment_of(&entry.name) {
             Some(number) if entry.regular && entry.name == segment_name(number) => {
                 let file = storage.open(&entry.name).ok();
-                let header = file.as_ref().and_then(|file| read_header(storage, file).ok()?);
+                let found = file.as_ref().and_then(|file| read_header(storage, file).ok());
+                let other_version = match found {
+                    Some(FoundHeader::OtherVersion(version)) => Some(version),
+                    _ => None,
+                };
+                let header = found.and_then(FoundHeader::sound);
                 let footer =
                     file.as_ref().and_then(|file| read_footer(storage, file, number, entry.len).ok()?);
                 inspected.segments.push(InspectedSegment {
                     number,
                     header,
+                    other_version,
                     frame_seq_end: footer.map(|footer| footer.frame_seq),
                     youngest: footer.map(|footer| footer.received),
                     file: entry,
@@ -92,7 +102,7 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
             _ if is_set_aside(&entry) => inspected.bad.push(entry),
             _ if entry.regular && entry.name == CURSOR_NAME => {
                 let file = storage.open(CURSOR_NAME).ok();
-                slot = file.and_then(|file| Cursor::read(storage, &file).ok()?);
+                slot = file.and_then(|file| Cursor::read(storage, &file).ok()).and_then(FoundCursor::sound);
                 inspected.cursor_damaged = true;
             }
             _ => inspected.foreign.push(entry),
@@ -125,7 +135,7 @@ impl<'a, S: Storage> SegmentItems<'a, S> {
     pub fn open(storage: &'a S, name: &str) -> io::Result<Self> {
         let file = storage.open(name)?;
         let len = storage.len(&file)?;
-        let header = read_header(storage, &file).unwrap_or(None);
+        let header = read_header(storage, &file).ok().and_then(FoundHeader::sound);
         let number = header.as_ref().map(|header| header.segment).or_else(|| segment_of(name)).unwrap_or(0);
         Ok(Self { storage, file, header, scan: Scan::new(number, SEGMENT_HEADER_LEN as u64), len })
     }

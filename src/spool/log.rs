@@ -174,14 +174,15 @@ impl<S: Storage> Log<S> {
                 content_type: self.files.content_type.clone(),
             };
             self.files.segment_next += 1;
-            let open = match OpenSegment::create(&self.storage, &header, self.syncs()) {
+            let open = match OpenSegment::create(&self.storage, &header) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 created => created?,
             };
             // Room is reserved only where `min_free` leaves enough of it.
             let free = self.storage.free_bytes().unwrap_or(0);
+            let len = self.config.segment_len().min(self.config.max.saturating_sub(self.bytes));
             if free > self.config.min_free.saturating_add(2 * self.config.segment_len()) {
-                open.reserve(&self.storage, self.config.segment_len());
+                open.reserve(&self.storage, len);
             }
             let segment = Segment::begun(&header);
             self.bytes += segment.len;
@@ -213,6 +214,34 @@ impl<S: Storage> Log<S> {
     pub(super) fn cut_back(&self) -> bool {
         let (Some(open), Some(segment)) = (&self.open, self.files.segments.back()) else { return true };
         open.cut_back(&self.storage, segment.len, self.syncs())
+    }
+
+    /// Removes everything from `position` on, where a record begins. Returns whether that is sure to be gone.
+    pub(super) fn take_back(&mut self, position: LogPosition) -> bool {
+        while let Some(last) = self.files.segments.back().filter(|last| last.number > position.segment) {
+            if self.storage.unlink(&segment_name(last.number)).is_err() {
+                return false;
+            }
+            self.open = None;
+            self.bytes -= last.len;
+            self.files.segments.pop_back();
+        }
+        let syncs = self.syncs();
+        let Some(last) = self.files.segments.back_mut().filter(|last| last.number == position.segment) else {
+            return false;
+        };
+        let cut = match &mut self.open {
+            Some(open) => open.cut_to(&self.storage, position.offset, syncs),
+            None => {
+                let file = self.storage.open(&segment_name(last.number));
+                file.is_ok_and(|file| self.storage.truncate(&file, position.offset).is_ok())
+            }
+        };
+        if cut {
+            self.bytes -= last.len - position.offset;
+            last.len = position.offset;
+        }
+        cut
     }
 
     /// Makes durable what the open segment has, as far as the configuration wants it.
@@ -313,20 +342,24 @@ impl<S: Storage> Log<S> {
 
     // What is removed.
 
-    /// The place behind the oldest segment; `None` where there is none that could be removed: the open one cannot.
-    pub(super) fn front_end(&self) -> Option<LogPosition> {
-        if self.files.segments.len() <= usize::from(self.open.is_some()) {
+    /// The place behind the oldest `count` segments; `None` where so many cannot be removed: the open one cannot.
+    pub(super) fn end_of(&self, count: usize) -> Option<LogPosition> {
+        let segments = &self.files.segments;
+        if count == 0 || segments.len() < count + usize::from(self.open.is_some()) {
             return None;
         }
-        Some(match self.files.segments.get(1) {
+        Some(match segments.get(count) {
             Some(next) => segment_start(next.number, next.frame_seq),
             None => segment_start(self.files.segment_next, self.head()),
         })
     }
 
-    /// Whether everything in the oldest segment was read before `unix`, in nanoseconds of Unix time.
-    pub(super) fn front_is_older(&self, unix: u64) -> bool {
-        self.files.segments.front().is_some_and(|front| front.age() < unix)
+    /// How many of the oldest segments, `count_max` at most, have nothing that was read at `unix` or later, in nanoseconds of Unix
+    /// time. The open one counts if it is the first.
+    pub(super) fn fronts_older(&self, unix: u64, count_max: usize) -> usize {
+        let closed = self.files.segments.len() - usize::from(self.open.is_some());
+        let older = self.files.segments.iter().take_while(|segment| segment.age() < unix);
+        older.count().min(count_max).min(closed.max(1))
     }
 
     /// Whether the open segment is the only one, and has records.
@@ -343,17 +376,18 @@ impl<S: Storage> Log<S> {
     pub(super) fn remove_front(&mut self) -> Result<(), SpoolError> {
         let Some(front) = self.files.segments.front() else { return Ok(()) };
         let name = segment_name(front.number);
-        if front.damaged {
-            let aside = set_aside(&self.storage, &name).map_err(SpoolError::io("set aside", name))?;
-            let entry = Entry { name: aside, regular: true, len: front.len, modified: front.age() };
-            self.files.aside.push_back(entry);
+        let (len, modified) = (front.len, front.age());
+        let aside = if front.damaged {
+            set_aside(&self.storage, &name).map(Some)
         } else {
-            match self.storage.unlink(&name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(SpoolError::io("remove", name)(error));
-                }
-                _ => self.bytes -= front.len,
+            self.storage.unlink(&name).map(|()| None)
+        };
+        match aside {
+            Ok(Some(name)) => self.files.aside.push_back(Entry { name, regular: true, len, modified }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SpoolError::io("remove", name)(error));
             }
+            Ok(None) | Err(_) => self.bytes -= len,
         }
         self.files.segments.pop_front();
         Ok(())
@@ -426,7 +460,7 @@ mod tests {
         assert!(log.remove_aside() && !log.remove_aside());
         log.remove_front().unwrap();
         assert_eq!(log.bytes(), folder.bytes());
-        assert_eq!(log.front_end(), None, "the open segment stays");
+        assert_eq!(log.end_of(1), None, "the open segment stays");
     }
 
     #[test]
@@ -439,7 +473,7 @@ mod tests {
         log.append([&batch].into_iter()).unwrap();
         log.abandon_segment();
         assert_eq!((log.end().offset, log.bytes()), (durable.offset, folder.bytes()));
-        assert!(!log.is_open() && log.front_end().is_some());
+        assert!(!log.is_open() && log.end_of(1).is_some());
     }
 
     #[test]

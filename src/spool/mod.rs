@@ -87,6 +87,7 @@ mod contents;
 mod cursor;
 mod disk_queue;
 mod durability;
+pub(crate) mod entrance;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -114,6 +115,7 @@ pub(crate) mod stage;
 pub(crate) mod stage_loop;
 mod storage;
 mod summary;
+mod upkeep;
 
 pub use crate::batch::connection::ConnectionId;
 pub use crate::batch::position::LogPosition;

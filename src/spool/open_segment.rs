@@ -20,33 +20,24 @@ pub(super) struct OpenSegment<F> {
     file: F,
     /// Bytes of the file that are durable, or as good as the configuration wants them: synced <= len of the segment.
     synced: u64,
+    /// The name of the file is not known to be durable.
+    unnamed: bool,
 }
 
 impl<F> OpenSegment<F> {
-    /// Creates the file of a segment, and writes its header; durable where `durable` asks for it.
+    /// Creates the file of a segment, and writes its header, which becomes durable with the first records.
     ///
     /// # Errors
     /// `AlreadyExists` where the name is taken; what the system says.
-    pub(super) fn create<S: Storage<File = F>>(
-        storage: &S,
-        header: &SegmentHeader,
-        durable: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn create<S: Storage<File = F>>(storage: &S, header: &SegmentHeader) -> io::Result<Self> {
         let name = segment_name(header.segment);
         let file = storage.create(&name)?;
-        let written = write_all(storage, &file, &mut [IoSlice::new(&header.encode())], 0).and_then(|()| {
-            if durable {
-                storage.sync(&file)?;
-                storage.sync_folder()?;
-            }
-            Ok(())
-        });
-        if let Err(error) = written {
+        if let Err(error) = write_all(storage, &file, &mut [IoSlice::new(&header.encode())], 0) {
             // If the file stays, it is a segment of no records, which does no harm.
             let _ = storage.unlink(&name);
             return Err(error);
         }
-        Ok(Self { file, synced: SEGMENT_HEADER_LEN as u64 })
+        Ok(Self { file, synced: SEGMENT_HEADER_LEN as u64, unnamed: true })
     }
 
     /// Reserves room on the disk: what is written there takes less work. Nothing depends on it.
@@ -87,12 +78,25 @@ impl<F> OpenSegment<F> {
         cut.and_then(|()| if durable { storage.sync(&self.file) } else { Ok(()) }).is_ok()
     }
 
+    /// Cuts off whole records, from `len` bytes on. Returns whether they are sure to be gone.
+    pub(super) fn cut_to<S: Storage<File = F>>(&mut self, storage: &S, len: u64, durable: bool) -> bool {
+        let cut = self.cut_back(storage, len, durable);
+        if cut {
+            self.synced = self.synced.min(len);
+        }
+        cut
+    }
+
     /// Makes durable what the segment has.
     ///
     /// # Errors
     /// What the system says. Then the segment must be abandoned.
     pub(super) fn sync<S: Storage<File = F>>(&mut self, storage: &S, len: u64) -> io::Result<()> {
         storage.sync(&self.file)?;
+        if self.unnamed {
+            storage.sync_folder()?;
+            self.unnamed = false;
+        }
         self.synced = len;
         Ok(())
     }

@@ -56,9 +56,9 @@ impl Outgoing {
         self.read_at.replace(now.instant + READ_PAUSE).is_none()
     }
 
-    /// Notes that the spool could be read.
-    pub(super) fn read_works(&mut self) {
-        self.read_at = None;
+    /// Notes that the spool could be read. Returns whether that is news.
+    pub(super) fn read_works(&mut self) -> bool {
+        self.read_at.take().is_some()
     }
 
     /// Adds a batch that was read. Frames with a payload of more than `frame_len_max` bytes are left out: the lane does not get

@@ -23,8 +23,6 @@ pub(super) struct ReadHead<F> {
     position: LogPosition,
     /// The segment of the position, once it is open.
     scan: Option<(Scan, F)>,
-    /// Attempts that failed since the last one that did not.
-    failures: u32,
     /// What is read into, while no segment is open.
     blocks: ReadBuffer,
 }
@@ -40,7 +38,7 @@ pub(super) struct ReadRecord {
 
 impl<F> ReadHead<F> {
     pub(super) fn new(position: LogPosition) -> Self {
-        Self { position, scan: None, failures: 0, blocks: ReadBuffer::default() }
+        Self { position, scan: None, blocks: ReadBuffer::default() }
     }
 
     /// The place up to which everything was read.
@@ -52,7 +50,6 @@ impl<F> ReadHead<F> {
     pub(super) fn seek(&mut self, position: LogPosition) {
         self.close();
         self.position = position;
-        self.failures = 0;
     }
 
     /// Goes on to `position`, if it is ahead: what is before it need not be read.
@@ -88,7 +85,7 @@ impl<F> ReadHead<F> {
     /// by [`ReadHead::pass`]. `None` at the end of the log. Marks the segments in which it finds damage.
     ///
     /// # Errors
-    /// [`SpoolError::Io`]: it may be asked again. A segment that cannot be read three times is passed over.
+    /// [`SpoolError::Io`]: it may be asked again. A segment whose file is gone is passed over.
     pub(super) fn next_record<S: Storage<File = F>>(
         &mut self,
         log: &mut Log<S>,
@@ -99,17 +96,16 @@ impl<F> ReadHead<F> {
             self.leave_before(segment.number);
             let found = match self.scan_on(log.storage(), segment.len) {
                 Ok(found) => found,
-                Err(source) => {
-                    self.failures += 1;
-                    if self.failures < READ_TRIES || is_passing(&source) {
-                        return Err(SpoolError::io("read", segment_name(segment.number))(source));
-                    }
+                // What cannot be read now is not damaged, however long that lasts.
+                Err(source) if !is_gone(log, &source) => {
+                    return Err(SpoolError::io("read", segment_name(segment.number))(source));
+                }
+                Err(_) => {
                     log.mark_damaged(segment.number);
                     self.leave_before(segment.number + 1);
                     continue;
                 }
             };
-            self.failures = 0;
             match found {
                 Some(Found::Record(header, payload)) if !header.footer => {
                     // The frames of a record that makes no sense are missed when the next one is read.
@@ -166,14 +162,13 @@ impl<F> ReadHead<F> {
     }
 }
 
-/// Whether an error says nothing about the file.
-fn is_passing(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN))
+/// Whether an error says that the segment is not there any more, and something else may have its name. The folder is asked too:
+/// if it cannot be listed, nothing is known.
+fn is_gone<S: Storage>(log: &Log<S>, error: &io::Error) -> bool {
+    let is_other = error.kind() == io::ErrorKind::InvalidInput
+        || error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+    is_other || error.kind() == io::ErrorKind::NotFound && log.storage().list().is_ok()
 }
-
-/// A segment is read so many times before it is passed over.
-const READ_TRIES: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -231,17 +226,20 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_cannot_be_read_three_times_is_passed_over() {
+    fn a_segment_that_cannot_be_read_is_tried_for_as_long_as_it_lasts_and_one_that_is_gone_is_passed_over() {
         let (folder, now) = (SimFolder::new(), Moment::now());
         let (mut log, mut head) = two_segments(&folder, now);
-        for attempt in 0..2 {
+        for attempt in 0..100 {
             folder.fail_after(0, 1);
             assert!(head.next_record(&mut log, now).is_err(), "attempt {attempt}");
         }
-        folder.fail_after(0, 1);
+        assert_eq!(read(&mut head, &mut log, now), [0, 2, 4, 6]);
+        head.seek(segment_start(1, 0));
+        folder.unlink(&segment_name(1)).unwrap();
+        folder.fail_after(1, 1);
+        assert!(head.next_record(&mut log, now).is_err(), "nobody knows whether the folder is there");
+        folder.heal();
         assert_eq!(read(&mut head, &mut log, now), [4, 6]);
-        log.remove_front().unwrap();
-        assert_eq!(log.aside_count(), 1, "it is kept for a person");
     }
 
     #[test]

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::io;
 use std::io::IoSlice;
-
-use rustix::io::Errno;
 
 use crate::batch::connection::ConnectionId;
 use crate::protocol::ContentType;
@@ -16,6 +13,7 @@ use crate::spool::config::SyncPolicy;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
 use crate::spool::cursor::CursorSlot;
+use crate::spool::cursor::FoundCursor;
 use crate::spool::error::SpoolError;
 use crate::spool::identity::identify;
 use crate::spool::limits::FRAME_SEQ_MAX;
@@ -24,9 +22,11 @@ use crate::spool::log::Log;
 use crate::spool::log::LogFiles;
 use crate::spool::progress::Progress;
 use crate::spool::record::RecordHeader;
+use crate::spool::segment::FoundHeader;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::Segment;
 use crate::spool::segment::SegmentHeader;
+use crate::spool::segment::VERSION;
 use crate::spool::segment::read_footer;
 use crate::spool::segment::read_header;
 use crate::spool::segment::segment_name;
@@ -79,7 +79,7 @@ pub(super) struct Recovered<S: Storage> {
 /// Finds out what is in the folder of a spool, and mends it.
 ///
 /// # Errors
-/// [`SpoolError::Io`]; never for what is in the files.
+/// [`SpoolError::Io`], [`SpoolError::OtherVersion`] and [`SpoolError::OtherContentType`]; never for what is damaged.
 pub(super) fn recover<S: Storage>(
     storage: S,
     config: SpoolConfig,
@@ -88,11 +88,15 @@ pub(super) fn recover<S: Storage>(
     let mut recovery = Recovery::new(storage, content_type);
     recovery.list()?;
     let cursor_file = recovery.open_cursor()?;
-    // A cursor that cannot be read is as good as lost.
-    let read = |file| patiently(|| Cursor::read(&recovery.storage, file)).unwrap_or(None);
-    let slot = cursor_file.as_ref().and_then(read);
-    recovery.examine_segments()?;
-    let (id, slot) = recovery.identify(slot);
+    let slot = recovery.read_cursor(cursor_file.as_ref())?;
+    let examined = recovery.examine_segments()?;
+    let (id, slot) = recovery.identify(&examined, slot);
+    recovery.check_content_type(&examined, &id)?;
+    // From here on files are renamed and removed: not before tapster knows that the spool is one for it.
+    for (entry, reason) in std::mem::take(&mut recovery.unfit) {
+        recovery.set_aside(&entry, reason);
+    }
+    recovery.name_segments(examined);
     recovery.report.cursor_found = slot.is_some();
     if let Some(slot) = slot {
         // The last segment may have been acknowledged, and be gone.
@@ -122,6 +126,9 @@ pub(super) fn recover<S: Storage>(
     Ok(Recovered { log: Log::new(storage, config, files), progress, report })
 }
 
+/// A segment file: its number by its name, and its header where that is sound.
+type Examined = (u64, Entry, Option<SegmentHeader>);
+
 /// A spool that is being opened.
 struct Recovery<S: Storage> {
     storage: S,
@@ -129,6 +136,8 @@ struct Recovery<S: Storage> {
     report: RecoveryReport,
     has_cursor: bool,
     bad: Vec<Entry>,
+    /// What is to be set aside, and why.
+    unfit: Vec<(Entry, &'static str)>,
     /// Segments by number, and their headers where these are sound.
     segments: BTreeMap<u64, (Entry, Option<SegmentHeader>)>,
     /// Higher than the number of any segment that was ever here, as far as can be seen.
@@ -143,6 +152,7 @@ impl<S: Storage> Recovery<S> {
             report: RecoveryReport::default(),
             has_cursor: false,
             bad: Vec::new(),
+            unfit: Vec::new(),
             segments: BTreeMap::new(),
             segment_next: 1,
         }
@@ -160,15 +170,15 @@ impl<S: Storage> Recovery<S> {
                 _ if is_set_aside(&entry) => self.bad.push(entry),
                 Some(number) if entry.name == segment_name(number) => {
                     if !entry.regular {
-                        self.set_aside(&entry, "not a regular file");
+                        self.unfit.push((entry, "not a regular file"));
                     } else if number > SEGMENT_MAX / 2 {
-                        self.set_aside(&entry, "its number is out of reach");
+                        self.unfit.push((entry, "its number is out of reach"));
                     } else {
                         self.segments.insert(number, (entry, None));
                     }
                 }
                 None if entry.name == CURSOR_NAME && entry.regular => self.has_cursor = true,
-                None if entry.name == CURSOR_NAME => self.set_aside(&entry, "not a regular file"),
+                None if entry.name == CURSOR_NAME => self.unfit.push((entry, "not a regular file")),
                 _ => self.report.foreign += 1,
             }
         }
@@ -183,31 +193,46 @@ impl<S: Storage> Recovery<S> {
         file.map(Some).map_err(SpoolError::io("open", CURSOR_NAME))
     }
 
-    /// Reads the headers, and gives segments back their names.
-    fn examine_segments(&mut self) -> Result<(), SpoolError> {
+    fn read_cursor(&self, file: Option<&S::File>) -> Result<Option<CursorSlot>, SpoolError> {
+        let Some(file) = file else { return Ok(None) };
+        match patiently(|| Cursor::read(&self.storage, file)).map_err(SpoolError::io("read", CURSOR_NAME))? {
+            FoundCursor::OtherVersion(version) => Err(other_version(CURSOR_NAME, version)),
+            found => Ok(found.sound()),
+        }
+    }
+
+    /// Reads headers and footers. Refuses, before anything is changed, what is of another version or content type.
+    fn examine_segments(&mut self) -> Result<Vec<Examined>, SpoolError> {
+        let mut examined = Vec::new();
         for (number, (mut entry, _)) in std::mem::take(&mut self.segments) {
-            let file = match patiently(|| self.storage.open(&entry.name)) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) if is_ours_to_mend(&error) => {
-                    return Err(SpoolError::io("open", entry.name)(error));
-                }
-                Err(_) => {
-                    self.set_aside(&entry, "it cannot be opened");
-                    continue;
-                }
+            if entry.len < SEGMENT_HEADER_LEN as u64 {
+                examined.push((number, entry, None));
+                continue;
+            }
+            let failed = |action| SpoolError::io(action, entry.name.clone());
+            let file = patiently(|| self.storage.open(&entry.name)).map_err(failed("open"))?;
+            let header = match patiently(|| read_header(&self.storage, &file)).map_err(failed("read"))? {
+                FoundHeader::OtherVersion(version) => return Err(other_version(&entry.name, version)),
+                found => found.sound(),
             };
+            let written_as = header.as_ref().map_or(number, |header| header.segment);
+            let footer = patiently(|| read_footer(&self.storage, &file, written_as, entry.len));
+            if let Some(footer) = footer.map_err(failed("read"))? {
+                // The age of its frames, whatever has touched the file since.
+                entry.modified = footer.received;
+            }
+            examined.push((number, entry, header));
+        }
+        Ok(examined)
+    }
+
+    /// Gives segments back their names.
+    fn name_segments(&mut self, examined: Vec<Examined>) {
+        for (number, entry, header) in examined {
             if entry.len < SEGMENT_HEADER_LEN as u64 {
                 // A crash can leave a file that never had a record.
                 let _ = self.storage.unlink(&entry.name);
                 continue;
-            }
-            let header = patiently(|| read_header(&self.storage, &file)).unwrap_or(None);
-            let written_as = header.as_ref().map_or(number, |header| header.segment);
-            let footer = patiently(|| read_footer(&self.storage, &file, written_as, entry.len));
-            if let Ok(Some(footer)) = footer {
-                // The age of its frames, whatever has touched the file since.
-                entry.modified = footer.received;
             }
             match &header {
                 Some(found) if found.segment != number => self.rename_back(entry, header, number),
@@ -216,7 +241,6 @@ impl<S: Storage> Recovery<S> {
                 }
             }
         }
-        Ok(())
     }
 
     /// A segment that has the name of another gets its own, unless that is taken.
@@ -232,8 +256,8 @@ impl<S: Storage> Recovery<S> {
     }
 
     /// Which spool this is. A cursor of another is set aside.
-    fn identify(&self, slot: Option<CursorSlot>) -> ([u8; 16], Option<CursorSlot>) {
-        let headers = self.segments.values().filter_map(|(_, header)| header.as_ref());
+    fn identify(&self, examined: &[Examined], slot: Option<CursorSlot>) -> ([u8; 16], Option<CursorSlot>) {
+        let headers = examined.iter().filter_map(|(_, _, header)| header.as_ref());
         let (id, slot) = identify(headers, slot);
         (id.unwrap_or_else(|| fastrand::u128(..).to_le_bytes()), slot)
     }
@@ -252,12 +276,9 @@ impl<S: Storage> Recovery<S> {
                 continue;
             }
             let first = header.as_ref().map(|header| header.frame_seq);
-            let other_type = header.as_ref().is_some_and(|header| header.content_type != self.content_type);
-            let (first, end) = if other_type || first.is_none() {
-                let file = patiently(|| self.storage.open(&entry.name));
-                let file = file.map_err(SpoolError::io("open", &entry.name))?;
-                let summary = Summary::read(&self.storage, &file, number, entry.len);
-                (first.or(summary.first), summary.end)
+            let (first, end) = if first.is_none() {
+                let summary = self.summary(&entry.name, number, entry.len)?;
+                (summary.first, summary.end)
             } else {
                 (first, 0)
             };
@@ -271,11 +292,6 @@ impl<S: Storage> Recovery<S> {
                 continue;
             }
             head = head.max(end);
-            if other_type {
-                // Its frames are missed when what comes behind them is read.
-                self.set_aside(&entry, "its frames are of another content type");
-                continue;
-            }
             segments.push_back(Segment {
                 number,
                 frame_seq,
@@ -292,8 +308,10 @@ impl<S: Storage> Recovery<S> {
     fn end_last(&mut self, segments: &mut VecDeque<Segment>, head: &mut u64) -> Result<(), SpoolError> {
         while let Some(last) = segments.back_mut() {
             let name = segment_name(last.number);
-            let file = patiently(|| self.storage.open(&name)).map_err(SpoolError::io("open", name))?;
-            let summary = Summary::read(&self.storage, &file, last.number, last.len);
+            let failed = |action| SpoolError::io(action, name.clone());
+            let file = patiently(|| self.storage.open(&name)).map_err(failed("open"))?;
+            let summary =
+                Summary::read(&self.storage, &file, last.number, last.len).map_err(failed("read"))?;
             *head = (*head).max(summary.end);
             last.damaged |= summary.damaged;
             last.youngest = summary.youngest;
@@ -303,6 +321,29 @@ impl<S: Storage> Recovery<S> {
             segments.pop_back();
         }
         Ok(())
+    }
+
+    fn summary(&self, name: &str, number: u64, len: u64) -> Result<Summary, SpoolError> {
+        let file = patiently(|| self.storage.open(name)).map_err(SpoolError::io("open", name))?;
+        Summary::read(&self.storage, &file, number, len).map_err(SpoolError::io("read", name))
+    }
+
+    /// Refuses a spool with frames that this output does not take.
+    fn check_content_type(&self, examined: &[Examined], id: &[u8; 16]) -> Result<(), SpoolError> {
+        let words = |content_type: &Option<ContentType>| match content_type {
+            Some(name) => format!("content type `{name}`"),
+            None => "no content type".to_owned(),
+        };
+        let own = examined.iter().filter_map(|(_, entry, header)| Some(entry).zip(header.as_ref()));
+        let mut own = own.filter(|(_, header)| header.spool == *id);
+        match own.find(|(_, header)| header.content_type != self.content_type) {
+            None => Ok(()),
+            Some((entry, header)) => Err(SpoolError::OtherContentType {
+                name: entry.name.clone().into(),
+                found: words(&header.content_type),
+                wanted: words(&self.content_type),
+            }),
+        }
     }
 
     /// Cuts off what a crash left behind the last record, and ends the segment in order, so that the next start is
@@ -364,8 +405,6 @@ impl<S: Storage> Recovery<S> {
     }
 }
 
-/// Whether an error is about this process, not about the file.
-fn is_ours_to_mend(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::ACCESS | Errno::PERM))
+fn other_version(name: &str, version: u32) -> SpoolError {
+    SpoolError::OtherVersion { name: name.into(), version, known: VERSION }
 }

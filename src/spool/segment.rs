@@ -53,6 +53,17 @@ impl SegmentHeader {
         bytes
     }
 
+    /// The version of the format, where it is another than the one known here: then nothing else of the file can be read.
+    ///
+    /// Every version begins with the magic and its number. A number that was 1 before it was damaged is no other version: the
+    /// checksum tells.
+    pub fn other_version(bytes: &[u8; SEGMENT_HEADER_LEN]) -> Option<u32> {
+        let version = bytes.strip_prefix(MAGIC)?.get_u32_le();
+        let mut as_known = *bytes;
+        as_known[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&VERSION.to_le_bytes());
+        (version > VERSION && version <= VERSION_MAX && Self::decode(&as_known).is_none()).then_some(version)
+    }
+
     /// Reads a header; `None` where it is damaged, or of a version that is not known here.
     pub fn decode(bytes: &[u8; SEGMENT_HEADER_LEN]) -> Option<Self> {
         let (checked, crc) = bytes.split_last_chunk::<4>()?;
@@ -126,14 +137,38 @@ pub(super) fn segment_of(name: &str) -> Option<u64> {
     ours.then_some(segment)
 }
 
-/// Reads the header of a segment file. `None` where it is damaged.
+/// What stands at the beginning of a file.
+#[derive(Debug)]
+pub(super) enum FoundHeader {
+    Sound(SegmentHeader),
+    /// Nothing of the file can be read here.
+    OtherVersion(u32),
+    Damaged,
+}
+
+impl FoundHeader {
+    pub(super) fn sound(self) -> Option<SegmentHeader> {
+        match self {
+            Self::Sound(header) => Some(header),
+            Self::OtherVersion(_) | Self::Damaged => None,
+        }
+    }
+}
+
+/// Reads the header of a segment file.
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn read_header<S: Storage>(storage: &S, file: &S::File) -> io::Result<Option<SegmentHeader>> {
+pub(super) fn read_header<S: Storage>(storage: &S, file: &S::File) -> io::Result<FoundHeader> {
     let mut bytes = [0; SEGMENT_HEADER_LEN];
-    let len = read_full(storage, file, &mut bytes, 0)?;
-    Ok((len == bytes.len()).then(|| SegmentHeader::decode(&bytes)).flatten())
+    if read_full(storage, file, &mut bytes, 0)? < bytes.len() {
+        return Ok(FoundHeader::Damaged);
+    }
+    Ok(match (SegmentHeader::decode(&bytes), SegmentHeader::other_version(&bytes)) {
+        (Some(header), _) => FoundHeader::Sound(header),
+        (None, Some(version)) => FoundHeader::OtherVersion(version),
+        (None, None) => FoundHeader::Damaged,
+    })
 }
 
 /// The footer of a segment file, if it was closed in order.
@@ -157,7 +192,10 @@ pub(super) fn read_footer<S: Storage>(
 }
 
 const MAGIC: &[u8; 8] = b"tapspool";
-const VERSION: u32 = 1;
+/// The version of the format that is known here.
+pub(super) const VERSION: u32 = 1;
+/// No version will have a higher number: such a number is damage.
+const VERSION_MAX: u32 = 255;
 const NO_CONTENT_TYPE: u32 = u32::MAX;
 const CRC_AT: usize = SEGMENT_HEADER_LEN - 4;
 /// The place before the first record of a segment.

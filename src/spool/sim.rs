@@ -1,6 +1,7 @@
 //! A folder in memory that forgets, fails and tears on request: for tests of what runs a spool.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -38,6 +39,17 @@ struct Sim {
     capacity: Option<u64>,
     failures: u64,
     time: u64,
+    meanwhile: Meanwhile,
+}
+
+/// What is done during each operation.
+#[derive(Clone, Default)]
+struct Meanwhile(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Meanwhile").field(&self.0.is_some()).finish()
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -72,6 +84,11 @@ impl SimFolder {
         let mut sim = self.sim();
         (sim.fail, sim.dead_after) = (None, None);
         sim.failures
+    }
+
+    /// Calls this during each operation from now on: what others do while a disk takes its time.
+    pub fn meanwhile(&self, act: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.sim().meanwhile = Meanwhile(act);
     }
 
     /// How many operations have failed until now.
@@ -152,6 +169,10 @@ impl SimFolder {
 
     /// Counts an operation. `Err` where it does nothing, otherwise whether it is to succeed.
     fn begin(&self) -> io::Result<io::Result<()>> {
+        let Meanwhile(meanwhile) = self.sim().meanwhile.clone();
+        if let Some(act) = meanwhile {
+            act();
+        }
         let mut sim = self.sim();
         sim.operations += 1;
         let number = sim.operations;

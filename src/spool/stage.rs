@@ -11,7 +11,9 @@
 //! it. The two queues share what the output may have of memory. Frames that are on disk may be in the back queue or with the
 //! lane too; their segment goes when the lane has reported their end.
 //!
-//! [`Stage::turn`] does everything that can be done at one moment and reads no clock. `stage_loop` calls it, and waits.
+//! [`Stage::turn`] does everything that can be done now. It is given a clock, and asks it again behind everything that may have
+//! waited for the disk. `stage_loop` calls it, and waits. While the disk hangs, another thread gives the lane what arrives: see
+//! [`entrance`](crate::spool::entrance).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,8 +31,11 @@ use crate::faults;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
 use crate::protocol::ContentType;
+use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::channel::QueueEnd;
+use crate::spool::Appended;
+use crate::spool::ConnectionId;
 use crate::spool::Folder;
 use crate::spool::LossReason;
 use crate::spool::Moment;
@@ -39,6 +44,9 @@ use crate::spool::Spool;
 use crate::spool::SpoolError;
 use crate::spool::SpoolSettings;
 use crate::spool::Storage;
+use crate::spool::SyncPolicy;
+use crate::spool::entrance::Entrance;
+use crate::spool::entrance::StandIn;
 use crate::spool::offsets::Ended;
 use crate::spool::outgoing::Outgoing;
 use crate::spool::reports::LeftBatches;
@@ -84,14 +92,16 @@ pub(crate) struct Stage<S: Storage = Folder> {
     account: Arc<OutputAccount>,
     /// `None`: the spool cannot be opened.
     spool: Option<Spool<S>>,
-    /// Out of the front queue, and nowhere else.
-    arrived: VecDeque<Batch>,
+    /// What has come out of the front queue, and calls of the disk.
+    pub(super) entrance: Arc<Entrance>,
     /// What the lane has, or is about to get, of what is on disk.
     outgoing: Outgoing,
     /// What the lane has left at its end.
     left: Vec<Batch>,
     /// The spool cannot be opened, or written to: then it is tried again.
     retry_at: Option<Instant>,
+    /// Since when that is so.
+    unusable_since: Option<Instant>,
 }
 
 impl Stage {
@@ -116,6 +126,8 @@ impl<S: Storage> Stage<S> {
     ) -> Self {
         // The ledger shows that there is a spool.
         account.spool();
+        let queues = (Arc::clone(&front), Arc::clone(&back));
+        let entrance = Entrance::new(config.output.clone(), Arc::clone(&account), queues);
         Self {
             config,
             open_spool,
@@ -124,10 +136,11 @@ impl<S: Storage> Stage<S> {
             reports,
             account,
             spool: None,
-            arrived: VecDeque::new(),
+            entrance: Arc::new(entrance),
             outgoing: Outgoing::default(),
             left: Vec::new(),
             retry_at: None,
+            unusable_since: None,
         }
     }
 
@@ -136,13 +149,22 @@ impl<S: Storage> Stage<S> {
         self.reports.left_batches()
     }
 
+    /// Who gives the lane what arrives while the disk hangs.
+    pub(crate) fn stand_in(&self) -> StandIn {
+        StandIn::new(&self.entrance)
+    }
+
     /// Does everything that can be done now. Returns whether anything moved: then there may be more.
-    pub(super) fn turn(&mut self, now: Moment) -> bool {
+    pub(super) fn turn(&mut self, clock: impl Fn() -> Moment) -> bool {
+        let mut now = clock();
         self.take_reports(now);
-        self.look_after_spool(now);
+        if self.look_after_spool(now) {
+            now = clock();
+        }
         let taken = self.take_in(now);
         if taken {
             faults::point("spool stage", &self.config.output);
+            now = clock();
         }
         let passed = self.pass_on(now);
         self.tell_state();
@@ -157,7 +179,11 @@ impl<S: Storage> Stage<S> {
 
     /// Opens the spool, and tells what was in it.
     pub(super) fn open(&mut self, now: Moment) {
-        match (self.open_spool)(&self.config, now) {
+        let (open_spool, config) = (self.open_spool, &self.config);
+        // Whatever is on disk comes behind what arrives until it can be read.
+        let lane_takes = !self.reports.lane_ended();
+        let (opened, _) = self.entrance.call(now.instant, lane_takes, || open_spool(config, now));
+        match opened {
             Ok((spool, report)) => {
                 self.spool = Some(spool);
                 self.tell_recovered(&report);
@@ -181,17 +207,20 @@ impl<S: Storage> Stage<S> {
 
     /// Notes that the spool cannot be used now.
     fn fails(&mut self, error: &SpoolError, now: Moment) {
-        self.retry_at = Some(now.instant + RETRY_PAUSE);
-        if !self.account.spool().degraded.swap(true, Relaxed) {
-            let output = &self.config.output;
+        let output = &self.config.output;
+        let since = *self.unusable_since.get_or_insert_with(|| {
             error!(output, "{error}; frames wait in memory alone, and the spool is tried again every second");
-        }
+            now.instant
+        });
+        // A fault that is over soon is found out soon.
+        let lasts = now.instant.saturating_duration_since(since);
+        self.retry_at = Some(now.instant + (lasts / RETRY_STEPS).clamp(RETRY_PAUSE_MIN, RETRY_PAUSE));
     }
 
     /// Notes that the spool can be used.
     fn works(&mut self) {
         self.retry_at = None;
-        if self.account.spool().degraded.swap(false, Relaxed) {
+        if self.unusable_since.take().is_some() {
             info!(output = self.config.output, "the spool can be used again");
         }
     }
@@ -212,12 +241,12 @@ impl<S: Storage> Stage<S> {
 
     /// The task of the stage has failed. The next one opens the spool once more; what was on its way there is lost.
     pub(super) fn begin_again(&mut self) {
-        for batch in self.arrived.drain(..) {
+        for batch in self.entrance.begin_again() {
             batch.dropped(DropReason::Internal);
         }
         self.spool = None;
         self.outgoing = Outgoing::default();
-        self.retry_at = None;
+        (self.retry_at, self.unusable_since) = (None, None);
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
@@ -245,8 +274,10 @@ impl<S: Storage> Stage<S> {
                 in_memory.push_back(batch);
             }
         }
-        in_memory.append(&mut self.arrived);
-        self.arrived = in_memory;
+        let mut arrived = self.entrance.arrived();
+        in_memory.append(&mut arrived);
+        *arrived = in_memory;
+        drop(arrived);
         // The disk dropped them while the lane had them, and they went with the lane.
         self.account.dropped_from_disk(DropReason::Internal, self.outgoing.offsets.gone_and_open());
         self.outgoing.clear();
@@ -269,15 +300,17 @@ impl<S: Storage> Stage<S> {
         }
     }
 
-    /// Does what is due by time.
-    fn look_after_spool(&mut self, now: Moment) {
+    /// Does what is due by time. Returns whether it has called the disk.
+    fn look_after_spool(&mut self, now: Moment) -> bool {
         let retries = self.retry_at.take_if(|at| *at <= now.instant).is_some();
+        let lane_takes = self.lane_takes();
         match &mut self.spool {
             None if retries => self.open(now),
             Some(spool) if spool.poll_timeout() <= now.instant => {
                 let was_degraded = spool.is_degraded();
                 let acknowledged = spool.acknowledged().frame_seq();
-                let result = spool.handle_timeout(now);
+                let call = || spool.handle_timeout(now);
+                let (result, _) = self.entrance.call(now.instant, lane_takes, call);
                 let recovered = was_degraded && !spool.is_degraded();
                 self.count_lost(acknowledged, 0);
                 match result {
@@ -286,8 +319,14 @@ impl<S: Storage> Stage<S> {
                     Err(error) => self.fails(&error, now),
                 }
             }
-            _ => {}
+            _ => return false,
         }
+        true
+    }
+
+    /// Whether the lane would take what has arrived, without passing anything older.
+    fn lane_takes(&self) -> bool {
+        self.spool_is_read() && !self.reports.lane_ended()
     }
 
     /// Whether the lane has got, or is getting, everything that the spool holds: what arrives may follow in memory.
@@ -296,7 +335,10 @@ impl<S: Storage> Stage<S> {
     }
 
     fn everything_passed(&self) -> bool {
-        self.front.is_closed() && self.front.is_empty() && self.arrived.is_empty() && self.spool_is_read()
+        self.front.is_closed()
+            && self.front.is_empty()
+            && self.entrance.arrived().is_empty()
+            && self.spool_is_read()
     }
 
     /// Whether the spool is there and was not found unwritable a moment ago.
@@ -315,24 +357,33 @@ impl<S: Storage> Stage<S> {
             return moved;
         }
         self.gather();
-        if let (Some(first), Some(spool)) = (self.arrived.front(), &mut self.spool)
-            && !spool.has_room_for(first.frames())
-            && self.pass_past_spool()
-        {
+        if !self.has_room(now) && self.pass_past_spool() {
             // The lane is there, only the disk has no room.
             return true;
         }
         self.store(now) || moved
     }
 
+    /// Whether the disk has room for the first batch that has arrived, if there is one.
+    fn has_room(&mut self, now: Moment) -> bool {
+        let lane_takes = self.lane_takes();
+        let first = self.entrance.arrived().front().map(|first| first.frames().clone());
+        let (Some(first), Some(spool)) = (first, &mut self.spool) else { return true };
+        let call = || spool.has_room_for(&first);
+        let (has_room, _) = self.entrance.call(now.instant, lane_takes, call);
+        has_room
+    }
+
     /// Gives what arrives to the lane, as far as it is its turn and there is room. Returns whether there was any.
     fn pass_past_spool(&mut self) -> bool {
         let mut moved = false;
-        while self.spool_is_read()
-            && let Some(mut batch) = self.arrived.pop_front().or_else(|| self.front.pop())
-        {
+        if !self.spool_is_read() {
+            return false;
+        }
+        let mut arrived = self.entrance.arrived();
+        while let Some(mut batch) = arrived.pop_front().or_else(|| self.front.pop()) {
             let Some(permit) = self.back.reserve(batch.byte_len()) else {
-                self.arrived.push_front(batch);
+                arrived.push_front(batch);
                 break;
             };
             batch.custody.move_to(permit);
@@ -344,34 +395,48 @@ impl<S: Storage> Stage<S> {
 
     /// Takes out of the front queue as much as is stored at once.
     fn gather(&mut self) {
-        let mut len: usize = self.arrived.iter().map(Batch::byte_len).sum();
-        while len < STORE_LEN
-            && self.arrived.len() < STORE_BATCHES
+        let (len_max, batches_max) = match self.config.settings.config.sync {
+            // A sync may take as long for much as for little.
+            SyncPolicy::Batch => (SYNC_LEN, SYNC_BATCHES),
+            SyncPolicy::Interval(_) | SyncPolicy::None => (STORE_LEN, STORE_BATCHES),
+        };
+        let mut arrived = self.entrance.arrived();
+        let mut len: usize = arrived.iter().map(Batch::byte_len).sum();
+        while len < len_max
+            && arrived.len() < batches_max
             && let Some(batch) = self.front.pop()
         {
             len += batch.byte_len();
-            self.arrived.push_back(batch);
+            arrived.push_back(batch);
         }
     }
 
     /// Puts what has arrived into the spool. Returns whether something became of any of it.
     fn store(&mut self, now: Moment) -> bool {
+        let lane_takes = self.lane_takes();
         // What the lane gets at once is not read again.
-        let mut passes = self.config.stores_all && self.spool_is_read() && !self.reports.lane_ended();
+        let mut passes = self.config.stores_all && lane_takes;
         let arriving = |batch: &Batch| (batch.connection, batch.frames().clone());
-        let arriving: Vec<_> = self.arrived.iter().map(arriving).collect();
+        let arriving: Vec<_> = self.entrance.arrived().iter().map(arriving).collect();
         let Some(spool) = self.spool.as_mut().filter(|_| !arriving.is_empty()) else { return false };
         let acknowledged = spool.acknowledged().frame_seq();
-        let appended = match spool.append_from(&arriving, now) {
+        let call = || spool.append_from(&arriving, now);
+        let (appended, passed) = self.entrance.call(now.instant, lane_takes, call);
+        let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
                 self.count_lost(acknowledged, 0);
                 self.fails(&error, now);
-                return false;
+                return passed > 0;
             }
         };
+        if passed > 0 {
+            self.take_back_copies(&arriving, &appended, acknowledged, now);
+            return true;
+        }
         let settled = appended.settled();
-        for (mut batch, position) in self.arrived.drain(..appended.positions.len()).zip(appended.positions) {
+        let mut arrived = self.entrance.arrived();
+        for (mut batch, position) in arrived.drain(..appended.positions.len()).zip(appended.positions) {
             let permit = if passes { self.back.reserve(batch.byte_len()) } else { None };
             passes = permit.is_some();
             match permit {
@@ -392,13 +457,33 @@ impl<S: Storage> Stage<S> {
             }
         }
         let mut frames_dropped = 0;
-        for batch in self.arrived.drain(..appended.dropped) {
+        for batch in arrived.drain(..appended.dropped) {
             frames_dropped += u64::from(batch.frames().frames());
             batch.dropped(DropReason::SpoolFull);
         }
+        drop(arrived);
         self.count_lost(acknowledged, frames_dropped);
         self.works();
         settled > 0
+    }
+
+    /// While the disk took these batches, the stand-in gave the lane some of them: nothing of it counts as stored. Those that the
+    /// lane did not get are stored again.
+    fn take_back_copies(
+        &mut self,
+        arriving: &[(ConnectionId, FrameBatch)],
+        appended: &Appended,
+        acknowledged: u64,
+        now: Moment,
+    ) {
+        if let (Some(first), Some(spool)) = (appended.positions.first(), &mut self.spool) {
+            self.entrance.call(now.instant, true, || spool.take_back(*first));
+        }
+        // Those that found no room are not lost: the lane has them, or they are tried again.
+        let dropped = arriving.iter().skip(appended.positions.len()).take(appended.dropped);
+        let frames_not_lost = dropped.map(|(_, frames)| u64::from(frames.frames())).sum();
+        self.count_lost(acknowledged, frames_not_lost);
+        self.works();
     }
 
     /// Gives the lane what the spool holds, some of it. Returns whether there was any, and room.
@@ -420,11 +505,18 @@ impl<S: Storage> Stage<S> {
     fn read_on(&mut self, now: Moment) -> bool {
         let Some(spool) = self.spool.as_mut().filter(|_| self.outgoing.may_read(now)) else { return false };
         let acknowledged = spool.acknowledged().frame_seq();
-        let read = spool.next_from(now);
+        let read = if spool.reader_caught_up() {
+            spool.next_from(now) // without the disk
+        } else {
+            let (read, _) = self.entrance.call(now.instant, false, || spool.next_from(now));
+            read
+        };
         self.count_lost(acknowledged, 0);
         match read {
             Ok(read) => {
-                self.outgoing.read_works();
+                if self.outgoing.read_works() {
+                    info!(output = self.config.output, "the spool can be read again");
+                }
                 let Some((connection, frames, position)) = read else { return false };
                 let ended = self.outgoing.push(connection, frames, position, self.config.frame_len_max);
                 self.forget(ended, now);
@@ -432,7 +524,11 @@ impl<S: Storage> Stage<S> {
             }
             Err(error) => {
                 if self.outgoing.read_fails(now) {
-                    warn!(output = self.config.output, "{error}; tapster reads again ten times a second");
+                    let output = &self.config.output;
+                    error!(
+                        output,
+                        "{error}; the frames stay on disk, and tapster reads again ten times a second"
+                    );
                 }
                 false
             }
@@ -462,7 +558,8 @@ impl<S: Storage> Stage<S> {
     /// Tells how the spool stands.
     fn tell_state(&self) {
         let account = self.account.spool();
-        let arrived = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::read_at);
+        self.tell_degraded();
+        let arrived = self.entrance.arrived().front().filter(|_| self.spool_is_read()).map(Batch::read_at);
         let oldest = self.outgoing.oldest().or(arrived);
         // Between two reads of the spool it is not known, and hardly another.
         if oldest.is_some() || self.spool_is_read() {
@@ -473,9 +570,15 @@ impl<S: Storage> Stage<S> {
         account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
     }
 
+    fn tell_degraded(&self) {
+        let degraded = self.unusable_since.is_some() || self.outgoing.read_at().is_some();
+        self.account.spool().degraded.store(degraded, Relaxed);
+    }
+
     /// What the stage waits for after a turn in which nothing moved.
     pub(super) fn waits(&self, now: Instant) -> Waits {
-        let blocked = !self.arrived.is_empty();
+        let arrived = self.entrance.arrived();
+        let blocked = !arrived.is_empty();
         let due = [
             self.spool.as_ref().map(Spool::poll_timeout),
             self.retry_at,
@@ -483,7 +586,7 @@ impl<S: Storage> Stage<S> {
             (!self.outgoing.offsets.is_empty()).then(|| now + REPORTS_PAUSE),
             blocked.then(|| now + BLOCKED_PAUSE),
         ];
-        let first = self.arrived.front().filter(|_| self.spool_is_read()).map(Batch::byte_len);
+        let first = arrived.front().filter(|_| self.spool_is_read()).map(Batch::byte_len);
         let for_lane = self.outgoing.next_len().or(first);
         Waits {
             due: due.into_iter().flatten().min(),
@@ -499,13 +602,13 @@ impl<S: Storage> Stage<S> {
         self.take_reports(now);
         match self.spool {
             None => self.open(now),
-            Some(_) => self.look_after_spool(now),
+            Some(_) => drop(self.look_after_spool(now)),
         }
         // The last chance, whatever has failed a moment ago.
         self.retry_at = None;
         self.left.extend(std::iter::from_fn(|| self.back.pop()));
         let waits = std::iter::from_fn(|| self.front.pop());
-        let arrived: Vec<Batch> = self.arrived.drain(..).chain(waits).collect();
+        let arrived: Vec<Batch> = self.entrance.arrived().drain(..).chain(waits).collect();
         let read_at = |batch: &Batch| batch.read_at();
         let oldest = self.left.iter().chain(&arrived).map(read_at).chain(self.outgoing.oldest()).min();
         self.outgoing.leave();
@@ -516,16 +619,17 @@ impl<S: Storage> Stage<S> {
                 sent.push((position, batch.sent_frames()));
                 self.keep_on_disk(batch);
             } else {
-                self.arrived.push_back(batch);
+                self.entrance.arrived().push_back(batch);
             }
         }
         self.outgoing.offsets.keep_sent(&sent);
-        self.arrived.extend(arrived);
-        while !self.arrived.is_empty() && self.may_store() && self.store(clock()) {}
-        for batch in self.arrived.drain(..) {
+        self.entrance.arrived().extend(arrived);
+        while !self.entrance.arrived().is_empty() && self.may_store() && self.store(clock()) {}
+        for batch in self.entrance.arrived().drain(..) {
             batch.dropped(DropReason::Shutdown);
         }
         self.account.spool().oldest.set(oldest.filter(|_| self.account.spooled_now() > 0));
+        self.tell_degraded();
         self.close(clock());
     }
 
@@ -559,9 +663,15 @@ fn drop_reason(reason: LossReason) -> DropReason {
 const STORE_LEN: usize = 1 << 20;
 const STORE_BATCHES: usize = 1024;
 const PASS_LEN: usize = 1 << 20;
+/// The same where each store is synced.
+const SYNC_LEN: usize = 8 << 20;
+const SYNC_BATCHES: usize = 16 << 10;
 
 /// After the spool could not be opened, or written to.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The same at first: later it is this part of the time for which it has failed.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RETRY_STEPS: u32 = 20;
 /// How often reports are looked at while nothing else happens: what is acknowledged is sent again after a crash until then.
 const REPORTS_PAUSE: Duration = Duration::from_millis(100);
 /// The same while something waits for room on disk.

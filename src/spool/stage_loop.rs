@@ -1,11 +1,14 @@
 //! The loop that runs a [`Stage`]: it reads the clock, and waits.
 
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
 use crate::lifecycle::Scope;
 use crate::spool::Moment;
 use crate::spool::Storage;
+use crate::spool::entrance;
+use crate::spool::entrance::StandIn;
 use crate::spool::stage::Stage;
 
 /// Runs a stage until the lane has ended. Blocks its thread on file work. If the stage panics, it begins again, and opens the
@@ -25,9 +28,16 @@ pub(crate) async fn run<S: Storage>(mut stage: Stage<S>, scope: Scope) {
 async fn run_until_end<S: Storage>(stage: &mut Stage<S>) {
     stage.open(Moment::now());
     while !stage.reports.lane_ended() {
-        if !stage.turn(Moment::now()) {
+        if !stage.turn(Moment::now) {
             wait(stage).await;
         }
+    }
+}
+
+/// Stands in for stages whose disk hangs, until all stages have ended.
+pub(crate) fn run_stand_ins(mut stand_ins: Vec<StandIn>) {
+    while let Some(pause) = entrance::look(&mut stand_ins, Instant::now()) {
+        thread::sleep(pause);
     }
 }
 

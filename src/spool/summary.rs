@@ -28,17 +28,19 @@ pub(super) struct Summary {
 impl Summary {
     /// Reads the records of segment `number`, whose file has `len` bytes. Of a segment that was closed in order it reads
     /// the footer and the first record alone.
-    pub(super) fn read<S: Storage>(storage: &S, file: &S::File, number: u64, len: u64) -> Self {
+    ///
+    /// # Errors
+    /// What the system says: what cannot be read now is not damaged.
+    pub(super) fn read<S: Storage>(storage: &S, file: &S::File, number: u64, len: u64) -> io::Result<Self> {
         let start = SEGMENT_HEADER_LEN as u64;
         let mut summary = Self { len: start, ..Self::default() };
-        if let Ok(Some(footer)) = patiently(|| read_footer(storage, file, number, len)) {
+        if let Some(footer) = patiently(|| read_footer(storage, file, number, len))? {
             let (end, youngest) = (footer.frame_seq, footer.received);
             summary = Self { end, youngest, len, closed: true, ..summary };
         }
         let mut scan = Scan::new(number, start);
         let mut damage = false;
-        // What cannot be read counts as damage up to the end of the file.
-        while let Ok(Some(found)) = patiently(|| scan.next(storage, file, len)) {
+        while let Some(found) = patiently(|| scan.next(storage, file, len))? {
             let Found::Record(header, _) = found else {
                 damage = true;
                 continue;
@@ -52,11 +54,11 @@ impl Summary {
             summary.youngest = summary.youngest.max(header.received);
             summary.len = scan.offset();
         }
-        summary
+        Ok(summary)
     }
 }
 
-/// Tries three times: a failure that passes must not cost a segment.
+/// Tries three times: a failure that passes need not delay the start.
 pub(super) fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     attempt().or_else(|_| attempt()).or_else(|_| attempt())
 }

@@ -44,6 +44,7 @@ mod seccomp;
 mod signals;
 mod splits;
 mod spool;
+mod spool_disk;
 mod spool_end;
 mod stop;
 mod timeouts;

@@ -9,6 +9,7 @@ use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
 use tapster::spool::SyncPolicy;
 
+use crate::corruption::two_segments;
 use crate::support::Books;
 use crate::support::Clock;
 use crate::support::open;
@@ -156,6 +157,31 @@ fn a_power_cut_after_any_operation_loses_only_what_was_not_synced() {
                 let allowed = books.lost() + unsynced;
                 assert!(books.missing() <= allowed, "{} missing, not {allowed}", books.missing());
             }
+        }
+    }
+}
+
+/// Every read of the opening fails in turn, and then a thousand of them: nothing is set aside, removed or skipped.
+#[test]
+fn a_spool_that_cannot_be_read_when_it_is_opened_is_whole_afterwards() {
+    for count in [1, 3, 10, 1000] {
+        for after in 0.. {
+            let (clock, mut books) = (Clock::new(), Books::default());
+            let folder = two_segments(clock, &mut books);
+            let names = folder.names();
+            folder.fail_after(after, count);
+            while open(&folder, &config(SyncPolicy::Batch), clock.now()).is_err() {}
+            let failures = folder.heal();
+            assert_eq!(folder.names(), names, "{count} operations failed after {after}");
+            let mut spool = open(&folder, &config(SyncPolicy::Batch), clock.now()).expect("nothing fails");
+            books.restart(spool.frames());
+            while books.read(&mut spool, clock.now()).expect("nothing fails").is_some() {}
+            assert_eq!((books.missing(), books.lost()), (0, 0), "{count} operations failed after {after}");
+            if failures == 0 {
+                assert!(after > 10, "only {after} operations");
+                break;
+            }
+            books.again();
         }
     }
 }

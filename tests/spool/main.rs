@@ -8,3 +8,4 @@ mod faults;
 mod folder;
 mod model;
 mod support;
+mod upkeep;

@@ -12,6 +12,7 @@ use std::panic::catch_unwind;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::atomic::AtomicU64;
 use std::task::Context;
 use std::task::Waker;
 
@@ -45,8 +46,6 @@ thread_local! {
 
 fn open_sim(config: &StageConfig, now: Moment) -> Result<(Spool<SimFolder>, RecoveryReport), SpoolError> {
     let folder = FOLDER.with_borrow(SimFolder::clone);
-    // A spool that is opened while the disk cannot read sets aside what it cannot read: that is not the stage's.
-    folder.heal();
     if OPEN_FAILS.get() > 0 {
         OPEN_FAILS.set(OPEN_FAILS.get() - 1);
         folder.fail_after(0, 3);
@@ -85,7 +84,7 @@ fn every_frame_ends_once_whatever_the_lane_and_the_disk_do() {
 struct Totals(BTreeMap<String, u64>);
 
 /// What must happen in many storms.
-const KINDS: usize = 18;
+const KINDS: usize = 19;
 
 impl Totals {
     fn count(&mut self, kind: &str, count: u64) {
@@ -109,6 +108,7 @@ struct Weather {
     /// Percent of the steps in which a thing happens.
     disk_fails: u32,
     disk_fills: u32,
+    disk_hangs: u32,
     lane_fails: u32,
     lane_refuses: u32,
     /// Percent of the steps in which the lane does nothing.
@@ -123,6 +123,8 @@ struct Storm {
     weather: Weather,
     config: SpoolConfig,
     folder: SimFolder,
+    /// How often the stand-in passed something on.
+    passed: Arc<AtomicU64>,
     now: Moment,
     /// Number of the next frame.
     next: u64,
@@ -177,13 +179,14 @@ impl Storm {
         let mut random = fastrand::Rng::with_seed(seed);
         let fair = random.u32(0..3) == 0;
         let mut percent = |max: u32| if fair { 0 } else { random.u32(0..=max) * random.u32(0..2) };
-        let (disk_fails, disk_fills, lane_fails, lane_refuses) =
-            (percent(10), percent(10), percent(12), percent(4));
+        let (disk_fails, disk_fills, disk_hangs) = (percent(10), percent(10), percent(40));
+        let (lane_fails, lane_refuses) = (percent(12), percent(4));
         let weather = Weather {
             keeps: random.bool(),
             in_order: random.bool(),
             disk_fails,
             disk_fills,
+            disk_hangs,
             lane_fails,
             lane_refuses,
             lane_stalls: random.choice([0, 30, 80, 100]).unwrap_or(0),
@@ -207,6 +210,7 @@ impl Storm {
             weather,
             config,
             folder,
+            passed: Arc::default(),
             now,
             next: 0,
             delivered: BTreeMap::new(),
@@ -246,6 +250,7 @@ impl Storm {
             self.totals.count("exact", 1);
         }
         self.totals.count("storms", 1);
+        self.totals.count("hung", self.passed.load(Relaxed));
         let twice = self.delivered.values().filter(|times| **times > 1).count();
         self.totals.count("twice", twice as u64);
         self.totals.count("delivered", self.delivered.len() as u64);
@@ -256,6 +261,7 @@ impl Storm {
     fn live(&mut self, stores_all: bool, last: bool) {
         let failures = self.folder.heal();
         self.folder.limit(None);
+        self.folder.meanwhile(None);
         OPEN_FAILS.set(0);
         if last {
             self.weather =
@@ -359,6 +365,7 @@ impl Storm {
         self.now.instant += Duration::from_millis(jump);
         self.now.unix += jump * 1_000_000;
         self.toss_disk();
+        self.let_disk_hang(life);
         self.arrive(life);
         for _ in 0..self.random.u32(0..4) {
             self.lane_acts(life);
@@ -373,8 +380,9 @@ impl Storm {
             assert!(turns_due < 5, "the stage does not do what is due");
             life.woken = false;
             let opened = OPENED.get();
+            let now = self.now;
             life.waits =
-                if life.stage.turn(self.now) { None } else { Some(life.stage.waits(self.now.instant)) };
+                if life.stage.turn(|| now) { None } else { Some(life.stage.waits(self.now.instant)) };
             if OPENED.get() > opened {
                 // What came meanwhile has passed what is on disk.
                 life.opened_late = true;
@@ -398,6 +406,20 @@ impl Storm {
         } else if self.happens(10) {
             self.folder.limit(None);
         }
+    }
+
+    /// During each operation of the disk the stand-in looks, as if much time had passed.
+    fn let_disk_hang(&mut self, life: &Life) {
+        let hangs = self.happens(self.weather.disk_hangs);
+        let (entrance, later) =
+            (Arc::clone(&life.stage.entrance), self.now.instant + Duration::from_secs(3600));
+        let back = Arc::clone(&life.back);
+        let passed = Arc::clone(&self.passed);
+        self.folder.meanwhile(hangs.then_some(Arc::new(move || {
+            let before = back.budget().charged();
+            entrance.stand_in(later, true);
+            passed.fetch_add(u64::from(back.budget().charged() > before), Relaxed);
+        })));
     }
 
     fn arrive(&mut self, life: &mut Life) {
@@ -628,6 +650,7 @@ impl Storm {
             let push = pin!(life.front.push(frames, connection));
             assert!(push.poll(&mut Context::from_waker(Waker::noop())).is_ready());
         }
+        self.folder.meanwhile(None);
         let reports = life.reports.take().expect("the lane is there");
         let mut sent = 0;
         let mut left = Vec::new();
@@ -732,11 +755,11 @@ fn a_stage_that_fails_counts_what_was_on_its_way_to_the_disk() {
     life.stage.open(storm.now);
     storm.folder.limit(Some(0));
     // The lane takes nothing, and the disk is full.
-    while life.stage.arrived.is_empty() {
+    while life.stage.entrance.arrived().is_empty() {
         storm.arrive(&mut life);
-        life.stage.turn(storm.now);
+        life.stage.turn(|| storm.now);
     }
-    let arrived: u64 = life.stage.arrived.iter().map(|batch| u64::from(batch.frames().frames())).sum();
+    let arrived: u64 = life.stage.entrance.arrived().iter().map(|batch| u64::from(batch.frames().frames())).sum();
     life.stage.begin_again();
     let ledger = ledger(&life.account);
     assert_eq!(ledger.frames_dropped.get("internal"), Some(&arrived));

@@ -1,0 +1,92 @@
+//! What a spool removes when limits, and the time, say so.
+
+use std::time::Duration;
+
+use tapster::spool::OnFull;
+use tapster::spool::SimFolder;
+use tapster::spool::Spool;
+use tapster::spool::SpoolConfig;
+use tapster::spool::SyncPolicy;
+
+use crate::support::Books;
+use crate::support::Clock;
+use crate::support::open;
+use crate::support::small;
+
+fn config(max: u64) -> SpoolConfig {
+    SpoolConfig { max, ..small(SyncPolicy::Batch, OnFull::Block) }
+}
+
+/// Does what is due at once.
+fn upkeep(spool: &mut Spool<SimFolder>, clock: Clock) -> usize {
+    let mut turns = 0;
+    while spool.poll_timeout() <= clock.now().instant {
+        spool.handle_timeout(clock.now()).expect("nothing fails");
+        turns += 1;
+    }
+    turns
+}
+
+/// Bytes of the cursor file, which do not count.
+const CURSOR_LEN: u64 = 4096 + 64;
+
+/// Nothing arrives, and the new limit holds all the same; also where one segment has more than the spool may.
+#[test]
+fn a_max_that_was_lowered_applies_at_once_and_keeps_the_newest() {
+    for batches in [30, 100, 400, 1500] {
+        let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let mut spool = open(&folder, &config(8 << 20), clock.now()).unwrap();
+        for _ in 0..batches {
+            let batch = books.batch(4, 1000, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+        }
+        spool.close(clock.now()).unwrap();
+        let max = 300 << 10;
+        let mut spool = open(&folder, &config(max), clock.now()).unwrap();
+        books.restart(spool.frames());
+        upkeep(&mut spool, clock);
+        assert!(spool.bytes() <= max, "{batches} batches: {} bytes", spool.bytes());
+        assert_eq!(spool.bytes() + CURSOR_LEN, folder.bytes());
+        clock.advance(Duration::from_secs(1));
+        let mut read = 0;
+        while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
+            books.acknowledged += spool.acknowledge(position, clock.now());
+            read += 1;
+        }
+        books.losses(&mut spool);
+        books.balance(&spool);
+        let all = batches * 4 * 1000 + 4096 < max;
+        assert!(
+            if all { read == batches } else { read * 4000 > max / 4 },
+            "{read} of {batches} batches are kept"
+        );
+        assert_eq!(books.missing(), books.lost(), "{batches} batches");
+        assert_eq!(books.lost.get("spool_full").copied().unwrap_or(0), books.lost());
+        assert_eq!(books.appended.last_key_value().map(|(_, times)| *times), Some(1), "the newest");
+    }
+}
+
+#[test]
+fn thousands_of_old_segments_go_a_few_at_a_time_with_one_write_of_the_cursor_each_time() {
+    const SEGMENTS: u64 = 2000;
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    for _ in 0..SEGMENTS {
+        let mut spool = open(&folder, &config(512 << 20), clock.now()).unwrap();
+        let batch = books.batch(1, 10, clock.now());
+        books.append(&mut spool, &[batch], clock.now()).unwrap();
+        std::mem::forget(spool);
+    }
+    let config = SpoolConfig { max_age: Duration::from_secs(60), ..config(512 << 20) };
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    books.restart(spool.frames());
+    clock.advance(Duration::from_secs(70));
+    let before = folder.operations();
+    let turns = upkeep(&mut spool, clock) as u64;
+    books.losses(&mut spool);
+    assert_eq!((books.lost["spool_age"], spool.frames(), folder.names().len()), (SEGMENTS, 0, 1));
+    let operations = folder.operations() - before;
+    assert!(
+        turns >= SEGMENTS / 100 && operations < SEGMENTS + 6 * turns,
+        "{operations} operations in {turns} turns"
+    );
+}
