@@ -1,9 +1,6 @@
 //! `tapster run`: relay until a signal, then drain.
 
-use std::fs;
 use std::io;
-use std::io::Write;
-use std::path::Path;
 use std::process;
 use std::process::ExitCode;
 use std::thread;
@@ -39,6 +36,7 @@ use tracing::warn;
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
 use crate::commands::resolve_args;
+use crate::commands::summary::write_summary;
 
 /// Relays until SIGTERM or SIGINT, drains, and tells where every frame went.
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
@@ -172,16 +170,6 @@ fn log_ledger(ledger: &Ledger) {
             "written"
         );
     }
-}
-
-fn write_summary(path: &Path, ledger: &Ledger) -> Result<(), CommandError> {
-    let mut json = serde_json::to_string(ledger).expect("a ledger is plain data");
-    json.push('\n');
-    let written =
-        if path == Path::new("-") { io::stdout().write_all(json.as_bytes()) } else { fs::write(path, json) };
-    written.map_err(|error| {
-        CommandError::Failed(format!("the summary cannot be written to {}: {error}", path.display()))
-    })
 }
 
 /// Every connection needs a descriptor, and the soft limit is often 1024 where the hard one is far higher.

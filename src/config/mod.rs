@@ -28,6 +28,7 @@ pub use fault::Faults;
 pub use render::to_toml;
 pub use resolve::Options;
 pub use resolve::Resolved;
+pub use resolve::ResolvedOutput;
 pub use resolve::resolve;
 pub use resolve::resolve_output;
 pub use words::Words;

@@ -124,13 +124,23 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
     if faults.is_empty() { Ok(Resolved { config, warnings }) } else { Err(Faults(faults)) }
 }
 
+/// The output of an address, and what cannot be seen in its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedOutput {
+    /// Every key filled in.
+    pub config: OutputConfig,
+    /// Whether `content_type` was written, and not filled in.
+    pub names_content_type: bool,
+}
+
 /// The output that an address with its keys stands for: `tcp://10.0.0.5:6000?finish_timeout=30s`.
 ///
 /// # Errors
 /// [`Faults`], as if it had been given to `--to`.
-pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
+pub fn resolve_output(text: &str) -> Result<ResolvedOutput, Faults> {
     let mut findings = Findings::default();
     let (origin, table) = read_address("--to", "to", text, &mut findings);
+    let names_content_type = table.iter().any(|(key, _)| key == "content_type");
     let mut outputs = [take_output(Section::new(origin, table, &mut findings))];
     check_names(
         &mut outputs,
@@ -140,8 +150,8 @@ pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
         &mut findings,
     );
     let (faults, _) = findings.into_sorted();
-    let [output] = outputs;
-    if faults.is_empty() { Ok(output.config) } else { Err(Faults(faults)) }
+    let [Entry { config, .. }] = outputs;
+    if faults.is_empty() { Ok(ResolvedOutput { config, names_content_type }) } else { Err(Faults(faults)) }
 }
 
 fn read_file(path: &Path, origin: &Origin, findings: &mut Findings) -> Table {
