@@ -31,5 +31,6 @@ pub use resolve::Resolved;
 pub use resolve::ResolvedOutput;
 pub use resolve::resolve;
 pub use resolve::resolve_output;
+pub use resolve::resolve_toml;
 pub use words::Words;
 pub use words::buffer_words;
