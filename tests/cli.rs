@@ -38,6 +38,8 @@ mod files;
 mod hostile;
 #[path = "cli/replay.rs"]
 mod replay;
+#[path = "common/skips.rs"]
+mod skips;
 #[path = "cli/spool.rs"]
 mod spool;
 

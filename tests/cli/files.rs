@@ -21,6 +21,8 @@ use tempfile::TempDir;
 
 use super::assert_exit;
 use super::hello_file;
+use super::skips::Cause;
+use super::skips::skip;
 use super::stdout;
 use super::tapster;
 use super::written;
@@ -50,7 +52,8 @@ fn compressed(program: &str, bytes: &[u8]) -> Option<Vec<u8>> {
     file.write_all(bytes).unwrap();
     file.rewind().unwrap();
     let output = Command::new(program).arg("-c").stdin(file).output();
-    Some(output.inspect_err(|_| println!("skipped: no {program} here")).ok()?.stdout)
+    let missing = |_: &_| skip(Cause::Missing, &format!("{program} is not installed"));
+    Some(output.inspect_err(missing).ok()?.stdout)
 }
 
 #[test]
