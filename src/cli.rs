@@ -1,12 +1,14 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use tapster::config::Options;
+use tapster::config::units::parse_duration;
 use tapster::config::units::parse_size;
 use tracing::level_filters::LevelFilter;
 
@@ -19,7 +21,7 @@ pub(crate) mod time;
 
 /// A Frame Streams (dnstap) relay: many writers in, every frame out to every consumer.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 110, after_help = EXAMPLES)]
+#[command(version, about, bin_name = "tapster", max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -88,10 +90,10 @@ pub(crate) struct InspectArgs {
     /// Print an object per file instead of text for people
     #[arg(long)]
     pub(crate) json: bool,
-    /// Print the first N frames of each file
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    pub(crate) limit: u64,
-    /// Print the bytes of these frames too, in hexadecimal
+    /// Print the first N frames of each file [default: 10, and with --json --payload all]
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Print the bytes of these frames too, in hexadecimal; with --json an object per frame, before that of the file
     #[arg(long)]
     pub(crate) payload: bool,
     /// Take a longer frame for damage; as much memory may be needed
@@ -104,7 +106,8 @@ pub(crate) struct ReplayArgs {
     /// Frame Streams files and folders of spools, sent in this order, each in a session of its own; `-` is stdin
     #[arg(required = true, value_name = "FILE|DIR")]
     pub(crate) files: Vec<PathBuf>,
-    /// Send there: tcp://HOST:PORT or unix:PATH, keys of an [[output]] behind a `?`
+    /// Send there: tcp://HOST:PORT or unix:PATH, keys of an [[output]] behind a `?`; or write all into file:PATH,
+    /// which must not exist (`file:-` is stdout)
     #[arg(short, long, value_name = "ADDR")]
     pub(crate) to: String,
     /// Frames per second, or `max`
@@ -113,6 +116,9 @@ pub(crate) struct ReplayArgs {
     /// Keep the pace of the recording, X times as fast; spools have times, and files of dnstap
     #[arg(long, value_parser = positive, conflicts_with = "rate", value_name = "X")]
     pub(crate) speed: Option<f64>,
+    /// With --speed, wait no longer than this for a frame; what follows then comes sooner
+    #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub(crate) pause_max: Duration,
     #[command(flatten)]
     pub(crate) range: TimeRange,
     /// Of a spool, everything that is still there, not only what waits
@@ -137,6 +143,13 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+impl InspectArgs {
+    /// How many frames of each file are printed.
+    pub(crate) fn frames_shown(&self) -> u64 {
+        self.limit.unwrap_or(if self.json { u64::MAX } else { 10 })
+    }
+}
+
 impl RelayArgs {
     /// The part that makes a configuration.
     pub(crate) fn options(&self) -> Options {
@@ -154,6 +167,10 @@ impl RelayArgs {
 fn frame_len(text: &str) -> Result<u32, String> {
     let bytes = parse_size(text).map_err(|error| error.to_string())?;
     u32::try_from(bytes).map_err(|_| "a frame has less than 4GiB".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| error.to_string())
 }
 
 fn rate(text: &str) -> Result<Rate, String> {
@@ -225,13 +242,21 @@ Examples:
   tapster inspect today.fstrm
   tapster inspect --limit 1 --payload today.fstrm
   tapster inspect --json *.fstrm | jq 'select(.status != \"clean\")'
+  tail -c +1 -f today.fstrm | tapster inspect --limit 1000000 -
+
+Streams that follow each other in one file are read one after the other. gzip
+and zstd are unpacked.
 
 clean       ends with STOP
 truncated   ends before STOP, or before START was complete; its frames are good
 damaged     has bytes that are not Frame Streams; the frames before are good
 
-With --json: {\"file\",\"content_type\",\"frames\",\"bytes\",\"status\",\"detail\"} per file,
-`bytes` counts data frames with their length words; --payload adds \"payloads\".
+With --json an object per file: {\"file\",\"content_type\" (of the first stream),
+\"streams\",\"frames\",\"bytes\",\"status\",\"detail\",\"offset\" (where whole frames end,
+of a file that is not clean),\"longest\" (payload bytes),\"first\",\"last\" (times),
+\"types\" (frames by dnstap type),\"not_dnstap\" (frames)}. `bytes` counts data
+frames with their length words. --payload prints an object per frame before it:
+{\"file\",\"frame\",\"bytes\",\"type\",\"time\",\"payload\" (hexadecimal)}.
 
 Exit status: 0 every file is clean; 1 any is not, or cannot be read.";
 
@@ -243,14 +268,19 @@ Examples:
   tapster replay today.fstrm --to 'tcp://siem.example:6000?finish_timeout=1m'
   tapster replay today.fstrm --to tcp://127.0.0.1:6000 --from 08:00 --until 09:00
   tapster replay /var/spool/tapster/siem --to tcp://other.example:6000 --speed 1
+  tapster replay a.fstrm b.fstrm.gz --to file:both.fstrm --from 08:00
 
 A spool is sent from its cursor on, and nothing is removed from it: its relay,
 which may be running, sends it too. The time of its frames is when the relay
 read them. The frames of a file are taken at the times in them; one without a
 time goes with the one before it.
 
+`?content_type=TYPE` behind the address is sent in place of the type of each
+file. Into file:PATH go the frames of all of them, as one clean stream; a file
+that is there already is never overwritten.
+
 Of a truncated or damaged file the whole frames are sent, of a spool all that
-are sound. Frames longer than `frame_len_max` of the output are taken for
+are sound. What cannot be read does not keep the others from being sent. Frames longer than `frame_len_max` of the output are taken for
 damage of a file, and left out of a spool.
 
 Exit status: 0 FINISH came for every file and spool, and each was sound and

@@ -1,12 +1,16 @@
 //! The `tapster` command.
 
+use std::io;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tapster::observability::printable_lines;
 
 use crate::cli::Cli;
 use crate::cli::Command;
 use crate::commands::EXIT_USAGE;
+use crate::commands::tell::tell;
 
 mod cli;
 mod commands;
@@ -15,9 +19,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help and version are no faults; nothing can be done if they cannot be printed.
-            let _ = usage.print();
-            return if usage.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+            return print_usage(&usage);
         }
     };
     let result = match &cli.command {
@@ -29,7 +31,18 @@ fn main() -> ExitCode {
         Command::Spool(command) => commands::spool::spool(command),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("tapster: {error}");
+        tell(&error);
         error.exit_code()
     })
+}
+
+/// Prints help, or what is wrong with the arguments. Nothing can be done if it cannot be printed.
+fn print_usage(usage: &clap::Error) -> ExitCode {
+    if !usage.use_stderr() {
+        let _ = usage.print();
+        return ExitCode::SUCCESS;
+    }
+    // It quotes arguments, and colours would be escaped with them.
+    let _ = write!(io::stderr(), "{}", printable_lines(&usage.render()));
+    ExitCode::from(EXIT_USAGE)
 }

@@ -33,6 +33,14 @@ use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
 use tempfile::TempDir;
 
+#[path = "cli/files.rs"]
+mod files;
+#[path = "cli/hostile.rs"]
+mod hostile;
+#[path = "cli/replay.rs"]
+mod replay;
+#[path = "common/skips.rs"]
+mod skips;
 #[path = "cli/spool.rs"]
 mod spool;
 
@@ -235,7 +243,9 @@ fn inspect_tells_clean_truncated_and_damaged_apart() {
     assert_eq!(hello.len(), 242);
     for (bytes, frames, status, code) in [
         (hello.clone(), 10, "clean", 0),
-        ([&hello[..], b"junk"].concat(), 10, "clean", 0),
+        ([&hello[..], b"junk"].concat(), 10, "damaged", 1),
+        ([&hello[..], b"\n"].concat(), 10, "damaged", 1),
+        ([&hello[..], &hello[..]].concat(), 20, "clean", 0),
         (hello[..241].to_vec(), 10, "truncated", 1),
         (hello[..49].to_vec(), 0, "truncated", 1),
         (hello[..29].to_vec(), 0, "truncated", 1),
@@ -301,6 +311,8 @@ fn doctor_speaks_of_everything_it_looks_at() {
 enum AfterStop {
     Finish,
     Close,
+    /// Reads on until the writer goes.
+    Silence,
 }
 
 /// Serves one session and returns the payloads.
@@ -327,6 +339,10 @@ fn reader(path: &Path, after_stop: AfterStop) -> JoinHandle<Vec<Bytes>> {
                 }
             }
             if finished && after_stop == AfterStop::Close {
+                return payloads;
+            }
+            if finished && after_stop == AfterStop::Silence {
+                let _ = stream.read_to_end(&mut Vec::new());
                 return payloads;
             }
             while let Some(bytes) = session.poll_transmit() {
@@ -424,13 +440,13 @@ fn replay_takes_the_frames_of_a_stretch_of_time() {
 }
 
 #[test]
-fn replay_without_a_reader_exits_with_1_and_with_a_file_as_its_target_with_64() {
+fn replay_without_a_reader_exits_with_1_and_with_a_wrong_address_with_64() {
     let folder = TempDir::new().unwrap();
     let path = written(&folder, "hello.fstrm", &hello_file());
     let output = tapster(&["replay", &path, "--to", &format!("unix:{}/none.sock", folder.path().display())]);
     assert_exit(&output, 1);
     assert!(stderr(&output).contains("none.sock"), "{}", stderr(&output));
-    for to in ["file:copy.fstrm", "tcp://siem.example", "unix:/a?que=1MiB"] {
+    for to in ["file:copy.fstrm?rotate.size=1GiB", "tcp://siem.example", "unix:/a?que=1MiB"] {
         assert_exit(&tapster(&["replay", &path, "--to", to]), 64);
     }
 }

@@ -7,28 +7,34 @@ use std::path::PathBuf;
 #[path = "../fuzz/targets/mod.rs"]
 mod targets;
 
+use targets::config::config;
 use targets::dnstap::dnstap;
+use targets::file::file;
 use targets::frames::control;
 use targets::frames::decoder;
 use targets::memory::no_more_than_given;
 use targets::sessions::reader;
 use targets::sessions::writer;
+use targets::spool::any_folder;
 use targets::spool::cursor;
 use targets::spool::folder;
 use targets::spool::segment;
 
 #[test]
 fn the_corpora_of_the_fuzzers_pass() {
+    replay("any_folder", any_folder);
+    replay("config", config);
     replay("control", control);
     replay("cursor", cursor);
     replay("decoder", decoder);
     replay("dnstap", dnstap);
+    replay("file", file);
     replay("folder", folder);
     replay("reader", reader);
     replay("segment", segment);
     replay("writer", writer);
     let corpora = fs::read_dir(corpora()).expect("a folder of corpora").count();
-    assert_eq!(corpora, 8, "every corpus has its target");
+    assert_eq!(corpora, 11, "every corpus has its target");
 }
 
 fn replay(name: &str, target: fn(&[u8])) {

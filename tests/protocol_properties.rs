@@ -241,7 +241,7 @@ proptest! {
         }
         let status = reader.handle_eof(&bytes);
         if lost == 0 {
-            prop_assert_eq!(status, FileStatus::Clean { trailing: 0 });
+            prop_assert_eq!(status, FileStatus::Clean);
             prop_assert_eq!(received, frames);
         } else {
             prop_assert!(matches!(status, FileStatus::Truncated { .. }), "{:?}", status);
@@ -349,9 +349,11 @@ proptest! {
                 break;
             }
         }
+        prop_assert!(reader.position().offset <= file.len() as u64);
         match (fault, reader.handle_eof(&bytes)) {
+            (Some(_), FileStatus::Garbage) => prop_assert!(reader.position().streams > 0),
             (Some(fault), status) => prop_assert_eq!(status, FileStatus::Damaged(fault)),
-            (None, FileStatus::Clean { trailing }) => prop_assert!(trailing <= file.len() as u64),
+            (None, FileStatus::Clean | FileStatus::Garbage) => prop_assert!(reader.position().streams > 0),
             (None, status) => prop_assert_eq!(status, FileStatus::Truncated { bytes: bytes.len() }),
         }
     }

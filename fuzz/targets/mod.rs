@@ -2,7 +2,9 @@
 //!
 //! A target asserts what must hold for every input; that nothing panics is the least of it.
 
+pub(crate) mod config;
 pub(crate) mod dnstap;
+pub(crate) mod file;
 pub(crate) mod frames;
 mod input;
 pub(crate) mod memory;

@@ -96,6 +96,94 @@ pub(crate) fn folder(input: &[u8]) {
     }
 }
 
+/// A folder of any content. Each file is a name, in one byte, what it begins with, in one byte, a length in two bytes, and
+/// as many bytes.
+///
+/// Looking changes nothing. Whether it opens or not, it gives no more frames than there is room for, and what is appended
+/// to it comes out; then it opens again.
+pub(crate) fn any_folder(input: &[u8]) {
+    let folder = folder_of(input);
+    let before: Vec<_> = folder.names().iter().map(|name| folder.content(name)).collect();
+    let frames_max = folder.bytes() / FRAME_LEN_MIN;
+    let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
+    if let Ok(inspected) = inspect(&folder) {
+        for part in [Part::Waiting, Part::Segments, Part::All] {
+            let mut frames = 0;
+            for content in Contents::new(&folder, &inspected, part, now) {
+                match content {
+                    Content::Batch(header, batch) => {
+                        assert_eq!(header.frames, batch.frames());
+                        frames += u64::from(batch.frames());
+                    }
+                    Content::Flaw(flaw) => assert!(!flaw.to_string().chars().any(char::is_control)),
+                }
+            }
+            assert!(frames <= frames_max, "{frames} frames in {} bytes", folder.bytes());
+        }
+    }
+    assert!(before.iter().eq(&folder.names().iter().map(|name| folder.content(name)).collect::<Vec<_>>()));
+    for round in 0..2 {
+        let Ok((mut spool, _)) = Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now)
+        else {
+            return;
+        };
+        let mut frames = drain(&mut spool, now);
+        assert!(frames <= frames_max, "{frames} frames came out");
+        if spool.append(&[batch(round)], now).is_ok() {
+            frames = drain(&mut spool, now);
+            assert!(frames >= FRAMES, "what is appended comes out");
+        }
+        let _ = std::iter::from_fn(|| spool.poll_loss()).count();
+        let _ = spool.close(now);
+    }
+}
+
+/// Takes everything out, and counts it.
+fn drain(spool: &mut Spool<SimFolder>, now: Moment) -> u64 {
+    let mut frames = 0;
+    while let Ok(Some((batch, position))) = spool.next(now) {
+        frames += u64::from(batch.frames());
+        spool.acknowledge(position.after(batch.frames()), now);
+    }
+    frames
+}
+
+fn folder_of(mut input: &[u8]) -> SimFolder {
+    let sound = sound_folder();
+    let names = sound.names();
+    let folder = SimFolder::new();
+    for _ in 0..16 {
+        let Some(([name, begin, high, low], rest)) = input.split_first_chunk() else { break };
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
+        let (bytes, rest) = rest.split_at(len);
+        input = rest;
+        let name = match name {
+            0..=7 => format!("seg-{:016x}.fsr", *name),
+            8 => "seg-ffffffffffffffff.fsr".to_owned(),
+            9..=15 => "cursor".to_owned(),
+            16..=19 => format!("seg-{:016x}.fsr.bad", name - 16),
+            other => format!("other-{other}"),
+        };
+        // A sound file in front, or under, what the input says.
+        let mut content = match begin {
+            0..=127 => Vec::new(),
+            _ => sound.content(&names[usize::from(*begin) % names.len()]).expect("a file"),
+        };
+        match begin % 4 {
+            0 => content.extend(bytes),
+            _ => {
+                let at = usize::from(*begin) % (content.len() + 1);
+                content.truncate(content.len().max(at));
+                let over = bytes.len().min(content.len() - at);
+                content[at..at + over].copy_from_slice(&bytes[..over]);
+                content.extend(&bytes[over..]);
+            }
+        }
+        folder.put(&name, content);
+    }
+    folder
+}
+
 /// Whatever is looked at, only frames are found that were put in, and nothing is changed. Returns how many wait.
 fn look(folder: &SimFolder) -> u64 {
     let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
@@ -156,3 +244,5 @@ fn config() -> SpoolConfig {
 
 const FIRST: &str = "seg-0000000000000001.fsr";
 const FRAMES: u64 = 4;
+/// A length word and a byte.
+const FRAME_LEN_MIN: u64 = 5;

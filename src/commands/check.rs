@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use tapster::config::to_toml;
 use tapster::config::units::format_size;
+use tapster::observability::printable;
 use tapster::output::OutputConfig;
 use tapster::spool::Folder;
 use tapster::spool::SpoolError;
@@ -14,13 +15,14 @@ use tapster::spool::SpoolSettings;
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
 use crate::commands::resolve_args;
+use crate::commands::tell::tell;
 
 /// Prints the configuration with every key filled in, and warnings beside it on stderr. Fails, with exit status 1, where
 /// a spool could not be used now. The relay that uses it may be running: that is a remark.
 pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     let resolved = resolve_args(args)?;
     for warning in &resolved.warnings {
-        eprintln!("tapster: warning: {warning}");
+        tell(&format_args!("warning: {warning}"));
     }
     let document = to_toml(&resolved.config);
     stdout()
@@ -45,11 +47,11 @@ fn spool_fault(output: &OutputConfig) -> Option<String> {
         Err(error) => error.to_string(),
         Ok(free) if free < config.min_free => format!(
             "the file system of {} has {} left, and `min_free` leaves all of {} to others: make room, or lower it",
-            folder.display(),
+            printable(folder),
             format_size(free),
             format_size(config.min_free)
         ),
         Ok(_) => return None,
     };
-    Some(format!("output `{}`: spool: {fault}", output.name))
+    Some(format!("output `{}`: spool: {fault}", printable(&output.name)))
 }

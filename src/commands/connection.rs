@@ -1,14 +1,15 @@
 //! A writer session over a connection of its own, to one reader.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use tapster::config::units::format_duration;
 use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
-use tapster::protocol::FrameBatch;
 use tapster::protocol::ProtocolError;
 use tapster::protocol::WriterConfig;
 use tapster::protocol::WriterEvent;
@@ -25,7 +26,7 @@ use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
 
-use crate::commands::pace::Pacer;
+use crate::commands::tell::tell;
 
 /// Why not everything was sent, or FINISH did not come.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,8 @@ pub(crate) struct Connection {
     stream: Box<dyn Stream>,
     session: WriterSession,
     incoming: BytesMut,
+    to: Address,
+    finish_timeout: Duration,
 }
 
 impl Connection {
@@ -65,52 +68,40 @@ impl Connection {
             handshake_timeout: config.handshake_timeout,
             finish_timeout: config.mode.finish_timeout(),
         };
+        let finish_timeout = config.finish_timeout;
         let session = WriterSession::new(config, Instant::now())?;
-        let mut connection = Self { stream, session, incoming: BytesMut::new() };
+        let incoming = BytesMut::new();
+        let mut connection = Self { stream, session, incoming, to: to.clone(), finish_timeout };
         while !matches!(connection.next_event().await?, WriterEvent::Started { .. }) {}
         connection.transmit().await?;
         Ok(connection)
     }
 
-    /// Sends the frames of a batch as they become due, and counts them. They were recorded at `received`, since the Unix
-    /// epoch, or as the dnstap in them says.
-    pub(crate) async fn send(
-        &mut self,
-        batch: &FrameBatch,
-        received: Option<Duration>,
-        pacer: &mut Pacer,
-        frames: &mut u64,
-    ) -> Result<(), SendError> {
-        if pacer.is_unlimited() {
-            self.write(batch.bytes()).await?;
-            *frames += u64::from(batch.frames());
-            return Ok(());
-        }
-        // Everything that is due goes in one write: sent <= due.
-        let mut waiting = batch.bytes().clone();
-        let (mut due_len, mut due_frames) = (0, 0);
-        for payload in batch.payloads() {
-            let due = pacer.due(&payload, received);
-            if due > Instant::now() {
-                self.write(&waiting.split_to(due_len)).await?;
-                *frames += due_frames;
-                (due_len, due_frames) = (0, 0);
-                self.wait_until(due).await?;
+    /// STOP, and FINISH if the reader answers at all. Says so if FINISH does not come soon.
+    pub(crate) async fn finish(mut self) -> Result<(), SendError> {
+        let waiting = format!(
+            "{}: every frame is sent; waiting for FINISH, at most {} (finish_timeout)",
+            self.to,
+            format_duration(self.finish_timeout)
+        );
+        self.session.stop(Instant::now());
+        {
+            let mut finished = pin!(self.finished());
+            match timeout(FINISH_USUAL, &mut finished).await {
+                Ok(result) => result?,
+                Err(_) => {
+                    tell(&waiting);
+                    finished.await?;
+                }
             }
-            due_len += LENGTH_WORD + payload.len();
-            due_frames += 1;
         }
-        self.write(&waiting).await?;
-        *frames += due_frames;
+        // After FINISH the reader may be gone already.
+        let _ = self.stream.shutdown().await;
         Ok(())
     }
 
-    /// STOP, and FINISH if the reader answers at all.
-    pub(crate) async fn finish(mut self) -> Result<(), SendError> {
-        self.session.stop(Instant::now());
+    async fn finished(&mut self) -> Result<(), SendError> {
         while self.next_event().await? != WriterEvent::Finished {}
-        // After FINISH the reader may be gone already.
-        let _ = self.stream.shutdown().await;
         Ok(())
     }
 
@@ -151,7 +142,7 @@ impl Connection {
     }
 
     /// Writes in the data phase: a reader that speaks or goes ends it.
-    async fn write(&mut self, bytes: &Bytes) -> Result<(), SendError> {
+    pub(crate) async fn write(&mut self, bytes: &Bytes) -> Result<(), SendError> {
         let (mut reading, mut writing) = tokio::io::split(&mut self.stream);
         select! {
             biased;
@@ -160,7 +151,8 @@ impl Connection {
         }
     }
 
-    async fn wait_until(&mut self, due: Instant) -> Result<(), SendError> {
+    /// Waits, and watches the reader meanwhile.
+    pub(crate) async fn wait_until(&mut self, due: Instant) -> Result<(), SendError> {
         select! {
             () = sleep_until(due.into()) => Ok(()),
             result = watch(&mut self.stream, &mut self.session, &mut self.incoming) => result,
@@ -207,4 +199,5 @@ async fn connect(to: &Address) -> io::Result<Box<dyn Stream>> {
     }
 }
 
-const LENGTH_WORD: usize = 4;
+/// A reader that sends FINISH does it within this time.
+const FINISH_USUAL: Duration = Duration::from_secs(1);

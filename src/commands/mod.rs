@@ -8,21 +8,30 @@ use tapster::config::Fault;
 use tapster::config::Faults;
 use tapster::config::Resolved;
 use tapster::config::resolve;
+use tapster::observability::printable;
 
 use crate::cli::RelayArgs;
 use crate::cli::time::TimeRange;
 
 pub(crate) mod check;
 pub(crate) mod connection;
+pub(crate) mod contents;
+pub(crate) mod count;
 pub(crate) mod doctor;
 pub(crate) mod file;
+pub(crate) mod file_sink;
 pub(crate) mod inspect;
 pub(crate) mod pace;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod select;
 pub(crate) mod signals;
+pub(crate) mod sink;
+pub(crate) mod source;
 pub(crate) mod spool;
+pub(crate) mod summary;
+pub(crate) mod tell;
+pub(crate) mod verdict;
 
 /// Bad usage or configuration, found before anything is bound (`EX_USAGE` of `sysexits.h`).
 pub(crate) const EXIT_USAGE: u8 = 64;
@@ -83,10 +92,10 @@ pub(crate) fn check_range(range: &TimeRange) -> Result<(), CommandError> {
 fn summary_fault(path: &Path) -> Option<Fault> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let message = if path.is_dir() {
-        format!("{} is a folder: name a file in it, or `-` for stdout", path.display())
+        format!("{} is a folder: name a file in it, or `-` for stdout", printable(path))
     } else {
         let folder = folder.filter(|folder| !folder.is_dir())?;
-        format!("the folder {} is not there: create it, or write `-` for stdout", folder.display())
+        format!("the folder {} is not there: create it, or write `-` for stdout", printable(folder))
     };
     Some(Fault { place: "command line".to_owned(), key: "--summary".to_owned(), message })
 }

@@ -25,11 +25,24 @@ pub(crate) struct Pacer {
     /// Time of the first frame that has one.
     recorded_start: Option<Duration>,
     last: Duration,
+    /// Longest pause between two frames.
+    pause_max: Duration,
+    /// Time that pauses were cut by.
+    cut: Duration,
+    /// How long the last pause would have been, if it was cut.
+    uncut: Option<Duration>,
 }
 
 impl Pacer {
-    pub(crate) fn new(pace: Pace, start: Instant) -> Self {
-        Self { pace, start, frames: 0, recorded_start: None, last: Duration::ZERO }
+    /// Frames of a recording are at most `pause_max` apart.
+    pub(crate) fn new(pace: Pace, pause_max: Duration, start: Instant) -> Self {
+        let (last, cut) = (Duration::ZERO, Duration::ZERO);
+        Self { pace, start, frames: 0, recorded_start: None, last, pause_max, cut, uncut: None }
+    }
+
+    /// How long the pause before the last frame would be, if it is cut.
+    pub(crate) fn uncut_pause(&self) -> Option<Duration> {
+        self.uncut
     }
 
     /// Whether frames need not be looked at one by one.
@@ -59,7 +72,12 @@ impl Pacer {
     fn recorded(&mut self, payload: &[u8], received: Option<Duration>, speed: f64) -> Option<Duration> {
         let time = received.or_else(|| Message::parse(payload).ok()?.time())?;
         let start = *self.recorded_start.get_or_insert(time);
-        Duration::try_from_secs_f64(time.saturating_sub(start).as_secs_f64() / speed).ok()
+        let after = Duration::try_from_secs_f64(time.saturating_sub(start).as_secs_f64() / speed).ok()?;
+        let pause = after.saturating_sub(self.cut + self.last);
+        let too_long = pause.saturating_sub(self.pause_max);
+        self.uncut = (!too_long.is_zero()).then_some(pause);
+        self.cut += too_long;
+        Some(after.saturating_sub(self.cut))
     }
 }
 
@@ -74,7 +92,7 @@ mod tests {
 
     fn millis(pace: Pace, payloads: &[Vec<u8>]) -> Vec<u128> {
         let start = Instant::now();
-        let mut pacer = Pacer::new(pace, start);
+        let mut pacer = Pacer::new(pace, Duration::from_secs(10), start);
         payloads.iter().map(|payload| pacer.due(payload, None).duration_since(start).as_millis()).collect()
     }
 
@@ -93,17 +111,33 @@ mod tests {
     #[test]
     fn what_is_known_of_the_recording_counts_more_than_what_is_in_the_frame() {
         let start = Instant::now();
-        let mut pacer = Pacer::new(Pace::Speed(2.0), start);
+        let mut pacer = Pacer::new(Pace::Speed(2.0), Duration::MAX, start);
         let seconds = [100, 104, 103].map(Duration::from_secs);
         let due = seconds.map(|second| pacer.due(&query(1), Some(second)).duration_since(start).as_secs());
         assert_eq!(due, [0, 2, 2]);
     }
 
     #[test]
+    fn a_pause_is_cut_to_the_longest_one_and_what_follows_comes_sooner() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new(Pace::Speed(1.0), Duration::from_secs(10), start);
+        let mut due = |second| {
+            let due = pacer.due(b"", Some(Duration::from_secs(second))).duration_since(start).as_secs();
+            (due, pacer.uncut_pause().map(|pause| pause.as_secs()))
+        };
+        assert_eq!(
+            [due(100), due(110), due(3710), due(3712)],
+            [(0, None), (10, None), (20, Some(3600)), (22, None)]
+        );
+        // A clock that was set back, and on again.
+        assert_eq!([due(50), due(3713), due(9999)], [(22, None), (23, None), (33, Some(6286))]);
+    }
+
+    #[test]
     fn times_beyond_all_clocks_do_no_harm() {
         let never = vec![0x72, 13, 0x08, 5, 0x40, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
         assert_eq!(millis(Pace::Speed(1e-300), &[query(1), query(2), never.clone()]), [0, 0, 0]);
-        assert_eq!(millis(Pace::Speed(0.01), &[query(1), never, query(2)]), [0, 0, 100_000]);
+        assert_eq!(millis(Pace::Speed(0.01), &[query(1), never, query(2)]), [0, 0, 10_000]);
         assert_eq!(millis(Pace::Rate(1e-300), &[vec![], vec![]]), [0, 0]);
     }
 }

@@ -1,12 +1,9 @@
 //! `tapster run`: relay until a signal, then drain.
 
-use std::fs;
 use std::io;
-use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::panic::resume_unwind;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
@@ -39,6 +36,7 @@ use crate::commands::CommandError;
 use crate::commands::resolve_args;
 use crate::commands::signals::Event;
 use crate::commands::signals::Signals;
+use crate::commands::summary::write_summary;
 
 /// Relays until SIGTERM or SIGINT, drains, and tells where every frame went.
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
@@ -225,16 +223,6 @@ fn log_ledger(ledger: &Ledger) {
             "written"
         );
     }
-}
-
-fn write_summary(path: &Path, ledger: &Ledger) -> Result<(), CommandError> {
-    let mut json = serde_json::to_string(ledger).expect("a ledger is plain data");
-    json.push('\n');
-    let written =
-        if path == Path::new("-") { io::stdout().write_all(json.as_bytes()) } else { fs::write(path, json) };
-    written.map_err(|error| {
-        CommandError::Failed(format!("the summary cannot be written to {}: {error}", path.display()))
-    })
 }
 
 /// Every connection needs a descriptor, and the soft limit is often 1024 where the hard one is far higher.

@@ -1,5 +1,7 @@
 //! What is right by itself and wrong together: names, addresses and content types.
 
+use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::config::keys::Entry;
@@ -17,30 +19,34 @@ pub(super) fn check_names<T>(
     default_name: impl Fn(&T) -> String,
     findings: &mut Findings,
 ) {
-    let mut names: Vec<String> = Vec::new();
+    let mut names: HashSet<String> = HashSet::new();
     for entry in &mut *entries {
         let name = name_of(&mut entry.config);
         if name.is_empty() {
             continue;
         }
-        if names.contains(name) {
+        if !names.insert(name.clone()) {
             findings.fault(
                 &entry.origin,
                 "name",
                 format!("another {kind} is called `{name}` too: names must differ"),
             );
         }
-        names.push(name.clone());
     }
+    let mut numbers: HashMap<String, u64> = HashMap::new();
     for entry in entries {
         if !name_of(&mut entry.config).is_empty() {
             continue;
         }
         let address = default_name(&entry.config);
-        let numbered = (2..).map(|number| format!("{address}#{number}"));
-        let name = std::iter::once(address.clone()).chain(numbered).find(|name| !names.contains(name));
-        let name = name.expect("numbers do not end");
-        names.push(name.clone());
+        let number = numbers.entry(address.clone()).or_default();
+        let name = loop {
+            *number += 1;
+            let name = if *number == 1 { address.clone() } else { format!("{address}#{number}") };
+            if names.insert(name.clone()) {
+                break name;
+            }
+        };
         *name_of(&mut entry.config) = name;
     }
 }

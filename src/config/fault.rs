@@ -1,6 +1,9 @@
 //! What is wrong with a configuration: every fault, each with its place, its key and a sentence that helps.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use crate::observability::printable;
 
 /// One thing that is wrong, or that is allowed and yet unlikely to be meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,11 +19,12 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        // A place, a key and what a message quotes are whatever somebody wrote.
+        write!(f, "{}: ", printable(&*shortened(&self.place)))?;
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", printable(&*shortened(&self.key)))?;
         }
-        f.write_str(&self.message)
+        write!(f, "{}", printable(&*shortened(&self.message)))
     }
 }
 
@@ -34,11 +38,31 @@ impl fmt::Display for Faults {
             1 => write!(f, "1 fault in the configuration, nothing was started:")?,
             count => write!(f, "{count} faults in the configuration, nothing was started:")?,
         }
-        for fault in &self.0 {
+        for fault in self.0.iter().take(FAULTS_SHOWN) {
             write!(f, "\n  {fault}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(FAULTS_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more, not shown: mend these first"),
+        }
     }
 }
 
 impl std::error::Error for Faults {}
+
+/// The beginning and the end of a text of more than [`TEXT_SHOWN`] bytes.
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= TEXT_SHOWN {
+        return Cow::Borrowed(text);
+    }
+    let (begin, end) = (TEXT_SHOWN / 2, text.len() - TEXT_SHOWN / 2);
+    let boundary = |at: &usize| text.is_char_boundary(*at);
+    let begin = (0..=begin).rev().find(boundary).unwrap_or(0);
+    let end = (end..=text.len()).find(boundary).unwrap_or(text.len());
+    Cow::Owned(format!("{} … {}", &text[..begin], &text[end..]))
+}
+
+/// Nobody reads more of them, and the next run tells the rest.
+pub(super) const FAULTS_SHOWN: usize = 100;
+/// More than any sentence of ours has, bytes.
+const TEXT_SHOWN: usize = 2000;

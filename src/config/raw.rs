@@ -63,8 +63,8 @@ impl Value {
 /// The tree of a TOML document and every syntax error in it.
 pub(super) fn from_toml(text: &str) -> (Table, Vec<SyntaxError>) {
     let (table, errors) = DeTable::parse_recoverable(text);
-    let line_of =
-        |span: Range<usize>| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1;
+    let line_ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let line_of = |span: Range<usize>| line_ends.partition_point(|end| *end < span.start) + 1;
     let errors = errors
         .into_iter()
         .map(|error| SyntaxError { line: error.span().map(line_of), message: error.message().to_owned() })
@@ -76,7 +76,13 @@ pub(super) fn from_toml(text: &str) -> (Table, Vec<SyntaxError>) {
 pub(super) fn from_query(query: &str) -> (Table, Vec<SyntaxError>) {
     let mut table = Table::new();
     let mut errors = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    for (count, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+        if count == PAIRS_MAX {
+            let message =
+                format!("has more than {PAIRS_MAX} keys behind its `?`: write a configuration file");
+            errors.push(SyntaxError { line: None, message });
+            break;
+        }
         match parse_pair(pair).and_then(|(path, value)| insert(&mut table, &path, Node::text(&value))) {
             Ok(()) => {}
             Err(message) => errors.push(SyntaxError { line: None, message }),
@@ -153,6 +159,9 @@ fn percent_decode(text: &str) -> Result<String, String> {
     }
     String::from_utf8(bytes).map_err(|_| format!("`{text}` is not UTF-8 once decoded"))
 }
+
+/// Each is compared with those before it.
+const PAIRS_MAX: usize = 1000;
 
 #[cfg(test)]
 mod tests {

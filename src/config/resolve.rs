@@ -67,14 +67,30 @@ pub struct Resolved {
 /// # Errors
 /// [`Faults`]: all of them, each with its key and what to do.
 pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
+    let file = options.config.as_ref().map(|path| {
+        let origin = Origin { source: path.display().to_string(), ..Origin::default() };
+        (origin, read_text(path))
+    });
+    resolve_all(file, options)
+}
+
+/// The configuration of a TOML document that is not in a file.
+///
+/// # Errors
+/// [`Faults`], as if the document had been given to `--config`.
+pub fn resolve_toml(document: &str) -> Result<Resolved, Faults> {
+    let origin = Origin { source: "configuration".to_owned(), ..Origin::default() };
+    resolve_all(Some((origin, Ok(document.to_owned()))), &Options::default())
+}
+
+fn resolve_all(file: Option<(Origin, io::Result<String>)>, options: &Options) -> Result<Resolved, Faults> {
     let mut findings = Findings::default();
     let mut config = RelayConfig { inputs: Vec::new(), outputs: Vec::new(), ..RelayConfig::default() };
     let mut inputs = Vec::new();
     let mut outputs = Vec::new();
 
-    if let Some(path) = &options.config {
-        let origin = Origin { source: path.display().to_string(), ..Origin::default() };
-        let table = read_file(path, &origin, &mut findings);
+    if let Some((origin, text)) = file {
+        let table = read_document(text, &origin, &mut findings);
         let mut top = Section::new(origin, table, &mut findings);
         take_process_keys(&mut top, &mut config);
         let (input_tables, output_tables) = (top.tables("input"), top.tables("output"));
@@ -124,13 +140,23 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
     if faults.is_empty() { Ok(Resolved { config, warnings }) } else { Err(Faults(faults)) }
 }
 
+/// The output of an address, and what cannot be seen in its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedOutput {
+    /// Every key filled in.
+    pub config: OutputConfig,
+    /// Whether `content_type` was written, and not filled in.
+    pub names_content_type: bool,
+}
+
 /// The output that an address with its keys stands for: `tcp://10.0.0.5:6000?finish_timeout=30s`.
 ///
 /// # Errors
 /// [`Faults`], as if it had been given to `--to`.
-pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
+pub fn resolve_output(text: &str) -> Result<ResolvedOutput, Faults> {
     let mut findings = Findings::default();
     let (origin, table) = read_address("--to", "to", text, &mut findings);
+    let names_content_type = table.iter().any(|(key, _)| key == "content_type");
     let mut outputs = [take_output(Section::new(origin, table, &mut findings))];
     check_names(
         &mut outputs,
@@ -140,12 +166,12 @@ pub fn resolve_output(text: &str) -> Result<OutputConfig, Faults> {
         &mut findings,
     );
     let (faults, _) = findings.into_sorted();
-    let [output] = outputs;
-    if faults.is_empty() { Ok(output.config) } else { Err(Faults(faults)) }
+    let [Entry { config, .. }] = outputs;
+    if faults.is_empty() { Ok(ResolvedOutput { config, names_content_type }) } else { Err(Faults(faults)) }
 }
 
-fn read_file(path: &Path, origin: &Origin, findings: &mut Findings) -> Table {
-    match read_text(path) {
+fn read_document(text: io::Result<String>, origin: &Origin, findings: &mut Findings) -> Table {
+    match text {
         Ok(text) => {
             let (table, errors) = from_toml(&text);
             findings.syntax(origin, errors);

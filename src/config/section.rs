@@ -1,5 +1,6 @@
 //! Taking a table apart, key by key; every fault is noted and none ends the walk.
 
+use crate::config::fault::FAULTS_SHOWN;
 use crate::config::fault::Fault;
 use crate::config::raw::Node;
 use crate::config::raw::SyntaxError;
@@ -66,7 +67,14 @@ impl Findings {
 
     /// Faults, then warnings: those of the file by line, then those of the command line.
     pub(super) fn into_sorted(self) -> (Vec<Fault>, Vec<Fault>) {
-        (sorted(self.faults), sorted(self.warnings))
+        let mut warnings = sorted(self.warnings);
+        let more = warnings.len().saturating_sub(FAULTS_SHOWN);
+        warnings.truncate(FAULTS_SHOWN);
+        if more > 0 {
+            let message = format!("{more} more remarks are not shown");
+            warnings.push(Fault { place: "configuration".to_owned(), key: String::new(), message });
+        }
+        (sorted(self.faults), warnings)
     }
 }
 
@@ -135,6 +143,10 @@ impl<'f> Section<'f> {
             self.fault(key, "must have at least one value".to_owned());
             return None;
         }
+        if items.len() > VALUES_MAX {
+            self.fault(key, format!("has {} values: at most {VALUES_MAX} are allowed", items.len()));
+            return None;
+        }
         let mut values = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             match parse(&item.value) {
@@ -166,6 +178,10 @@ impl<'f> Section<'f> {
             self.fault(key, format!("there may be several: write [[{key}]], in double brackets"));
             return Vec::new();
         };
+        if items.len() > VALUES_MAX {
+            self.fault(key, format!("stands there {} times: at most {VALUES_MAX} are allowed", items.len()));
+            return Vec::new();
+        }
         let mut tables = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
             let path = format!("{key}[{index}]");
@@ -195,12 +211,15 @@ impl<'f> Section<'f> {
 
     /// Reports every key that nobody asked for, with the nearest that somebody did.
     pub(super) fn finish(mut self) -> Origin {
-        for (key, node) in std::mem::take(&mut self.table) {
-            if self.known.contains(&key.as_str()) {
-                continue;
-            }
+        let mut unknown = std::mem::take(&mut self.table);
+        unknown.retain(|(key, _)| !self.known.contains(&key.as_str()));
+        unknown.sort_by_key(|(_, node)| node.line);
+        for (index, (key, node)) in unknown.into_iter().enumerate() {
             let known = self.known.iter().copied();
-            let message = match nearest(&key, known.clone()) {
+            // What nobody will see need not help.
+            let near = if index < FAULTS_SHOWN { nearest(&key, known.clone()) } else { None };
+            let message = match near {
+                None if index >= FAULTS_SHOWN => "is not a key".to_owned(),
                 Some(nearest) => format!("is not a key; did you mean `{nearest}`?"),
                 None => format!("is not a key here; the keys are {}", list(known, "and")),
             };
@@ -243,6 +262,9 @@ impl Origin {
         Located { line, fault: Fault { place, key, message } }
     }
 }
+
+/// Values of a list are compared with each other, and with those of other lists.
+const VALUES_MAX: usize = 1000;
 
 fn sorted(mut found: Vec<Located>) -> Vec<Fault> {
     found.sort_by_key(|located| located.line.unwrap_or(usize::MAX));

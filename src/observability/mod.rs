@@ -10,6 +10,7 @@ pub(crate) mod listener_log;
 pub mod logging;
 mod loss_log;
 pub(crate) mod member_account;
+mod printable;
 pub(crate) mod spool_account;
 pub mod status;
 
@@ -22,4 +23,8 @@ pub use ledger::Residence;
 pub use ledger::SpoolLedger;
 pub use logging::Log;
 pub use logging::LogFormat;
+pub use printable::Printable;
+pub use printable::printable;
+pub use printable::printable_json;
+pub use printable::printable_lines;
 pub use status::StatusLine;

@@ -1,5 +1,7 @@
-//! Files: a stream that begins with START and ends with STOP.
+//! Files: streams that begin with START and end with STOP, one or several in a row.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -21,10 +23,7 @@ use crate::protocol::control::encode_short;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileStatus {
     /// With STOP.
-    Clean {
-        /// Bytes behind STOP, which were not looked at: a second file, maybe, for concatenated files are not one.
-        trailing: u64,
-    },
+    Clean,
     /// Before STOP, or even before START was complete: its frames are good, and there may have been more.
     Truncated {
         /// Bytes of the frame that was cut; 0 between two frames.
@@ -32,30 +31,55 @@ pub enum FileStatus {
     },
     /// With bytes that are not Frame Streams: the frames before them are good.
     Damaged(ProtocolError),
+    /// With bytes behind STOP that begin no other stream: the frames before them are good, and none seems to be missing.
+    Garbage,
 }
 
-/// Reads a file of any content type.
+/// How far a file has been read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilePosition {
+    /// Bytes of whole frames, control frames too. What is truncated or damaged begins at this offset.
+    pub offset: u64,
+    /// Whole data frames. What is damaged is the frame behind them.
+    pub frames: u64,
+    /// Streams that have begun, each with a START of its own.
+    pub streams: u64,
+}
+
+/// Reads a file of any content type, in which streams may follow each other, as `cat a b` makes them.
 ///
-/// Give it what was read from the file, in pieces of any length, and take the events: `Started`, then `Data`, then
-/// `Finished` if there is a STOP.
+/// Give it what was read from the file, in pieces of any length, and take the events: for each stream `Started`, then
+/// `Data`, then `Finished` if there is a STOP.
 #[derive(Debug)]
 pub struct FileReader {
+    config: Arc<ReaderConfig>,
     session: ReaderSession,
+    events: VecDeque<ReaderEvent>,
+    position: FilePosition,
+    /// Whether the present stream has begun.
+    started: bool,
     fault: Option<ProtocolError>,
 }
 
 impl FileReader {
     /// A reader of data frames up to `frame_len_max` payload bytes.
     pub fn new(frame_len_max: u32, now: Instant) -> Self {
-        let config = ReaderConfig {
+        let config = Arc::new(ReaderConfig {
             content_types: ContentTypes::Any,
             bidirectional: false,
             unidirectional: true,
             frame_len_max,
             oversize: Oversize::Close,
             handshake_timeout: Duration::MAX,
-        };
-        Self { session: ReaderSession::new(config, now), fault: None }
+        });
+        Self {
+            session: ReaderSession::new(Arc::clone(&config), now),
+            config,
+            events: VecDeque::new(),
+            position: FilePosition::default(),
+            started: false,
+            fault: None,
+        }
     }
 
     /// Takes what is whole off the front of `bytes`, and leaves a partial frame in it for the caller to append to.
@@ -65,20 +89,35 @@ impl FileReader {
     /// What is wrong with the file. Frames before the fault are still delivered; [`FileReader::handle_eof`] repeats
     /// the fault.
     pub fn handle_bytes(&mut self, now: Instant, bytes: &mut BytesMut) -> Result<(), ProtocolError> {
-        let result = self.session.handle_bytes(now, bytes);
-        if let Err(fault) = &result {
-            self.fault = Some(fault.clone());
+        while self.fault.is_none() {
+            let len = bytes.len();
+            let result = self.session.handle_bytes_to_stop(now, bytes);
+            self.position.offset += (len - bytes.len()) as u64;
+            self.take_events();
+            if let Err(fault) = result {
+                self.position.offset -= self.session.faulty_control_len() as u64;
+                self.fault = Some(fault);
+            } else if self.session.is_finished() && !bytes.is_empty() {
+                self.session = ReaderSession::new(Arc::clone(&self.config), now);
+                self.started = false;
+            } else {
+                return Ok(());
+            }
         }
-        result
+        self.fault.clone().map_or(Ok(()), Err)
     }
 
     /// Tells that the file ends. `rest` is what [`FileReader::handle_bytes`] left.
     pub fn handle_eof(&mut self, rest: &[u8]) -> FileStatus {
+        let behind_stop = !self.started && self.position.streams > 0;
         if let Some(fault) = &self.fault {
-            return FileStatus::Damaged(fault.clone());
+            return if behind_stop { FileStatus::Garbage } else { FileStatus::Damaged(fault.clone()) };
         }
+        // A stream begins with an escape, which is zeros.
+        let begins_none = rest.iter().take(ESCAPE_LEN).any(|byte| *byte != 0);
         match self.session.handle_eof(rest) {
-            SessionEnd::Finished => FileStatus::Clean { trailing: self.session.counters().bytes_after_stop },
+            SessionEnd::Finished => FileStatus::Clean,
+            SessionEnd::InHandshake if behind_stop && begins_none => FileStatus::Garbage,
             SessionEnd::Unclean | SessionEnd::Truncated { .. } | SessionEnd::InHandshake => {
                 FileStatus::Truncated { bytes: rest.len() }
             }
@@ -87,9 +126,30 @@ impl FileReader {
 
     /// The next thing that was found.
     pub fn poll_event(&mut self) -> Option<ReaderEvent> {
-        self.session.poll_event()
+        self.events.pop_front()
+    }
+
+    /// How far the file has been read. The events may lag behind.
+    pub fn position(&self) -> FilePosition {
+        self.position
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            match &event {
+                ReaderEvent::Started { .. } => {
+                    self.started = true;
+                    self.position.streams += 1;
+                }
+                ReaderEvent::Data(batch) => self.position.frames += u64::from(batch.frames()),
+                ReaderEvent::Finished => {}
+            }
+            self.events.push_back(event);
+        }
     }
 }
+
+const ESCAPE_LEN: usize = 4;
 
 /// What goes around the batches of a file.
 ///
@@ -183,7 +243,7 @@ mod tests {
         let (started, payloads, status) = read(&golden_file());
         assert_eq!(started, Some(Some(content_type(b"test:hello"))));
         assert_eq!(payloads, golden_payloads());
-        assert_eq!(status, FileStatus::Clean { trailing: 0 });
+        assert_eq!(status, FileStatus::Clean);
     }
 
     #[test]
@@ -214,7 +274,7 @@ mod tests {
     fn f03_a_file_without_a_type_is_read() {
         let (started, payloads, status) = read(&[start(&[]), data(b"a"), stop()].concat());
         assert_eq!((started, payloads), (Some(None), vec![Bytes::from_static(b"a")]));
-        assert_eq!(status, FileStatus::Clean { trailing: 0 });
+        assert_eq!(status, FileStatus::Clean);
         assert_eq!(&FileWriter::new(None).header()[..], start(&[]));
     }
 
@@ -225,12 +285,55 @@ mod tests {
     }
 
     #[test]
-    fn f03_bytes_behind_stop_are_reported() {
+    fn f03_streams_behind_each_other_are_read_one_after_the_other() {
+        let first = [start(&[D]), data(b"a"), stop()].concat();
+        let second = [start(&[O]), data(b"b"), data(b"c"), stop()].concat();
+        let both = [first.clone(), second.clone()].concat();
+        let (started, payloads, status) = read(&both);
+        assert_eq!((started, status), (Some(Some(content_type(O))), FileStatus::Clean));
+        assert_eq!(payloads, ["a", "b", "c"]);
+        // What is lost of the last stream is lost of the file.
+        for len in first.len() + 1..both.len() {
+            let (_, _, status) = read_pieces([&both[..len]]);
+            assert!(matches!(status, FileStatus::Truncated { .. }), "{len}: {status:?}");
+        }
+    }
+
+    #[test]
+    fn f03_bytes_behind_stop_that_begin_no_stream_are_garbage() {
         let file = [start(&[D]), data(b"a"), stop()].concat();
-        for trailing in [vec![7; 16], file.clone()] {
-            let (_, payloads, status) = read(&[file.clone(), trailing.clone()].concat());
-            assert_eq!(payloads, ["a"], "of the first file");
-            assert_eq!(status, FileStatus::Clean { trailing: trailing.len() as u64 });
+        for garbage in [&[7; 16][..], b"\n", b"\0\0\n", &[0; 8], &data(b"b"), &stop(), &ready(&[D])] {
+            let (_, payloads, status) = read(&[&file[..], garbage].concat());
+            assert_eq!(
+                (payloads, status),
+                (vec![Bytes::from_static(b"a")], FileStatus::Garbage),
+                "{garbage:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_position_is_where_the_damage_begins() {
+        let (opened, frame) = (start(&[D]), data(b"a"));
+        let too_long = [&[0xff; 4][..], b"b"].concat();
+        let unknown_then = [control_raw(b"\0\0\0\x09"), too_long.clone()].concat();
+        for (damage, before) in
+            [(start(&[D]), 0), (ready(&[D]), 0), (control_raw(b"\0\0"), 0), (too_long, 0), (unknown_then, 12)]
+        {
+            let file = [opened.clone(), frame.clone(), damage, frame.clone()].concat();
+            for pieces in all_splits(&file) {
+                let mut reader = FileReader::new(FRAME_LEN_MAX_DEFAULT, Instant::now());
+                let mut bytes = BytesMut::new();
+                for piece in pieces {
+                    bytes.extend_from_slice(piece);
+                    if reader.handle_bytes(Instant::now(), &mut bytes).is_err() {
+                        break;
+                    }
+                }
+                let offset = (opened.len() + frame.len() + before) as u64;
+                assert_eq!(reader.position(), FilePosition { offset, frames: 1, streams: 1 }, "{file:?}");
+                assert!(matches!(reader.handle_eof(&bytes), FileStatus::Damaged(_)));
+            }
         }
     }
 

@@ -148,6 +148,7 @@ pub use decoder::ScanStop;
 pub use decoder::scan;
 pub use encoder::Encoder;
 pub use error::ProtocolError;
+pub use file::FilePosition;
 pub use file::FileReader;
 pub use file::FileStatus;
 pub use file::FileWriter;

@@ -126,6 +126,8 @@ pub struct ReaderSession {
     events: VecDeque<ReaderEvent>,
     transmit: VecDeque<Bytes>,
     counters: ReaderCounters,
+    /// See [`ReaderSession::faulty_control_len`].
+    control_len: usize,
 }
 
 #[derive(Debug)]
@@ -160,6 +162,7 @@ impl ReaderSession {
             events: VecDeque::new(),
             transmit: VecDeque::new(),
             counters: ReaderCounters::default(),
+            control_len: 0,
         }
     }
 
@@ -170,11 +173,36 @@ impl ReaderSession {
     /// What the writer did wrong. Frames that came before the fault are still delivered as events. An error is
     /// final: every later call returns it again.
     pub fn handle_bytes(&mut self, now: Instant, bytes: &mut BytesMut) -> Result<(), ProtocolError> {
+        self.handle_bytes_to_stop(now, bytes)?;
+        if let State::Finished = self.state {
+            self.counters.bytes_after_stop += bytes.len() as u64;
+            bytes.clear();
+        }
+        Ok(())
+    }
+
+    /// Does what [`ReaderSession::handle_bytes`] does, and leaves in `bytes` what is behind STOP.
+    pub(super) fn handle_bytes_to_stop(
+        &mut self,
+        now: Instant,
+        bytes: &mut BytesMut,
+    ) -> Result<(), ProtocolError> {
         let result = self.read(now, bytes);
         if let Err(error) = &result {
             self.state = State::Failed(error.clone());
         }
         result
+    }
+
+    /// Whether STOP came.
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self.state, State::Finished)
+    }
+
+    /// Length in bytes of the control frame that was taken off the input last, and that is the fault of a session that
+    /// failed; 0 if the fault was found before anything was taken.
+    pub(super) fn faulty_control_len(&self) -> usize {
+        self.control_len
     }
 
     /// Tells that the time of [`ReaderSession::poll_timeout`] has come.
@@ -243,13 +271,13 @@ impl ReaderSession {
         loop {
             match &self.state {
                 State::Opening { .. } => {
-                    let Some(control) = take_control(bytes, self.expected_first())? else {
+                    let Some(control) = self.take_control(bytes, self.expected_first())? else {
                         return Ok(());
                     };
                     self.handle_first(&control?)?;
                 }
                 State::Accepted { .. } => {
-                    let Some(control) = take_control(bytes, "START")? else {
+                    let Some(control) = self.take_control(bytes, "START")? else {
                         return Ok(());
                     };
                     self.handle_second(&control?)?;
@@ -260,14 +288,21 @@ impl ReaderSession {
                         return Ok(());
                     }
                 }
-                State::Finished => {
-                    self.counters.bytes_after_stop += bytes.len() as u64;
-                    bytes.clear();
-                    return Ok(());
-                }
+                State::Finished => return Ok(()),
                 State::Failed(error) => return Err(error.clone()),
             }
         }
+    }
+
+    fn take_control(
+        &mut self,
+        bytes: &mut BytesMut,
+        expected: &'static str,
+    ) -> Result<Option<Result<ControlFrame, ControlError>>, ProtocolError> {
+        let len = bytes.len();
+        let control = take_control(bytes, expected);
+        self.control_len = len - bytes.len();
+        control
     }
 
     /// The first control frame decides the shape of the session.
@@ -339,6 +374,7 @@ impl ReaderSession {
     fn handle_stream(&mut self, now: Instant, bytes: &mut BytesMut) -> Result<(), ProtocolError> {
         let len_max = self.config.frame_len_max;
         while let State::Streaming { bidirectional, skip } = &mut self.state {
+            let bidirectional = *bidirectional;
             if *skip > 0 {
                 let skipped = bytes.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
                 bytes.advance(skipped);
@@ -349,6 +385,8 @@ impl ReaderSession {
                 let frames = bytes.split_to(scan.bytes).freeze();
                 self.events.push_back(ReaderEvent::Data(FrameBatch::scanned(frames, &scan, now)));
             }
+            // What is found wrong from here on is wrong with the next frame.
+            self.control_len = 0;
             match scan.stop {
                 ScanStop::Incomplete { .. } => return Ok(()),
                 ScanStop::TooLong { len } => {
@@ -358,10 +396,9 @@ impl ReaderSession {
                     }
                     *skip = 4 + u64::from(len);
                 }
-                ScanStop::Escape => match take_control(bytes, "a control frame")? {
+                ScanStop::Escape => match self.take_control(bytes, "a control frame")? {
                     None => return Ok(()),
                     Some(Ok(control)) if control.control_type == ControlType::Stop => {
-                        let bidirectional = *bidirectional;
                         self.end(bidirectional);
                         self.events.push_back(ReaderEvent::Finished);
                     }

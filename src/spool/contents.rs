@@ -7,6 +7,7 @@ use std::io;
 
 use serde::Serialize;
 
+use crate::observability::printable;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::spool::cursor::CURSOR_NAME;
@@ -49,7 +50,7 @@ pub enum Content {
 #[non_exhaustive]
 pub enum Flaw {
     /// Bytes that are no record.
-    #[error("{}: {bytes} bytes from offset {offset} on are damaged", file.escape_debug())]
+    #[error("{}: {bytes} bytes from offset {offset} on are damaged", printable(file))]
     Damaged {
         /// Name of the file.
         file: String,
@@ -59,7 +60,7 @@ pub enum Flaw {
         bytes: u64,
     },
     /// The end of a file that is no record. It is no damage: the frames in it, if any, were never wholly written.
-    #[error("{}: the last {bytes} bytes are no record: a crash or a write under way", file.escape_debug())]
+    #[error("{}: the last {bytes} bytes are no record: a crash or a write under way", printable(file))]
     Torn {
         /// Name of the file.
         file: String,
@@ -69,7 +70,7 @@ pub enum Flaw {
         bytes: u64,
     },
     /// The header of a segment. Its records are found without it.
-    #[error("{}: the header is damaged", file.escape_debug())]
+    #[error("{}: the header is damaged", printable(file))]
     Header {
         /// Name of the file.
         file: String,
@@ -94,13 +95,13 @@ pub enum Flaw {
         version: u32,
     },
     /// A segment of another spool, which is not read.
-    #[error("{}: is of another spool, and left out", file.escape_debug())]
+    #[error("{}: is of another spool, and left out", printable(file))]
     OtherSpool {
         /// Name of the file.
         file: String,
     },
     /// A segment of another content type, which is not read.
-    #[error("{}: is of another content type ({content_type}), and left out", file.escape_debug())]
+    #[error("{}: is of another content type ({content_type}), and left out", printable(file))]
     OtherContentType {
         /// Name of the file.
         file: String,
@@ -108,7 +109,7 @@ pub enum Flaw {
         content_type: String,
     },
     /// The rest of a file cannot be read.
-    #[error("{}: cannot be read from offset {offset} on: {error}", file.escape_debug())]
+    #[error("{}: cannot be read from offset {offset} on: {error}", printable(file))]
     Unreadable {
         /// Name of the file.
         file: String,

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::observability::printable;
+
 /// Why a spool cannot be opened, or cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -10,7 +12,7 @@ pub enum SpoolError {
     /// Another spool has the folder.
     #[error(
         "the spool folder {} is in use by another process: stop that one, or give this output a folder of its own",
-        folder.display()
+        printable(folder)
     )]
     InUse {
         /// The folder.
@@ -45,7 +47,7 @@ pub enum SpoolError {
         wanted: String,
     },
     /// The system refused something. It may work later.
-    #[error("cannot {action} {}: {source}", name.display())]
+    #[error("cannot {action} {}: {source}", printable(name))]
     Io {
         /// What was tried.
         action: &'static str,

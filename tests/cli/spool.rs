@@ -112,10 +112,13 @@ impl Dir {
         let inspected = tapster(&["inspect", "--json", "--payload", "--limit", "100", file]);
         assert_exit(&inspected, 0);
         fs::remove_file(file).unwrap();
-        let report: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+        let text = stdout(&inspected);
+        let mut objects: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        let report = objects.pop().unwrap();
         assert_eq!(report["content_type"], "protobuf:dnstap.Dnstap");
-        let payloads = report["payloads"].as_array().unwrap().iter();
-        payloads.map(|payload| String::from_utf8(bytes_of(payload.as_str().unwrap())).unwrap()).collect()
+        let payload = |frame: &Value| bytes_of(frame["payload"].as_str().unwrap());
+        objects.iter().map(|frame| String::from_utf8(payload(frame)).unwrap()).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tapster::observability::printable;
 use tapster::spool::Content;
 use tapster::spool::Contents;
 use tapster::spool::Flaw;
@@ -17,10 +18,11 @@ use tapster::spool::SegmentItems;
 
 use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;
-use crate::commands::file::count_frames;
+use crate::commands::count::count_frames;
 use crate::commands::spool::list::print_json;
 use crate::commands::spool::look::look;
 use crate::commands::stdout_failed;
+use crate::commands::tell::tell;
 
 /// What `--json` prints for a folder.
 #[derive(Debug, Serialize)]
@@ -54,7 +56,7 @@ pub(crate) fn check(args: &SpoolLookArgs) -> Result<ExitCode, CommandError> {
         let (folder, inspected) = match look(path) {
             Ok(found) => found,
             Err(error) => {
-                eprintln!("tapster: {}: {error}", path.display());
+                tell(&format_args!("{}: {error}", printable(path)));
                 all_sound = false;
                 continue;
             }
@@ -105,7 +107,7 @@ impl Report {
                     }
                     self.flaws_count += 1;
                     if !json {
-                        writeln!(io::stdout().lock(), "{}: {flaw}", self.folder)?;
+                        writeln!(io::stdout().lock(), "{}: {flaw}", printable(&self.folder))?;
                     } else if self.flaws.len() < FLAWS_MAX {
                         self.flaws.push(flaw);
                     }
@@ -123,9 +125,10 @@ impl Report {
             return print_json(self);
         }
         let mut out = io::stdout().lock();
-        let Self { folder, frames, frames_waiting, bytes, status, .. } = self;
+        let Self { frames, frames_waiting, bytes, status, .. } = self;
+        let folder = printable(&self.folder);
         for SetAside { file, frames } in &self.set_aside {
-            let (file, frames) = (file.escape_debug(), count_frames(*frames));
+            let (file, frames) = (printable(file), count_frames(*frames));
             writeln!(out, "{folder}: {file}: was set aside, {frames} in it sound: see `dump --all`")?;
         }
         let frames = count_frames(*frames);

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
+use tapster::observability::printable;
 use tapster::spool::Moment;
 use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
@@ -12,8 +13,8 @@ use tapster::spool::SpoolError;
 
 use crate::cli::spool::SpoolDropArgs;
 use crate::commands::CommandError;
-use crate::commands::file::count_frames;
-use crate::commands::file::counted;
+use crate::commands::count::count_frames;
+use crate::commands::count::counted;
 use crate::commands::spool::list::Listing;
 use crate::commands::spool::look::look;
 use crate::commands::spool::time::Time;
@@ -21,7 +22,7 @@ use crate::commands::stdout_failed;
 
 /// Removes what is in the folder, as far as it is old enough.
 pub(crate) fn drop(args: &SpoolDropArgs) -> Result<ExitCode, CommandError> {
-    let folder = args.folder.display();
+    let folder = printable(&args.folder);
     let failed = |error: &dyn std::fmt::Display| CommandError::Failed(format!("{folder}: {error}"));
     let (opened, inspected) = look(&args.folder).map_err(|error| failed(&error))?;
     if !args.yes {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tapster::observability::printable;
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
 use tapster::spool::Content;
@@ -13,6 +14,7 @@ use tapster::spool::Moment;
 use tapster::spool::Part;
 
 use crate::cli::time::TimeRange;
+use crate::commands::tell::tell;
 
 /// Batches in order, each with the time at which the relay read it. What is wrong with the spool stands on stderr as it
 /// comes.
@@ -61,7 +63,7 @@ impl Iterator for SpoolFrames<'_> {
                     }
                 }
                 Content::Flaw(flaw) => {
-                    eprintln!("tapster: {}: {flaw}", self.path.display());
+                    tell(&format_args!("{}: {flaw}", printable(self.path)));
                     self.is_whole &= !flaw.is_damage();
                 }
             }

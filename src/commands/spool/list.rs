@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tapster::observability::printable;
+use tapster::observability::printable_json;
 use tapster::spool::CursorSlot;
 use tapster::spool::Entry;
 use tapster::spool::Folder;
@@ -18,10 +20,11 @@ use tapster::spool::inspect;
 
 use crate::cli::spool::SpoolLookArgs;
 use crate::commands::CommandError;
-use crate::commands::file::count_frames;
-use crate::commands::file::counted;
+use crate::commands::count::count_frames;
+use crate::commands::count::counted;
 use crate::commands::spool::time::Time;
 use crate::commands::stdout_failed;
+use crate::commands::tell::tell;
 
 /// What `--json` prints for a folder.
 #[derive(Debug, Serialize)]
@@ -76,7 +79,7 @@ pub(crate) fn list(args: &SpoolLookArgs) -> Result<ExitCode, CommandError> {
             Ok(listing) if args.json => print_json(&listing),
             Ok(listing) => listing.print(&mut io::stdout().lock()),
             Err(error) => {
-                eprintln!("tapster: {}: {error}", path.display());
+                tell(&format_args!("{}: {error}", printable(path)));
                 all_read = false;
                 continue;
             }
@@ -90,7 +93,7 @@ pub(crate) fn list(args: &SpoolLookArgs) -> Result<ExitCode, CommandError> {
 
 /// One object on a line of its own.
 pub(super) fn print_json(report: &impl Serialize) -> io::Result<()> {
-    let json = serde_json::to_string(report).expect("a report is plain data");
+    let json = printable_json(report).expect("a report is plain data");
     writeln!(io::stdout().lock(), "{json}")
 }
 
@@ -123,7 +126,7 @@ impl Listing {
     }
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        let Self { folder, bytes, .. } = self;
+        let (folder, bytes) = (printable(&self.folder), self.bytes);
         let unknown = if self.segments.is_empty() { "content type unknown" } else { "no content type" };
         let content_type = self.content_type.as_deref().unwrap_or(unknown);
         write!(out, "{folder}: {content_type}, {} waiting, ", count_frames(self.frames_waiting))?;
@@ -148,7 +151,7 @@ impl Listing {
         for (what, files) in [("set aside", &self.set_aside), ("foreign", &self.foreign)] {
             for ListedFile { file, bytes, modified } in files {
                 // Anybody may have chosen such a name.
-                let file = file.escape_debug();
+                let file = printable(file);
                 writeln!(out, "  {what}: {file}, {bytes} bytes, written {modified}")?;
             }
         }

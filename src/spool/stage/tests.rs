@@ -759,7 +759,8 @@ fn a_stage_that_fails_counts_what_was_on_its_way_to_the_disk() {
         storm.arrive(&mut life);
         life.stage.turn(|| storm.now);
     }
-    let arrived: u64 = life.stage.entrance.arrived().iter().map(|batch| u64::from(batch.frames().frames())).sum();
+    let arrived: u64 =
+        life.stage.entrance.arrived().iter().map(|batch| u64::from(batch.frames().frames())).sum();
     life.stage.begin_again();
     let ledger = ledger(&life.account);
     assert_eq!(ledger.frames_dropped.get("internal"), Some(&arrived));
