@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::batch::budget::Budget;
@@ -128,6 +129,8 @@ pub struct Relay {
     scope: Scope,
     inputs: Scope,
     outputs: Scope,
+    // To every file output.
+    reopen: watch::Sender<u64>,
     ended: bool,
     // Removed from the file system when the relay has stopped listening.
     socket_files: Vec<SocketFile>,
@@ -172,6 +175,7 @@ impl Relay {
             scope,
             inputs,
             outputs,
+            reopen: assembly.reopen,
             ended: false,
             socket_files,
         };
@@ -204,6 +208,12 @@ impl Relay {
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
         self.accounts.ledger()
+    }
+
+    /// Asks every file output to end its file with STOP, in order, and to begin a new one: for tools that have renamed the file.
+    /// Does not wait for it. A file without frames goes on, unless it was renamed.
+    pub fn reopen_files(&self) {
+        self.reopen.send_modify(|asked| *asked += 1);
     }
 
     /// Ends the relay: takes what has arrived, stops accepting, answers STOP with FINISH, writes what waits, ends every output
@@ -300,7 +310,8 @@ fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
 
 /// Runs a lane into files on a thread of its own.
 fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_time().build()?;
+    // With I/O: an output may write into a FIFO.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let lane_scope = scope.clone();
     scope.spawn_thread("tapster-file", "file", move || runtime.block_on(lane.run(lane_scope)))
 }
