@@ -215,7 +215,7 @@ impl Driver {
             .map_err(|error| FileFailure::new("name", Path::new(pattern), io::Error::other(error)))?;
         let place = Place::at(&name).map_err(|source| FileFailure::new("open", &name, source))?;
         let open = match place {
-            Place::Stdout | Place::InPlace => {
+            Place::Stdout | Place::Device => {
                 Open::InPlace(InPlace::open(&name, place, lane.content_type.clone())?)
             }
             Place::EmptyFile | Place::Taken | Place::Free => {

@@ -16,7 +16,7 @@ pub(crate) enum Place {
     /// The name stands for the stdout of this process.
     Stdout,
     /// A FIFO or a character device: it is written in place.
-    InPlace,
+    Device,
     /// An empty file of nobody: logrotate makes one, for us to write.
     EmptyFile,
     /// Something else, which stays as it is.
@@ -54,7 +54,7 @@ impl Place {
 
     fn of(found: &Metadata, name: &Path) -> Self {
         if is_in_place(found) {
-            Self::InPlace
+            Self::Device
         } else if found.is_file() && found.len() == 0 && is_trusted(found, name) {
             Self::EmptyFile
         } else {

@@ -147,6 +147,22 @@ on_both_backends! {
         assert_frames(&[path], 110..120);
     }
 
+    /// What was written since the last look is written again, where it can be read.
+    fn a_folder_that_something_is_mounted_over_is_written_anew(backend) {
+        let folder = folder();
+        let logs = folder.path().join("logs");
+        let path = logs.join("out.fstrm");
+        let mut writing = Writing::new(relay(backend).output(to_file(&path)).start());
+        writing.send(100);
+        let Some(disk) = Tmpfs::mount_over(logs, 1 << 20) else { return };
+        wait_for_file(&path);
+        writing.send(10);
+        writing.end();
+        assert_frames(std::slice::from_ref(&path), 100..110);
+        drop(disk);
+        assert_frames(&[path], 0..100);
+    }
+
     /// logrotate with `nocreate`, and nobody tells us.
     fn a_file_that_was_renamed_is_ended_and_a_new_one_begins(backend) {
         let folder = folder();
@@ -285,7 +301,7 @@ on_both_backends! {
         writing.end();
         assert_frames(&[folder.path().join("out.fstrm.2.1")], 100..200);
         assert_eq!(fs::read(next).expect("a file"), b"in the way too");
-        assert_eq!(files_in(folder.path(), ".part"), [PathBuf::new(); 0]);
+        assert!(files_in(folder.path(), ".part").is_empty());
     }
 
     fn files_have_the_mode_that_was_asked_for(backend) {

@@ -18,6 +18,11 @@ impl Tmpfs {
     pub(crate) fn mount(folder: &Path, bytes: u64) -> Option<Self> {
         let path = folder.join("tmpfs");
         std::fs::create_dir(&path).expect("a folder to write to");
+        Self::mount_over(path, bytes)
+    }
+
+    /// Mounts one over a folder.
+    pub(crate) fn mount_over(path: PathBuf, bytes: u64) -> Option<Self> {
         let options = format!("size={bytes}");
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).output();
         match mount {
