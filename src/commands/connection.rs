@@ -1,5 +1,6 @@
 //! A writer session over a connection of its own, to one reader.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
@@ -170,22 +171,23 @@ async fn watch(
     session: &mut WriterSession,
     incoming: &mut BytesMut,
 ) -> Result<(), SendError> {
-    loop {
-        read(stream, session, incoming).await?;
-    }
+    while !read(stream, session, incoming).await? {}
+    // It has nothing to say, and may read on.
+    pending().await
 }
 
-/// One read; cancel-safe.
+/// One read; cancel-safe. Returns whether the reader has ended its direction.
 async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     session: &mut WriterSession,
     incoming: &mut BytesMut,
-) -> Result<(), SendError> {
-    match stream.read_buf(incoming).await.map_err(SendError::Broken)? {
+) -> Result<bool, SendError> {
+    let len = stream.read_buf(incoming).await.map_err(SendError::Broken)?;
+    match len {
         0 => session.handle_eof()?,
         _ => session.handle_bytes(Instant::now(), incoming)?,
     }
-    Ok(())
+    Ok(len == 0)
 }
 
 async fn connect(to: &Address) -> io::Result<Box<dyn Stream>> {

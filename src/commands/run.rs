@@ -164,7 +164,7 @@ fn wait_for_end(events: &Receiver<Event>, relay: &Relay, terminal: Option<&Log>)
 
 /// Lets every file output begin a new file, for a program that has moved the present one away.
 fn reopen(signal: &str, relay: &Relay) {
-    reopen_files(relay);
+    relay.reopen_files();
     let not_read = if signal == "SIGHUP" {
         "; the configuration is not read again: restart tapster for a new one"
     } else {
@@ -172,8 +172,6 @@ fn reopen(signal: &str, relay: &Relay) {
     };
     info!("{signal}: file outputs begin a new file{not_read}");
 }
-
-fn reopen_files(_relay: &Relay) {}
 
 fn announce(relay: &Relay, config: &RelayConfig) {
     for (input, address) in relay.listeners() {

@@ -14,6 +14,7 @@ mod buffer;
 mod conflicts;
 mod delivery;
 mod fault;
+mod file;
 mod keys;
 mod output;
 mod raw;

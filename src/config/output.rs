@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::config::buffer::take_buffer;
 use crate::config::delivery::DeliveryKeys;
 use crate::config::delivery::Room;
+use crate::config::file::FileKeys;
 use crate::config::keys::DAY;
 use crate::config::keys::Entry;
 use crate::config::keys::HANDSHAKE_MIN;
@@ -23,7 +24,6 @@ use crate::output::FileConfig;
 use crate::output::GroupConfig;
 use crate::output::OutputConfig;
 use crate::output::Reconnect;
-use crate::output::Rotate;
 use crate::output::StreamsConfig;
 use crate::transport::Address;
 
@@ -40,7 +40,10 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         section.fault("to", "is missing: write to = \"tcp://HOST:PORT\"".to_owned());
     }
     output.buffer = take_buffer(&mut section);
-    let mode = section.take("mode", value::word).unwrap_or_default();
+    let into_file = to.as_ref().is_some_and(|to| matches!(to[..], [OutputAddress::File(_)]));
+    let file_keys = FileKeys::take(&mut section, into_file);
+    let mode =
+        if into_file { None } else { section.take("mode", value::word::<ModeWord>) }.unwrap_or_default();
     section.set("content_type", value::content_type, &mut output.content_type);
     take_frame_len_max(&mut section, &mut output.frame_len_max);
     // Where a fault has been noted: a placeholder that does not meet an input's address.
@@ -51,7 +54,6 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     let delivery = DeliveryKeys::take(&mut section, mode);
     streams.mode = delivery.mode();
     take_reconnect(&mut section, &mut streams.reconnect);
-    let rotate = take_rotate(&mut section);
     let group = take_group_keys(&mut section, is_group, to.as_deref());
 
     let longest = u64::from(output.frame_len_max) + LENGTH_WORD;
@@ -72,8 +74,9 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     let first = to.and_then(|to| to.into_iter().next());
     output.to = match (group, first) {
         (_, Some(OutputAddress::File(pattern))) => {
-            refuse_keys_of_streams(&mut section, mode);
-            Destination::File(FileConfig { pattern, rotate, reconnect: streams.reconnect })
+            refuse_keys_of_streams(&mut section);
+            let FileKeys { mode, rotate, keep } = file_keys;
+            Destination::File(FileConfig { pattern, mode, rotate, keep, reconnect: streams.reconnect })
         }
         (group, Some(OutputAddress::Socket(address))) => {
             streams.endpoints = group.map_or(Endpoints::One(address), Endpoints::Group);
@@ -147,10 +150,12 @@ fn take_group_keys(
 /// Keys that mean nothing for sockets, or not for these, would be obeyed in vain.
 fn check_keys_of_sockets(section: &mut Section<'_>, endpoints: &Endpoints, delivery: &DeliveryKeys) {
     let unix = endpoints.addresses().find(|address| matches!(address, Address::Unix(_)));
-    if let Some(to) = unix.or_else(|| endpoints.addresses().next())
-        && section.has("rotate")
-    {
-        section.fault("rotate", format!("is for file outputs, and this one writes to {to}"));
+    for key in ["rotate", "keep"] {
+        if let Some(to) = unix.or_else(|| endpoints.addresses().next())
+            && section.has(key)
+        {
+            section.fault(key, format!("is for file outputs, and this one writes to {to}"));
+        }
     }
     if unix.is_some() {
         delivery.check_unix(section);
@@ -164,19 +169,18 @@ fn check_keys_of_sockets(section: &mut Section<'_>, endpoints: &Endpoints, deliv
 }
 
 /// Keys that mean nothing for files would be obeyed in vain.
-fn refuse_keys_of_streams(section: &mut Section<'_>, mode: ModeWord) {
+fn refuse_keys_of_streams(section: &mut Section<'_>) {
     let answers = [
-        ("mode", mode == ModeWord::Bidirectional),
-        ("handshake_timeout", true),
-        ("finish_timeout", true),
-        ("user_timeout", true),
-        ("ack", true),
-        ("replay_margin", true),
-        ("checkpoint", true),
-        ("order", true),
+        "handshake_timeout",
+        "finish_timeout",
+        "user_timeout",
+        "ack",
+        "replay_margin",
+        "checkpoint",
+        "order",
     ];
-    for (key, wants_answers) in answers {
-        if wants_answers && section.has(key) {
+    for key in answers {
+        if section.has(key) {
             section.fault(key, "nobody answers in a file: leave this key out".to_owned());
         }
     }
@@ -196,23 +200,11 @@ fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
     keys.finish();
 }
 
-fn take_rotate(section: &mut Section<'_>) -> Rotate {
-    let example = "{ size = \"1GiB\", every = \"1h\" }";
-    let Some(mut keys) = section.table("rotate", example) else { return Rotate::default() };
-    let size = keys.take("size", value::size(ROTATE_SIZE_MIN..=ROTATE_SIZE_MAX));
-    let every = keys.take("every", value::duration(Duration::from_secs(1)..=YEAR));
-    keys.finish();
-    Rotate { size, every }
-}
-
 const WEIGHT_MAX: usize = 1000;
 /// Shorter pauses happen to readers that are well.
 const STALL_MIN: Duration = Duration::from_millis(100);
 /// Shorter waits end healthy connections: TCP waits 200 ms and more before it sends a lost segment again.
 const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const RECONNECT_MIN: Duration = Duration::from_millis(1);
-const ROTATE_SIZE_MIN: u64 = 4 << 10;
-const ROTATE_SIZE_MAX: u64 = 1 << 50;
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The length word before every data frame.
 const LENGTH_WORD: u64 = 4;

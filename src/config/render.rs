@@ -19,6 +19,7 @@ use crate::output::Checkpoint;
 use crate::output::Destination;
 use crate::output::Endpoints;
 use crate::output::GroupConfig;
+use crate::output::Keep;
 use crate::output::Lanes;
 use crate::output::OutputConfig;
 use crate::output::Reconnect;
@@ -84,7 +85,9 @@ fn write_output(document: &mut String, output: &OutputConfig) {
     line(document, "frame_len_max", &quoted(&format_size(output.frame_len_max.into())));
     match &output.to {
         Destination::File(file) => {
-            write_rotate(document, file.rotate);
+            line(document, "mode", &quoted(&format!("{:04o}", file.mode)));
+            write_rotate(document, &file.rotate);
+            write_keep(document, file.keep);
             write_reconnect(document, file.reconnect);
         }
         Destination::Streams(streams) => {
@@ -166,12 +169,21 @@ fn write_reconnect(document: &mut String, reconnect: Reconnect) {
     line(document, "reconnect", &format!("{{ min = {}, max = {} }}", quoted(&min), quoted(&max)));
 }
 
-fn write_rotate(document: &mut String, rotate: Rotate) {
+fn write_rotate(document: &mut String, rotate: &Rotate) {
     let size = rotate.size.map(|size| format!("size = {}", quoted(&format_size(size))));
     let every = rotate.every.map(|every| format!("every = {}", quoted(&format_duration(every))));
-    let keys: Vec<String> = [size, every].into_iter().flatten().collect();
+    let suffix = rotate.partial_suffix.as_ref().map(|suffix| format!("partial_suffix = {}", quoted(suffix)));
+    let keys: Vec<String> = [size, every, suffix].into_iter().flatten().collect();
     if !keys.is_empty() {
         line(document, "rotate", &format!("{{ {} }}", keys.join(", ")));
+    }
+}
+
+fn write_keep(document: &mut String, keep: Option<Keep>) {
+    match keep {
+        None => {}
+        Some(Keep::Files(count)) => line(document, "keep", &count.to_string()),
+        Some(Keep::Age(age)) => line(document, "keep", &quoted(&format_duration(age))),
     }
 }
 

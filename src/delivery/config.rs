@@ -50,6 +50,8 @@ pub(crate) enum Acknowledge {
         margin: u64,
         /// The driver looks at the progress after so many bytes written.
         probe_len: u64,
+        /// And so long after the first byte that was written since the last look, at the latest.
+        probe_pause: Duration,
     },
     /// FINISH has come.
     Finish {

@@ -478,6 +478,24 @@ impl Endpoint {
         }
     }
 
+    /// This side has given up the present stream, by no fault of what was written to it.
+    pub(super) fn given_up(&mut self, stream: StreamId, at_once: bool, shared: &mut Shared, now: Instant) {
+        let Link::Up { stream: present, since } = self.link else { return };
+        if present != stream {
+            return;
+        }
+        shared.act(Action::Close(stream, CloseReason::Ended));
+        self.close_next(shared);
+        self.connection_lost(shared, false);
+        self.leave(shared, MemberState::Down);
+        self.rotates = false;
+        self.link = if at_once {
+            Link::Down { retry_at: now }
+        } else {
+            Link::planned(self.attempts.after_break(since, shared, now))
+        };
+    }
+
     /// The stream before the present one is not acknowledged: all of it is written again.
     fn ending_lost(&mut self, shared: &mut Shared, now: Instant, reason: CloseReason) {
         self.ending_lost_if(|_| true, shared, now, reason);

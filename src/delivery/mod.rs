@@ -140,6 +140,12 @@ impl DeliveryMachine {
         self.on_member(stream, now, |member, shared| member.lost(stream, shared, now));
     }
 
+    /// This side has given up the present stream, by no fault of what was written to it. Whatever it has not acknowledged goes to
+    /// the next stream, which begins at once, or after the pause of a failure.
+    pub(crate) fn handle_given_up(&mut self, stream: StreamId, at_once: bool, now: Instant) {
+        self.on_member(stream, now, |member, shared| member.given_up(stream, at_once, shared, now));
+    }
+
     /// The present stream is to give way to another, as soon as the write under way has ended: a file is full.
     pub(crate) fn handle_rotate(&mut self, stream: StreamId, now: Instant) {
         self.on_member(stream, now, |member, _| member.rotate());

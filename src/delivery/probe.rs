@@ -8,6 +8,8 @@ use std::time::Instant;
 pub(super) struct AckProbe {
     // A look for so many bytes written at least.
     len: u64,
+    // From the first byte written since the last look to the next look.
+    first_pause: Duration,
     looked_at: u64,
     arrived: u64,
     pause: Duration,
@@ -16,14 +18,14 @@ pub(super) struct AckProbe {
 
 impl AckProbe {
     /// For a stream that begins.
-    pub(super) fn new(len: u64) -> Self {
-        Self { len, looked_at: 0, arrived: 0, pause: PAUSE_MIN, look_at: None }
+    pub(super) fn new(len: u64, first_pause: Duration) -> Self {
+        Self { len, first_pause, looked_at: 0, arrived: 0, pause: first_pause, look_at: None }
     }
 
     /// The stream was written to, up to `position`. Returns whether to look now.
     pub(super) fn written(&mut self, position: u64, now: Instant) -> bool {
-        self.pause = PAUSE_MIN;
-        self.look_at.get_or_insert(now + PAUSE_MIN);
+        self.pause = self.first_pause;
+        self.look_at.get_or_insert(now + self.first_pause);
         position - self.looked_at >= self.len
     }
 
@@ -34,7 +36,7 @@ impl AckProbe {
         self.arrived = self.arrived.max(arrived.unwrap_or(0));
         self.look_at = (self.arrived < position).then(|| {
             let pause = self.pause;
-            self.pause = (2 * pause).min(PAUSE_MAX);
+            self.pause = (2 * pause).min(PAUSE_MAX.max(self.first_pause));
             now + pause
         });
     }
@@ -50,8 +52,7 @@ impl AckProbe {
     }
 }
 
-/// While something has not arrived and nothing is written, looks come after pauses that double.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// While something has not arrived and nothing is written, looks come after pauses that double, up to this one.
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
@@ -61,7 +62,7 @@ mod tests {
     #[test]
     fn much_written_is_looked_at_soon_and_little_after_pauses_that_double() {
         let now = Instant::now();
-        let mut probe = AckProbe::new(1000);
+        let mut probe = AckProbe::new(1000, Duration::from_millis(1));
         assert_eq!(probe.look_at(), None);
         assert!(!probe.written(999, now));
         assert!(probe.written(1000, now));
@@ -78,6 +79,6 @@ mod tests {
         probe.looked(Some(1000), 1000, at);
         assert!(probe.has_arrived(1000) && probe.look_at().is_none());
         assert!(!probe.written(1999, at) && probe.written(2000, at));
-        assert_eq!(probe.look_at(), Some(at + PAUSE_MIN));
+        assert_eq!(probe.look_at(), Some(at + Duration::from_millis(1)));
     }
 }

@@ -26,7 +26,9 @@ impl Watch {
     /// For a stream that begins now.
     pub(super) fn new(config: &DeliveryConfig, has_work: bool, now: Instant) -> Self {
         let probe = match config.acknowledge {
-            Acknowledge::Progress { probe_len, .. } => Some(AckProbe::new(probe_len)),
+            Acknowledge::Progress { probe_len, probe_pause, .. } => {
+                Some(AckProbe::new(probe_len, probe_pause))
+            }
             Acknowledge::Written | Acknowledge::Finish { .. } => None,
         };
         let mut watch = Self {

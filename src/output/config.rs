@@ -2,18 +2,11 @@
 //! [`OutputConfig::validate`] finds the others.
 
 use std::fmt;
-use std::time::Duration;
 
-use jiff::Timestamp;
-use jiff::fmt::strtime;
-use jiff::tz::TimeZone;
-
-use crate::delivery::config::Reconnect;
 use crate::output::config_error::ConfigError;
-use crate::output::config_error::PATTERN_EXAMPLE;
+use crate::output::file_config::FileConfig;
 use crate::output::streams::Endpoints;
 use crate::output::streams::StreamsConfig;
-use crate::output::streams::reconnect_fault;
 use crate::protocol::ContentType;
 use crate::queue::WhenFull;
 use crate::spool::OnFull;
@@ -101,26 +94,6 @@ pub enum Destination {
     File(FileConfig),
     /// Over connections, to readers of Frame Streams.
     Streams(StreamsConfig),
-}
-
-/// Files, one after the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileConfig {
-    /// The name of each file, a strftime pattern.
-    pub pattern: String,
-    /// When a new file begins.
-    pub rotate: Rotate,
-    /// Pause before the next attempt after a file could not be written.
-    pub reconnect: Reconnect,
-}
-
-/// When a file output begins a new file; both `None`: never.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rotate {
-    /// Once the file has this many bytes.
-    pub size: Option<u64>,
-    /// Once the file is this old.
-    pub every: Option<Duration>,
 }
 
 impl OutputConfig {
@@ -255,40 +228,6 @@ impl fmt::Display for Destination {
     }
 }
 
-impl FileConfig {
-    /// The name where none is configured.
-    pub const PATTERN: &str = PATTERN_EXAMPLE;
-
-    /// One file after the other, without a limit.
-    pub fn new(pattern: impl Into<String>) -> Self {
-        Self { pattern: pattern.into(), rotate: Rotate::default(), reconnect: Reconnect::default() }
-    }
-
-    /// Whether a pattern makes the name of a file.
-    pub(crate) fn check_pattern(pattern: &str) -> Result<(), ConfigError> {
-        let epoch = Timestamp::UNIX_EPOCH.to_zoned(TimeZone::UTC);
-        let name = strtime::format(pattern, &epoch).map_err(|error| ConfigError::Pattern {
-            pattern: pattern.to_owned(),
-            reason: error.to_string(),
-        })?;
-        if name.is_empty() || name.ends_with('/') {
-            return Err(ConfigError::PatternOfFolder(pattern.to_owned()));
-        }
-        Ok(())
-    }
-
-    fn faults(&self) -> impl Iterator<Item = ConfigError> {
-        Self::check_pattern(&self.pattern).err().into_iter().chain(reconnect_fault(self.reconnect))
-    }
-}
-
-impl fmt::Display for FileConfig {
-    /// As it is written in a configuration.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "file:{}", self.pattern)
-    }
-}
-
 /// The length word before every data frame, in bytes.
 const LENGTH_WORD: u64 = 4;
 /// As long as batches are, in bytes, unless one frame is longer: the share of the queue that one write may have.
@@ -296,8 +235,12 @@ const BATCH_LEN_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::delivery::balance::Balance;
+    use crate::delivery::config::Reconnect;
+    use crate::output::file_config::Keep;
     use crate::output::streams::Ack;
     use crate::output::streams::Delivery;
     use crate::output::streams::GroupConfig;
@@ -359,6 +302,10 @@ mod tests {
             to: Destination::File(FileConfig::new(pattern)),
             ..OutputConfig::default()
         };
+        let keeping = |pattern: &str, keep| OutputConfig {
+            to: Destination::File(FileConfig { keep: Some(keep), ..FileConfig::new(pattern) }),
+            ..OutputConfig::default()
+        };
         let small = OutputConfig { buffer: disk(1 << 20), ..to(to_one("tcp://a:1")) };
         for (output, key) in [
             (OutputConfig { buffer: PER_WORKER, ..OutputConfig::default() }, "connections"),
@@ -370,6 +317,8 @@ mod tests {
             (to(StreamsConfig { reconnect: Reconnect { min, max }, ..to_one("unix:/a") }), "reconnect.min"),
             (file("100%"), "to"),
             (file("a/"), "to"),
+            (keeping("a", Keep::Files(0)), "keep"),
+            (keeping("%Z", Keep::Files(1)), "keep"),
         ] {
             assert_eq!(output.validate().unwrap_err().key(), key, "{output:?}");
         }

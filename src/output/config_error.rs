@@ -56,6 +56,17 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+    /// [`Keep::Files`](crate::output::Keep::Files) of no file.
+    #[error("must be at least 1: the file that is being written stays")]
+    KeepOfNone,
+    /// [`Keep`](crate::output::Keep) with a pattern whose names cannot be told from others.
+    #[error(
+        "needs file names that tell their date, and `{0}` makes others: use %Y, %m, %d, %H, %M, %S, as in {PATTERN_EXAMPLE}"
+    )]
+    KeepOfUnknown(String),
+    /// A suffix that makes no other name, or one in another folder.
+    #[error("must not be empty and has no `/`, as in \".part\"")]
+    PartialSuffix,
     /// A file name that is a folder.
     #[error("`{0}` names a folder: add a file name, as in {PATTERN_EXAMPLE}")]
     PatternOfFolder(String),
@@ -76,6 +87,8 @@ impl ConfigError {
             Self::SpoolBeforeFile | Self::Spool(_) => "spool",
             Self::MarginOfUnix => "replay_margin",
             Self::Reconnect => "reconnect.min",
+            Self::KeepOfNone | Self::KeepOfUnknown(_) => "keep",
+            Self::PartialSuffix => "rotate.partial_suffix",
         }
     }
 }

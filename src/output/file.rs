@@ -1,12 +1,14 @@
 //! An output into Frame Streams files, on a thread of its own: file work never holds up a worker.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use bytes::Bytes;
-use tracing::error;
+use tokio::sync::watch;
 use tracing::info;
+use tracing::warn;
 
 use crate::delivery::DeliveryMachine;
 use crate::delivery::action::Action;
@@ -17,9 +19,15 @@ use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
-use crate::output::config::FileConfig;
 use crate::output::deadline::Deadline;
+use crate::output::failure_log::FailureLog;
+use crate::output::file_config::FileConfig;
+use crate::output::file_name;
+use crate::output::in_place::InPlace;
+use crate::output::keep;
 use crate::output::lane::Source;
+use crate::output::place::Place;
+use crate::output::standing::Change;
 use crate::output::stream_file::FileFailure;
 use crate::output::stream_file::OutputFile;
 use crate::protocol::ContentType;
@@ -32,6 +40,8 @@ pub(crate) struct FileLane {
     /// The content type of START.
     pub(crate) content_type: Option<ContentType>,
     pub(crate) config: FileConfig,
+    /// Changes when the output is to end its file and to begin a new one.
+    pub(crate) reopen: watch::Receiver<u64>,
 }
 
 impl FileLane {
@@ -48,9 +58,15 @@ impl FileLane {
         DeliveryConfig {
             weights: vec![1],
             balance: Balance::default(),
-            // A file has the frames when they are written.
-            acknowledge: Acknowledge::Written,
-            answers: false,
+            // A file has the frames when they are written, and it is seen afterwards that it still has a name: what is written
+            // to a file that somebody has removed is lost.
+            acknowledge: Acknowledge::Progress {
+                margin: 0,
+                probe_len: (queue.budget().max() / 8).min(queue.write_len_max()).min(LOOK_LEN) as u64,
+                probe_pause: LOOK_PAUSE,
+            },
+            // The last look at the file is the answer to STOP.
+            answers: true,
             // Everything is done at once.
             connect_timeout: Duration::from_secs(3600),
             finish_timeout: Duration::from_secs(3600),
@@ -70,24 +86,41 @@ impl FileLane {
 struct Driver {
     lane: Arc<FileLane>,
     delivery: DeliveryMachine,
-    file: Option<(StreamId, OutputFile)>,
+    open: Option<(StreamId, Open)>,
+    // A file that another process has cut, and that was begun anew.
+    begun_anew: Option<OutputFile>,
     phases: Phases,
+    reopen: watch::Receiver<u64>,
     deadline: Deadline,
-    // The failure that was told last.
-    told: String,
+    // The next look at a file that nothing is written to, and at the files that stay.
+    look_at: Instant,
+    keep_at: Instant,
+    failures: FailureLog,
+}
+
+/// What is written.
+enum Open {
+    File(OutputFile),
+    InPlace(InPlace),
 }
 
 impl Driver {
     fn new(lane: Arc<FileLane>, scope: &Scope) -> Self {
         let account = Arc::clone(&lane.source.account);
-        let delivery = DeliveryMachine::new(lane.delivery_config(), account, &[], Instant::now());
+        let now = Instant::now();
+        let delivery = DeliveryMachine::new(lane.delivery_config(), account, &[], now);
+        let reopen = lane.reopen.clone();
         Self {
             lane,
             delivery,
-            file: None,
+            open: None,
+            begun_anew: None,
             phases: scope.phases(),
+            reopen,
             deadline: Deadline::default(),
-            told: String::new(),
+            look_at: now + LOOK_EVERY,
+            keep_at: now,
+            failures: FailureLog::default(),
         }
     }
 
@@ -100,12 +133,15 @@ impl Driver {
                 break;
             }
             let wants = self.delivery.wants_batch();
-            let due = [self.delivery.poll_timeout(), self.rotation_due()].into_iter().flatten().min();
+            let due = [self.delivery.poll_timeout(), self.rotation_due(), Some(self.look_at)];
+            let due = due.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 phase = self.phases.next() => self.delivery.handle_phase(phase, Instant::now()),
+                Ok(()) = self.reopen.changed() => self.reopen(Instant::now()),
+                () = ready(self.open.as_ref()) => self.go_on(Instant::now()),
                 () = queue.news(wants, end) => {}
-                () = self.deadline.reached(due) => self.delivery.handle_timeout(Instant::now()),
+                () = self.deadline.reached(due) => self.handle_timeout(Instant::now()),
             }
         }
         lane.source.leave(self.delivery.into_remaining());
@@ -130,88 +166,286 @@ impl Driver {
         }
     }
 
+    fn handle_timeout(&mut self, now: Instant) {
+        if self.look_at <= now {
+            self.look_at = now + LOOK_EVERY;
+            self.look(now);
+        }
+        if self.keep_at <= now {
+            self.remove_old(now);
+        }
+        self.delivery.handle_timeout(now);
+    }
+
     fn act(&mut self, action: Action, now: Instant) {
         match action {
             Action::Connect(stream) => self.create(stream, now),
             Action::Write(stream) => self.write(stream, now),
-            Action::Stop(stream) => {
-                let Some((_, file)) = self.file.take() else { return };
-                match file.close() {
-                    Ok(()) => self.delivery.handle_finish(stream, true, now),
-                    Err(failure) => {
-                        self.tell(&failure);
-                        self.delivery.handle_finish(stream, false, now);
-                    }
-                }
-            }
-            Action::Close(_, reason) => {
-                let Some((_, file)) = self.file.take() else { return };
-                match reason {
-                    CloseReason::Over => {
-                        if let Err(failure) = file.close() {
-                            self.tell(&failure);
-                        }
-                    }
-                    _ => file.give_up(),
-                }
-            }
-            // No write is ever under way, and a file has what was written.
-            Action::Interrupt(_) | Action::Probe(_) => {}
+            Action::Stop(stream) => self.stop(stream, now),
+            Action::Close(stream, reason) => self.close(stream, reason),
+            Action::Probe(_) => self.look(now),
+            // Only what is written in place lets a write wait, and has told what went of it.
+            Action::Interrupt(stream) => self.delivery.handle_written(stream, 0, now),
         }
     }
 
     fn create(&mut self, stream: StreamId, now: Instant) {
-        let lane = &self.lane;
-        match OutputFile::create(&lane.config.pattern, lane.content_type.clone()) {
-            Ok(file) => {
-                info!(output = lane.source.output, file = %file.path.display(), "opened");
-                self.file = Some((stream, file));
+        let opened = match self.begun_anew.take() {
+            Some(file) => Ok(Open::File(file)),
+            None => self.open(),
+        };
+        match opened {
+            Ok(open) => {
+                self.open = Some((stream, open));
                 self.delivery.handle_connected(stream, now);
+                self.remove_old(now);
             }
             Err(failure) => {
-                self.tell(&failure);
+                self.tell(&failure, now);
                 self.delivery.handle_refused(stream, now);
             }
         }
     }
 
-    fn write(&mut self, stream: StreamId, now: Instant) {
-        let buffers: Vec<Bytes> = self.delivery.buffers(stream).collect();
-        let Some((_, file)) = &mut self.file else { return };
-        match file.write(&buffers) {
-            Ok(count) => {
-                self.told.clear();
-                self.delivery.handle_written(stream, count, now);
+    /// Opens whatever has the name of this moment, or makes a file.
+    fn open(&self) -> Result<Open, FileFailure> {
+        let lane = &self.lane;
+        let pattern = &lane.config.pattern;
+        let name = file_name::of_now(pattern)
+            .map_err(|error| FileFailure::new("name", Path::new(pattern), io::Error::other(error)))?;
+        let place = Place::at(&name).map_err(|source| FileFailure::new("open", &name, source))?;
+        let open = match place {
+            Place::Stdout | Place::Device => {
+                Open::InPlace(InPlace::open(&name, place, lane.content_type.clone())?)
             }
+            Place::EmptyFile | Place::Taken | Place::Free => {
+                Open::File(OutputFile::create(&name, place, &lane.config, lane.content_type.clone())?)
+            }
+        };
+        info!(output = lane.source.output, file = %open.path().display(), "opened");
+        Ok(open)
+    }
+
+    fn write(&mut self, stream: StreamId, now: Instant) {
+        let written = match &mut self.open {
+            Some((_, Open::File(file))) => file.write(&self.delivery.buffers(stream).collect::<Vec<_>>()),
+            Some((_, Open::InPlace(open))) => open.write(self.delivery.buffers(stream)),
+            None => return,
+        };
+        self.written(stream, written, now);
+    }
+
+    /// Tells what a write has brought.
+    fn written(&mut self, stream: StreamId, written: Result<usize, (usize, FileFailure)>, now: Instant) {
+        match written {
+            // What is written in place waits.
+            Ok(0) => {}
+            Ok(count) => self.delivery.handle_written(stream, count, now),
             Err((count, failure)) => {
-                self.tell(&failure);
-                self.delivery.handle_written(stream, count, now);
-                self.delivery.handle_lost(stream, now);
+                self.tell(&failure, now);
+                if count > 0 {
+                    self.delivery.handle_written(stream, count, now);
+                }
+                let Some((_, open)) = self.open.take() else { return };
+                self.delivery.handle_progress(stream, Some(open.data_len()), now);
+                // One more file takes more, where this one has taken something.
+                let at_once = failure.is_full_file() && open.data_len() > 0;
+                drop(open);
+                self.delivery.handle_given_up(stream, at_once, now);
             }
         }
     }
 
-    /// Tells a failure; the same one again is not told again until a write succeeds.
-    fn tell(&mut self, failure: &FileFailure) {
-        let words = failure.to_string();
-        if self.told != words {
-            error!(output = self.lane.source.output, to = %self.lane.config, "{words}; tapster tries again");
-            self.told = words;
+    /// What is written in place takes more, or its reader has gone.
+    fn go_on(&mut self, now: Instant) {
+        let Some((stream, Open::InPlace(open))) = &mut self.open else { return };
+        let stream = *stream;
+        if open.is_written() {
+            let gone = FileFailure::new("write to", &open.path, io::ErrorKind::BrokenPipe.into());
+            return self.written(stream, Err((0, gone)), now);
         }
+        let written = open.push();
+        let failed = written.is_err();
+        let stopped = open.is_stopped();
+        self.written(stream, written, now);
+        if stopped {
+            self.delivery.handle_finish(stream, !failed, now);
+        }
+    }
+
+    fn stop(&mut self, stream: StreamId, now: Instant) {
+        let result = match &mut self.open {
+            Some((_, Open::File(file))) => file.stop(),
+            Some((_, Open::InPlace(open))) => match open.stop() {
+                Ok(()) if !open.is_written() => return,
+                result => result,
+            },
+            None => return,
+        };
+        if let Err(failure) = result {
+            self.tell(&failure, now);
+            self.open = None;
+            return self.delivery.handle_finish(stream, false, now);
+        }
+        self.look(now);
+        let Some((_, open)) = self.open.take() else {
+            return self.delivery.handle_finish(stream, false, now);
+        };
+        if let Open::File(file) = open
+            && let Err(failure) = file.close()
+        {
+            self.tell(&failure, now);
+        }
+        self.delivery.handle_finish(stream, true, now);
+    }
+
+    fn close(&mut self, stream: StreamId, reason: CloseReason) {
+        let Some((_, open)) = self.open.take_if(|(present, _)| *present == stream) else { return };
+        if let Open::File(mut file) = open
+            && reason == CloseReason::Over
+            && file.stop().is_ok()
+        {
+            let _ = file.close();
+        }
+    }
+
+    /// Looks whether the file is where it was made, and tells the delivery what can be read of it.
+    fn look(&mut self, now: Instant) {
+        let Some((stream, open)) = &mut self.open else { return };
+        let stream = *stream;
+        let (change, data_len) = match open {
+            Open::File(file) => (file.look(), file.data_len()),
+            Open::InPlace(open) => (Ok(None), open.data_len()),
+        };
+        match change {
+            Ok(None) => self.delivery.handle_progress(stream, Some(data_len), now),
+            Ok(Some(Change::Moved)) => {
+                let (output, file) = (&self.lane.source.output, open.path());
+                info!(output, file = %file.display(), "the file was renamed or replaced; tapster ends it and begins a new one");
+                self.delivery.handle_progress(stream, Some(data_len), now);
+                self.delivery.handle_rotate(stream, now);
+            }
+            Ok(Some(change)) => self.lose(change, now),
+            Err(failure) => {
+                self.tell(&failure, now);
+                self.open = None;
+                self.delivery.handle_given_up(stream, false, now);
+            }
+        }
+    }
+
+    /// The file is not there any more, or not whole: what was written since the last look goes into another one.
+    fn lose(&mut self, change: Change, now: Instant) {
+        let Some((stream, Open::File(file))) = self.open.take() else { return };
+        let (output, name) = (&self.lane.source.output, file.path.display().to_string());
+        match change {
+            Change::Cut { len } => match file.begin_anew(len) {
+                Ok(anew) => {
+                    let place = if anew.is_some() { "it" } else { "another one" };
+                    info!(
+                        output,
+                        file = name,
+                        len,
+                        "somebody has cut the file; tapster begins a new stream in {place}"
+                    );
+                    self.begun_anew = anew;
+                }
+                Err(failure) => self.tell(&failure, now),
+            },
+            Change::Hidden => {
+                warn!(
+                    output,
+                    file = name,
+                    "another file system is mounted over the file; tapster begins a new one"
+                );
+                drop(file);
+            }
+            Change::Removed | Change::Moved => {
+                warn!(
+                    output,
+                    file = name,
+                    "the file was removed while tapster wrote it; tapster begins a new one, with what was written since its last look"
+                );
+                file.forget();
+            }
+        }
+        self.delivery.handle_given_up(stream, true, now);
+    }
+
+    /// Ends the file and begins a new one.
+    fn reopen(&mut self, now: Instant) {
+        self.look(now);
+        if let Some((stream, open)) = &self.open
+            && open.data_len() > 0
+        {
+            self.delivery.handle_rotate(*stream, now);
+        }
+    }
+
+    fn remove_old(&mut self, now: Instant) {
+        self.keep_at = now + KEEP_EVERY;
+        let Some((_, Open::File(file))) = &self.open else { return };
+        let (removed, failed) = keep::remove_old(&self.lane.config, &file.path);
+        if !removed.is_empty() {
+            let (output, files) = (&self.lane.source.output, removed.len());
+            info!(output, files, oldest = %removed[removed.len() - 1].display(), "removed old files, as `keep` says");
+        }
+        if let Some((path, source)) = failed {
+            self.tell(&FileFailure::new("remove", &path, source), now);
+        }
+    }
+
+    fn tell(&mut self, failure: &FileFailure, now: Instant) {
+        self.failures.tell(&self.lane.source.output, &self.lane.config, failure, now);
     }
 
     /// When the present file is old enough for another to begin. A file without frames is not: it would be an empty one.
     fn rotation_due(&self) -> Option<Instant> {
         let every = self.lane.config.rotate.every?;
-        let (_, file) = self.file.as_ref().filter(|(_, file)| file.has_frames)?;
-        file.opened.checked_add(every)
+        match &self.open {
+            Some((_, Open::File(file))) if file.has_frames() => file.opened.checked_add(every),
+            _ => None,
+        }
     }
 
     fn rotate_if_due(&mut self, now: Instant) {
-        let Some((stream, file)) = &self.file else { return };
+        let Some((stream, Open::File(file))) = &self.open else { return };
         let full = self.lane.config.rotate.size.is_some_and(|size| file.len >= size);
-        if file.has_frames && full || self.rotation_due().is_some_and(|due| due <= now) {
+        if file.has_frames() && full || self.rotation_due().is_some_and(|due| due <= now) {
             self.delivery.handle_rotate(*stream, now);
         }
     }
 }
+
+impl Open {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(file) => &file.path,
+            Self::InPlace(open) => &open.path,
+        }
+    }
+
+    /// Bytes of data that were written.
+    fn data_len(&self) -> u64 {
+        match self {
+            Self::File(file) => file.data_len(),
+            Self::InPlace(open) => open.data_len(),
+        }
+    }
+}
+
+/// Waits until there is something to do for what is written in place. Cancel-safe.
+async fn ready(open: Option<&(StreamId, Open)>) {
+    match open {
+        Some((_, Open::InPlace(open))) => open.ready().await,
+        _ => std::future::pending().await,
+    }
+}
+
+/// A file is looked at so often, whatever happens.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And after so many bytes written, or so long after a write: until then the frames are kept, to be written again.
+const LOOK_LEN: usize = 256 << 10;
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// How often files are looked for that have become too old.
+const KEEP_EVERY: Duration = Duration::from_secs(60);

@@ -71,6 +71,7 @@ impl StreamLane {
                 margin: margin as u64,
                 // Where little is written at once, little is to be let go of at once.
                 probe_len: (member_max / 8).min(write_len_max).min(PROBE_LEN) as u64,
+                probe_pause: PROBE_PAUSE,
             },
         };
         let group = match endpoints {
@@ -326,6 +327,8 @@ impl Driver {
 
 /// How often what has arrived is looked at: after so many bytes.
 const PROBE_LEN: usize = 256 << 10;
+/// And so long after a write, at the latest.
+const PROBE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The part of a sampled queue that sockets may take.
 const SAMPLE_SOCKET_PART: usize = 16;

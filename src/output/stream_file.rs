@@ -1,36 +1,46 @@
 //! One open Frame Streams file.
 
 use std::fs::File;
-use std::fs::OpenOptions;
 use std::io;
 use std::io::IoSlice;
-use std::io::Seek;
-use std::io::SeekFrom;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use bytes::Bytes;
-use jiff::Zoned;
-use jiff::fmt::strtime;
 use tracing::info;
 
+use crate::output::file_config::FileConfig;
+use crate::output::file_name::numbered;
+use crate::output::file_name::with_suffix;
+use crate::output::new_file;
+use crate::output::place::Place;
+use crate::output::standing::Change;
+use crate::output::standing::Standing;
 use crate::protocol::ContentType;
 use crate::protocol::FileWriter;
 use crate::protocol::FrameBatch;
 
 /// One open file. It holds whole frames only: what a failed write left of a frame is cut off.
 pub(crate) struct OutputFile {
+    /// The name as long as it is written.
     pub(crate) path: PathBuf,
+    // The name once it is complete, where that is another one.
+    final_name: Option<PathBuf>,
     file: File,
     format: FileWriter,
+    standing: Standing,
     pub(crate) len: u64,
-    // Length without what a failed write has left of a frame: whole_len <= len.
+    // Length without what a failed write has left of a frame: header_len <= whole_len <= len.
     whole_len: u64,
-    pub(crate) has_frames: bool,
+    header_len: u64,
+    // Length at the last look that found the file in its place: looked_len <= len.
+    looked_len: u64,
     pub(crate) opened: Instant,
-    // Ended with STOP, or given up.
+    // Made by us, and not found empty.
+    created: bool,
+    // Ended with STOP, or not ours to mend any more.
     ended: bool,
 }
 
@@ -38,51 +48,131 @@ pub(crate) struct OutputFile {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {source}", path.display())]
 pub(crate) struct FileFailure {
-    action: &'static str,
-    path: PathBuf,
-    source: io::Error,
+    pub(crate) action: &'static str,
+    pub(crate) path: PathBuf,
+    pub(crate) source: io::Error,
+}
+
+impl FileFailure {
+    pub(crate) fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { action, path: path.to_owned(), source }
+    }
+
+    /// The failure without the name of the file: what a log that is not to repeat itself compares.
+    pub(crate) fn kind(&self) -> String {
+        format!("{} {}", self.action, self.source)
+    }
+
+    /// Whether the file, and not the disk, takes no more: it has reached a limit of the process or of the file system.
+    pub(crate) fn is_full_file(&self) -> bool {
+        self.source.kind() == io::ErrorKind::FileTooLarge
+    }
 }
 
 impl OutputFile {
-    /// Creates the file of this moment, and the folders above it. A name that is taken gets a number: older files are
-    /// never overwritten.
-    pub(crate) fn create(pattern: &str, content_type: Option<ContentType>) -> Result<Self, FileFailure> {
-        let failure = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| FileFailure { action, path, source }
-        };
-        let name = strtime::format(pattern, &Zoned::now())
-            .map_err(|error| failure("name", Path::new(pattern))(io::Error::other(error)))?;
-        let name = Path::new(&name);
+    /// Creates the file of this name, and the folders above it. A name that is taken gets a number: older files are never
+    /// overwritten. An empty file of this name is taken, as logrotate leaves one to be written.
+    pub(crate) fn create(
+        name: &Path,
+        place: Place,
+        config: &FileConfig,
+        content_type: Option<ContentType>,
+    ) -> Result<Self, FileFailure> {
         if let Some(folder) = name.parent() {
-            std::fs::create_dir_all(folder).map_err(failure("create the folder of", name))?;
+            std::fs::create_dir_all(folder)
+                .map_err(|source| FileFailure::new("create the folder of", name, source))?;
         }
-        let (path, file) = create_new(name).map_err(failure("create", name))?;
+        let suffix = config.rotate.partial_suffix.as_deref();
+        let empty = place == Place::EmptyFile && suffix.is_none();
+        let taken = empty.then(|| new_file::take_empty(name)).flatten();
+        let created = taken.is_none();
+        let (path, final_name, file) = match taken {
+            Some(file) => (name.to_owned(), None, file),
+            None => Self::create_numbered(name, suffix, config.mode)
+                .map_err(|source| FileFailure::new("create", name, source))?,
+        };
+        let standing =
+            Standing::of(&file, &path).map_err(|source| FileFailure::new("look at", &path, source))?;
         let format = FileWriter::new(content_type);
-        let header = format.header();
         let opened = Instant::now();
-        let mut output =
-            Self { path, file, format, len: 0, whole_len: 0, has_frames: false, opened, ended: false };
-        if let Err((_, failure)) = output.append(&[header]) {
-            output.give_up();
-            return Err(failure);
-        }
+        let mut output = Self {
+            path,
+            final_name,
+            file,
+            format,
+            standing,
+            len: 0,
+            whole_len: 0,
+            header_len: 0,
+            looked_len: 0,
+            opened,
+            created,
+            ended: false,
+        };
+        output.begin()?;
         Ok(output)
+    }
+
+    /// Creates the first file whose name is free, now and when it is complete.
+    fn create_numbered(
+        name: &Path,
+        suffix: Option<&str>,
+        mode: u32,
+    ) -> io::Result<(PathBuf, Option<PathBuf>, File)> {
+        for number in 0..SAME_NAMES_MAX {
+            let name = numbered(name, number);
+            let result = match suffix {
+                None => new_file::create(&name, mode).map(|file| (name, None, file)),
+                Some(_) if name.symlink_metadata().is_ok() => continue,
+                Some(suffix) => {
+                    let path = with_suffix(&name, suffix);
+                    new_file::create(&path, mode).map(|file| (path, Some(name), file))
+                }
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => return result,
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Writes START.
+    fn begin(&mut self) -> Result<(), FileFailure> {
+        (self.len, self.whole_len, self.header_len) = (0, 0, 0);
+        let header = self.format.header();
+        self.append(&[header]).map_err(|(_, failure)| failure)?;
+        (self.whole_len, self.header_len, self.looked_len) = (self.len, self.len, self.len);
+        Ok(())
+    }
+
+    /// Bytes of whole data frames.
+    pub(crate) fn data_len(&self) -> u64 {
+        self.whole_len - self.header_len
+    }
+
+    /// Whether it holds a frame.
+    pub(crate) fn has_frames(&self) -> bool {
+        self.data_len() > 0
     }
 
     /// Appends whole frames; they are with the system when this returns, not in a buffer of ours.
     ///
     /// # Errors
-    /// The failure, and how many bytes went before it.
+    /// The failure, and the bytes of the frames that stay before it: STOP finds room behind them.
     pub(crate) fn write(&mut self, buffers: &[Bytes]) -> Result<usize, (usize, FileFailure)> {
-        let before = self.len;
-        let result = self.append(buffers);
-        self.has_frames |= !buffers.is_empty();
-        self.whole_len = match &result {
-            Ok(_) => self.len,
-            Err((written, _)) => before + whole_frames_len(buffers, *written) as u64,
-        };
-        result
+        match self.append(buffers) {
+            Ok(written) => {
+                self.whole_len += written as u64;
+                Ok(written)
+            }
+            Err((written, failure)) => {
+                let room = written.saturating_sub(self.format.trailer().len());
+                let whole = whole_frames_len(buffers, room);
+                self.whole_len += whole as u64;
+                Err((whole, failure))
+            }
+        }
     }
 
     fn append(&mut self, buffers: &[Bytes]) -> Result<usize, (usize, FileFailure)> {
@@ -99,45 +189,119 @@ impl OutputFile {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => {
                     let source = result.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
-                    return Err((
-                        written,
-                        FileFailure { action: "write to", path: self.path.clone(), source },
-                    ));
+                    return Err((written, FileFailure::new("write to", &self.path, source)));
                 }
             }
         }
         Ok(written)
     }
 
-    /// Ends the file with STOP.
-    pub(crate) fn close(mut self) -> Result<(), FileFailure> {
+    /// Looks whether the file is still where it was made, and as long as it was written. `None`: it is, and everything that was
+    /// written can be read.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub(crate) fn look(&mut self) -> Result<Option<Change>, FileFailure> {
+        let change = self
+            .standing
+            .look(&self.file, &self.path, self.len)
+            .map_err(|source| FileFailure::new("look at", &self.path, source))?;
+        if change.is_none_or(|change| change == Change::Moved) {
+            self.looked_len = self.len;
+        }
+        Ok(change)
+    }
+
+    /// Begins the file anew, which another process has cut to `len` bytes. `Ok(None)`: there is more in it than this output can
+    /// have written since the last look, and the file stays as it is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn begin_anew(mut self, len: u64) -> Result<Option<Self>, FileFailure> {
+        if len > self.len - self.looked_len {
+            self.ended = true;
+            return Ok(None);
+        }
+        if let Err(source) = self.file.set_len(0) {
+            self.ended = true;
+            return Err(FileFailure::new("write to", &self.path, source));
+        }
+        self.opened = Instant::now();
+        self.begin()?;
+        Ok(Some(self))
+    }
+
+    /// Writes STOP.
+    pub(crate) fn stop(&mut self) -> Result<(), FileFailure> {
         let trailer = self.format.trailer();
         self.append(&[trailer]).map_err(|(_, failure)| failure)?;
+        Ok(())
+    }
+
+    /// Ends a file that has its STOP, and gives it its final name.
+    ///
+    /// # Errors
+    /// The file is complete, and cannot be renamed.
+    pub(crate) fn close(mut self) -> Result<(), FileFailure> {
         self.ended = true;
+        self.rename()?;
         info!(file = %self.path.display(), bytes = self.len, "closed");
         Ok(())
     }
 
-    /// Ends a file that cannot be written any more, as dropping it does.
-    pub(crate) fn give_up(self) {}
+    /// Gives a complete file its final name, or that with a number where it is taken.
+    fn rename(&mut self) -> Result<(), FileFailure> {
+        // A file that somebody has moved has the name that it should have.
+        let Some(name) = self.final_name.take().filter(|_| !self.standing.has_moved()) else { return Ok(()) };
+        for number in 0..SAME_NAMES_MAX {
+            let name = numbered(&name, number);
+            match new_file::rename(&self.path, &name) {
+                Ok(()) => {
+                    self.path = name;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(FileFailure::new("give its final name to", &self.path, source)),
+            }
+        }
+        Err(FileFailure::new("give its final name to", &self.path, io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Leaves a file as it is: nobody can read it any more.
+    pub(crate) fn forget(mut self) {
+        self.ended = true;
+    }
 }
 
 impl Drop for OutputFile {
-    /// What is there of the last, partial frame goes, STOP is tried, and a file without frames is removed. Nothing can be
-    /// done where that fails too.
+    /// What is there of the last, partial frame goes, STOP is tried, and a file without frames is emptied, or removed where it is
+    /// still ours. Nothing can be done where that fails too.
     fn drop(&mut self) {
         if self.ended {
             return;
         }
-        let good = self.whole_len;
-        if self.has_frames {
-            let _ = self.file.set_len(good).and_then(|()| self.file.seek(SeekFrom::Start(good)));
-            let trailer = self.format.trailer();
-            if self.append(&[trailer]).is_err() {
-                let _ = self.file.set_len(good);
+        if self.has_frames() {
+            let good = self.whole_len;
+            // Whatever others have cut stays cut: no hole takes its place.
+            let cut = || match self.file.metadata()?.len() < good {
+                true => Err(io::ErrorKind::UnexpectedEof.into()),
+                false => self.file.set_len(good),
+            };
+            if cut().is_err() {
+                return;
             }
-        } else {
-            let _ = std::fs::remove_file(&self.path);
+            if self.stop().is_err() {
+                let _ = self.file.set_len(good);
+            } else if self.rename().is_ok() {
+                info!(file = %self.path.display(), bytes = self.len, "closed");
+            }
+        } else if let Ok(None) = self.look()
+            && !self.standing.has_moved()
+        {
+            let _ = self.file.set_len(0);
+            if self.created {
+                let _ = std::fs::remove_file(&self.path);
+            }
         }
     }
 }
@@ -160,23 +324,6 @@ fn whole_frames_len(buffers: &[Bytes], written: usize) -> usize {
             });
     }
     whole
-}
-
-/// Creates `name`, or `name.1`, `name.2` … where that is taken.
-fn create_new(name: &Path) -> io::Result<(PathBuf, File)> {
-    let mut path = name.to_owned();
-    for number in 1.. {
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(file) => return Ok((path, file)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number <= SAME_NAMES_MAX => {
-                let mut numbered = name.as_os_str().to_owned();
-                numbered.push(format!(".{number}"));
-                path = numbered.into();
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    unreachable!("the loop returns at SAME_NAMES_MAX")
 }
 
 /// Files of one name before the pattern is at fault.

@@ -156,10 +156,12 @@ impl WriterSession {
     ///
     /// # Errors
     /// [`ProtocolError::NotAcknowledged`] after STOP, [`ProtocolError::ClosedByReader`] before; none after
-    /// `Finished`.
+    /// `Finished`. None either where the reader does not answer: it has nothing to say, and may read on. Whether it does shows
+    /// when it is written to.
     pub fn handle_eof(&mut self) -> Result<(), ProtocolError> {
         let error = match &self.state {
             State::Offered { .. } => ProtocolError::ClosedByReader { during: "in the handshake" },
+            State::Streaming if !self.config.bidirectional => return Ok(()),
             State::Streaming => ProtocolError::ClosedByReader { during: "before STOP" },
             State::Stopped { .. } => ProtocolError::NotAcknowledged,
             State::Finished => return Ok(()),

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use tokio::sync::watch;
+
 use crate::batch::budget::Budget;
 use crate::input::InputConfig;
 use crate::input::listener::WorkerInput;
@@ -52,6 +54,8 @@ pub(crate) struct Assembly {
     pub(crate) accounts: Accounts,
     /// Of every queue.
     pub(crate) budgets: Vec<Arc<Budget>>,
+    /// Asks file outputs to end their files and to begin new ones.
+    pub(crate) reopen: watch::Sender<u64>,
     inputs: Scope,
     outputs: Scope,
 }
@@ -65,6 +69,7 @@ impl Assembly {
             stages: Vec::new(),
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
             budgets: Vec::new(),
+            reopen: watch::Sender::new(0),
             inputs,
             outputs,
         }
@@ -139,7 +144,8 @@ impl Assembly {
         let content_type = config.stream_type();
         match &config.to {
             Destination::File(file) => {
-                self.files.push((FileLane { source, content_type, config: file.clone() }, scope));
+                let reopen = self.reopen.subscribe();
+                self.files.push((FileLane { source, content_type, config: file.clone(), reopen }, scope));
             }
             Destination::Streams(streams) => {
                 let mut members = Vec::new();

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::batch::budget::Budget;
@@ -136,6 +137,8 @@ pub struct Relay {
     outputs: Scope,
     // The paths of unix sockets; they are free for others before inputs drain.
     sockets: Scope,
+    // To every file output.
+    reopen: watch::Sender<u64>,
     ended: bool,
 }
 
@@ -181,6 +184,7 @@ impl Relay {
             scope,
             inputs,
             outputs,
+            reopen: assembly.reopen,
             ended: false,
         };
         // From here on a failure drops the relay, which ends the threads that have begun.
@@ -215,6 +219,12 @@ impl Relay {
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
         self.accounts.ledger()
+    }
+
+    /// Asks every file output to end its file with STOP, in order, and to begin a new one: for tools that have renamed the file.
+    /// Does not wait for it. A file without frames goes on, unless it was renamed.
+    pub fn reopen_files(&self) {
+        self.reopen.send_modify(|asked| *asked += 1);
     }
 
     /// Ends the relay: takes what has arrived, stops accepting, answers STOP with FINISH, writes what waits, ends every output
@@ -367,7 +377,8 @@ fn start_stand_ins(stand_ins: Vec<StandIn>) -> io::Result<()> {
 
 /// Runs a lane into files on a thread of its own.
 fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_time().build()?;
+    // With I/O: an output may write into a FIFO.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let lane_scope = scope.clone();
     scope.spawn_thread("tapster-file", "file", move || runtime.block_on(lane.run(lane_scope)))
 }

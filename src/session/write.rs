@@ -18,6 +18,7 @@ use crate::protocol::ProtocolError;
 use crate::protocol::WriterConfig;
 use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
+use crate::session::half_closed::HalfClosed;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
@@ -75,6 +76,10 @@ pub(crate) struct WriteStream {
     // A read that is always under way: only so is the death of an idle connection noticed. `None` once the stream has
     // ended.
     incoming: Option<Operation<BytesMut>>,
+    // The reader has ended its own direction, and need not say anything.
+    half_closed: Option<HalfClosed>,
+    // Bytes of such a write that count because it was interrupted.
+    interrupted: Option<usize>,
     // What the reader said while a write was under way: told once the write has come back.
     fault: Option<WriteFault>,
     stop: Stop,
@@ -113,6 +118,8 @@ impl WriteStream {
             list: Some(SendList::new()),
             writing: None,
             incoming,
+            half_closed: None,
+            interrupted: None,
             fault: None,
             stop: Stop::Not,
             closing: false,
@@ -135,7 +142,8 @@ impl WriteStream {
         match self.stream.write_now_list(list) {
             Ok(count) => {
                 list.advance(count);
-                Ok(Some(count))
+                let counts = self.half_closed.as_mut().is_none_or(|reader| reader.written(count));
+                Ok(counts.then_some(count))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.begin_write();
@@ -152,9 +160,11 @@ impl WriteStream {
     }
 
     /// Ends the write that is under way: [`WriteEvent::Written`] tells what it has written by now.
-    pub(crate) fn interrupt(&self) {
+    pub(crate) fn interrupt(&mut self) {
         if self.writing.is_some() {
             self.stream.cancel();
+        } else if let Some(written) = self.half_closed.as_mut().and_then(HalfClosed::give_up_doubt) {
+            self.interrupted = Some(written);
         }
     }
 
@@ -211,12 +221,27 @@ impl WriteStream {
                     return Poll::Pending;
                 }
                 (Stop::Sent { .. }, Ok(_)) => {}
-                (_, Ok(count)) => return Poll::Ready(WriteEvent::Written(count)),
+                (_, Ok(count)) => {
+                    if self.half_closed.as_mut().is_none_or(|reader| reader.written(count)) {
+                        return Poll::Ready(WriteEvent::Written(count));
+                    }
+                }
                 (_, Err(fault)) => return Poll::Ready(WriteEvent::Lost(self.fault.take().unwrap_or(fault))),
             }
         }
         if let Some(fault) = self.fault.take() {
             return Poll::Ready(WriteEvent::Lost(fault));
+        }
+        if let Some(written) = self.interrupted.take() {
+            return Poll::Ready(WriteEvent::Written(written));
+        }
+        if let Some(reader) = &mut self.half_closed
+            && let Poll::Ready(written) = reader.poll_written(&self.stream, context)
+        {
+            return Poll::Ready(match written {
+                Ok(count) => WriteEvent::Written(count),
+                Err(error) => WriteEvent::Lost(WriteFault::Protocol(error)),
+            });
         }
         match self.stop {
             Stop::Not => Poll::Pending,
@@ -283,7 +308,15 @@ impl WriteStream {
             // A write was to end, and this read with it.
             Err(error) if is_cancelled(&error) => {}
             Err(error) => return Poll::Ready(Err(WriteFault::Connection(error))),
-            Ok(0) => return Poll::Ready(self.session.handle_eof().map_err(WriteFault::Protocol)),
+            Ok(0) => {
+                let ended = self.session.handle_eof().and_then(|()| {
+                    if self.stop == Stop::Not {
+                        self.half_closed = Some(HalfClosed::new(&self.stream)?);
+                    }
+                    Ok(())
+                });
+                return Poll::Ready(ended.map_err(WriteFault::Protocol));
+            }
             Ok(_) => {
                 let heard = self.session.handle_bytes(Instant::now(), &mut buffer);
                 if let Err(error) = heard {
@@ -317,7 +350,9 @@ impl WriteStream {
             Stop::Sent { data_len } => self.stream.written_bytes() - data_len,
             _ => 0,
         };
-        self.stream.unconfirmed_bytes().saturating_sub(stop_len)
+        // What does not count as written is written again.
+        let doubtful = self.half_closed.as_ref().map_or(0, HalfClosed::doubtful_bytes) as u64;
+        self.stream.unconfirmed_bytes().saturating_sub(stop_len + doubtful)
     }
 }
 

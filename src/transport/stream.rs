@@ -238,6 +238,20 @@ impl Stream {
         }
     }
 
+    /// Whether nothing that is written can reach the peer any more, as far as the socket knows: a TCP peer that has closed looks
+    /// like one that has ended its own direction alone, until it is written to.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.events().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    /// Never ready: does for a stream without a read what a read does for its connection. Cancel-safe.
+    pub(crate) async fn look_after(&self) {
+        match &self.shared.liveness {
+            Some(liveness) => liveness.watch(self.fd()).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Ends both directions: the peer sees it, and operations under way complete.
     pub(crate) fn shutdown(&self) {
         self.shared.shut_down.set(true);

@@ -353,6 +353,57 @@ on_both_backends! {
         }
     }
 
+    /// What the reader does to its own direction is no business of a writer that listens to nothing.
+    fn a_unidirectional_output_writes_on_to_a_reader_that_half_closes(backend) {
+        for transport in Transport::BOTH {
+            for ack_received in [false, true] {
+                let folder = folder();
+                let listener = PeerListener::bind(transport, folder.path());
+                let output = to_peer(&listener).unidirectional();
+                let relay = relay(backend).output(if ack_received { output.ack_received() } else { output }).start();
+                let mut reader = listener.accept();
+                reader.shutdown_write();
+                reader.expect(&wire::start(&[D]));
+                let mut writer = relay.writer();
+                for round in 0..20_u64 {
+                    let payload = vec![b'x'; 1 + 3000 * round as usize];
+                    writer.send(&wire::data(&payload));
+                    reader.expect_data(&payload);
+                    eventually("counted", || relay.output(0).frames_sent == round + 1);
+                }
+                writer.finish();
+                let drain = drain(relay);
+                reader.expect(&wire::stop());
+                reader.expect_close();
+                let output = drain.join().expect("the relay drains").outputs.remove(0);
+                assert_eq!((output.frames_sent, output.connections, output.sessions_finished), (20, 1, 1));
+            }
+        }
+    }
+
+    /// A reader that closes altogether looks the same on TCP, until it is written to: no frame is lost with it.
+    fn a_unidirectional_reader_that_closes_costs_no_frame(backend) {
+        for transport in Transport::BOTH {
+            let folder = folder();
+            let listener = PeerListener::bind(transport, folder.path());
+            // One worker sees the close before the frame that was sent after it.
+            let relay = relay(backend).workers(1).output(to_peer(&listener).unidirectional()).start();
+            let mut writer = relay.writer();
+            for round in 0..5_u64 {
+                let payload = vec![b'a' + round as u8; 2000];
+                writer.send(&wire::data(&payload));
+                let mut reader = listener.accept();
+                reader.expect(&wire::start(&[D]));
+                reader.expect_data(&payload);
+                eventually("counted", || relay.output(0).frames_sent == round + 1);
+            }
+            let ledger = relay.ledger();
+            let output = &ledger.outputs[0];
+            assert_eq!((output.frames_sent, output.bytes_unconfirmed), (5, 0), "{output:?}");
+            assert!(output.connections >= 5, "{output:?}");
+        }
+    }
+
     fn an_output_with_a_connection_per_worker_keeps_the_order_of_each_writer(backend) {
         let reader = CollectingReader::tcp();
         let relay = relay(backend).output(to(&reader).one_connection_per_worker()).start();

@@ -15,6 +15,7 @@ use crate::output::Destination;
 use crate::output::Endpoints;
 use crate::output::FileConfig;
 use crate::output::GroupConfig;
+use crate::output::Keep;
 use crate::output::Lanes;
 use crate::output::Mode;
 use crate::output::Order;
@@ -98,10 +99,15 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
         }
     );
     assert_eq!(archive.buffer, memory(64 << 20, WhenFull::Sample, Lanes::One));
-    let rotate = Rotate { size: Some(1 << 30), every: Some(Duration::from_secs(3600)) };
+    let rotate = Rotate {
+        size: Some(1 << 30),
+        every: Some(Duration::from_secs(3600)),
+        partial_suffix: Some(".part".to_owned()),
+    };
     let reconnect = Reconnect { min, max: Duration::from_secs(30) };
     let pattern = "/var/lib/tapster/%Y/%m-%d \"x\".fstrm".to_owned();
-    assert_eq!(archive.to, Destination::File(FileConfig { pattern, rotate, reconnect }));
+    let keep = Some(Keep::Age(Duration::from_secs(7 * 24 * 3600)));
+    assert_eq!(archive.to, Destination::File(FileConfig { pattern, mode: 0o600, rotate, keep, reconnect }));
 
     assert_eq!(from_file(&to_toml(&config)).unwrap(), Resolved { config, warnings });
 }
@@ -120,7 +126,13 @@ fn a_query_carries_the_keys_of_a_file() {
     assert_eq!(siem.name, "tcp://10.0.0.5:6000");
     assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
     assert_eq!(streams(siem).reconnect.min, Duration::from_secs(1));
-    assert_eq!(file(hourly).pattern, "%Y.fstrm");
+    assert_eq!(
+        (file(hourly).pattern.as_str(), file(hourly).mode, file(hourly).keep),
+        ("%Y.fstrm", 0o640, None)
+    );
+    let kept = to("file:a.fstrm?keep=3&mode=unidirectional").unwrap().config;
+    assert_eq!((file(&kept.outputs[0]).keep, file(&kept.outputs[0]).mode), (Some(Keep::Files(3)), 0o640));
+    assert_eq!(from_file(&to_toml(&kept)).unwrap().config, kept);
     assert_eq!(file(hourly).rotate.every, Some(Duration::from_secs(3600)));
 }
 
@@ -297,6 +309,13 @@ fn keys_that_mean_nothing_for_an_address_are_refused() {
         ("tcp://a:1?rotate.size=1GiB", "rotate"),
         ("file:a.fstrm?connections=per_worker", "connections"),
         ("file:a.fstrm?mode=bidirectional", "mode"),
+        ("file:a.fstrm?mode=0999", "mode"),
+        ("tcp://a:1?mode=0640", "mode"),
+        ("tcp://a:1?keep=3", "keep"),
+        ("file:a.fstrm?keep=0", "keep"),
+        ("file:a.fstrm?keep=soon", "keep"),
+        ("file:%Z.fstrm?keep=3", "keep"),
+        ("file:a.fstrm?rotate.partial_suffix=/x", "rotate.partial_suffix"),
         ("file:a.fstrm?finish_timeout=1s", "finish_timeout"),
         ("file:a.fstrm?user_timeout=10s", "user_timeout"),
         ("unix:/a?user_timeout=10s", "user_timeout"),
@@ -435,7 +454,9 @@ const EVERY_KEY: &str = r#"
         name = "archive"
         when_full = "sample"
         to = "file:/var/lib/tapster/%Y/%m-%d \"x\".fstrm"
-        rotate = { size = "1GiB", every = "1h" }
+        mode = "0600"
+        rotate = { size = "1GiB", every = "1h", partial_suffix = ".part" }
+        keep = "7d"
         reconnect = { min = "1s" }
 "#;
 

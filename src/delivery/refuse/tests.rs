@@ -25,7 +25,8 @@ use crate::observability::drop_reason::DropReason;
 const FRAME_LEN: usize = 14;
 const FRAMES: usize = 30;
 
-const RECEIVED: Acknowledge = Acknowledge::Progress { margin: 0, probe_len: 1 };
+const RECEIVED: Acknowledge =
+    Acknowledge::Progress { margin: 0, probe_len: 1, probe_pause: Duration::from_millis(1) };
 const FINISH: Acknowledge =
     Acknowledge::Finish { checkpoint: Checkpoint::Every(Duration::from_secs(3600)), order: Order::Strict };
 

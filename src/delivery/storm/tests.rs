@@ -233,7 +233,11 @@ impl Storm {
         let keeps_order = random.bool();
         let acknowledge = match random.u32(0..4) {
             0 => Acknowledge::Written,
-            1 => Acknowledge::Progress { margin: random.u64(0..60), probe_len: random.u64(1..200) },
+            1 => Acknowledge::Progress {
+                margin: random.u64(0..60),
+                probe_len: random.u64(1..200),
+                probe_pause: Duration::from_millis(1),
+            },
             _ => Acknowledge::Finish {
                 checkpoint: if random.bool() {
                     Checkpoint::Every(Duration::from_millis(random.u64(1..300)))

@@ -19,12 +19,12 @@ use tapster::output::Destination;
 use tapster::output::Endpoints;
 use tapster::output::FileConfig;
 use tapster::output::GroupConfig;
+use tapster::output::Keep;
 use tapster::output::Lanes;
 use tapster::output::Mode;
 use tapster::output::Order;
 use tapster::output::OutputConfig;
 use tapster::output::Reconnect;
-use tapster::output::Rotate;
 use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
 use tapster::queue::WhenFull;
@@ -144,6 +144,10 @@ impl TestRelay {
 
     pub(crate) fn ledger(&self) -> Ledger {
         self.relay.ledger()
+    }
+
+    pub(crate) fn reopen_files(&self) {
+        self.relay.reopen_files();
     }
 
     pub(crate) fn input(&self) -> InputLedger {
@@ -504,11 +508,31 @@ impl OutputBuilder {
         self
     }
 
-    pub(crate) fn rotate(mut self, size: Option<u64>, every: Option<Duration>) -> Self {
+    fn file(&mut self) -> &mut FileConfig {
         match &mut self.0.to {
-            Destination::File(file) => file.rotate = Rotate { size, every },
+            Destination::File(file) => file,
             Destination::Streams(streams) => panic!("{streams:?} writes no files"),
         }
+    }
+
+    pub(crate) fn rotate(mut self, size: Option<u64>, every: Option<Duration>) -> Self {
+        let rotate = &mut self.file().rotate;
+        (rotate.size, rotate.every) = (size, every);
+        self
+    }
+
+    pub(crate) fn partial_suffix(mut self, suffix: &str) -> Self {
+        self.file().rotate.partial_suffix = Some(suffix.to_owned());
+        self
+    }
+
+    pub(crate) fn mode(mut self, mode: u32) -> Self {
+        self.file().mode = mode;
+        self
+    }
+
+    pub(crate) fn keep(mut self, keep: Keep) -> Self {
+        self.file().keep = Some(keep);
         self
     }
 }

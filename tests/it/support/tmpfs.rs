@@ -23,6 +23,15 @@ impl Tmpfs {
     pub(crate) fn mount_with(folder: &Path, options: &str) -> Option<Self> {
         let path = folder.join("tmpfs");
         std::fs::create_dir(&path).expect("a folder to write to");
+        Self::mount_over_with(path, options)
+    }
+
+    /// Mounts one over a folder.
+    pub(crate) fn mount_over(path: PathBuf, bytes: u64) -> Option<Self> {
+        Self::mount_over_with(path, &format!("size={bytes}"))
+    }
+
+    fn mount_over_with(path: PathBuf, options: &str) -> Option<Self> {
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).output();
         match mount {
             Ok(output) if output.status.success() => Some(Self { path }),
