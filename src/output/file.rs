@@ -17,6 +17,7 @@ use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
+use crate::observability::output_log::OutputEvent;
 use crate::output::config::FileConfig;
 use crate::output::deadline::Deadline;
 use crate::output::lane::Source;
@@ -136,10 +137,10 @@ impl Driver {
             Action::Write(stream) => self.write(stream, now),
             Action::Stop(stream) => {
                 let Some((_, file)) = self.file.take() else { return };
-                match file.close() {
+                match self.close(file, now) {
                     Ok(()) => self.delivery.handle_finish(stream, true, now),
                     Err(failure) => {
-                        self.tell(&failure);
+                        self.tell(&failure, now);
                         self.delivery.handle_finish(stream, false, now);
                     }
                 }
@@ -148,8 +149,8 @@ impl Driver {
                 let Some((_, file)) = self.file.take() else { return };
                 match reason {
                     CloseReason::Over => {
-                        if let Err(failure) = file.close() {
-                            self.tell(&failure);
+                        if let Err(failure) = self.close(file, now) {
+                            self.tell(&failure, now);
                         }
                     }
                     _ => file.give_up(),
@@ -164,15 +165,26 @@ impl Driver {
         let lane = &self.lane;
         match OutputFile::create(&lane.config.pattern, lane.content_type.clone()) {
             Ok(file) => {
-                info!(output = lane.source.output, file = %file.path.display(), "opened");
+                if let Some(left_out) = lane.source.account.log.admit(OutputEvent::FileOpened, "", now) {
+                    info!(output = lane.source.output, file = %file.path.display(), left_out, "opened");
+                }
                 self.file = Some((stream, file));
                 self.delivery.handle_connected(stream, now);
             }
             Err(failure) => {
-                self.tell(&failure);
+                self.tell(&failure, now);
                 self.delivery.handle_refused(stream, now);
             }
         }
+    }
+
+    fn close(&self, file: OutputFile, now: Instant) -> Result<(), FileFailure> {
+        let path = file.path.clone();
+        let bytes = file.close()?;
+        if let Some(left_out) = self.lane.source.account.log.admit(OutputEvent::FileClosed, "", now) {
+            info!(output = self.lane.source.output, file = %path.display(), bytes, left_out, "closed");
+        }
+        Ok(())
     }
 
     fn write(&mut self, stream: StreamId, now: Instant) {
@@ -180,11 +192,14 @@ impl Driver {
         let Some((_, file)) = &mut self.file else { return };
         match file.write(&buffers) {
             Ok(count) => {
-                self.told.clear();
+                if !self.told.is_empty() {
+                    self.told.clear();
+                    self.lane.source.account.absences.is_there(&self.lane.config.to_string());
+                }
                 self.delivery.handle_written(stream, count, now);
             }
             Err((count, failure)) => {
-                self.tell(&failure);
+                self.tell(&failure, now);
                 self.delivery.handle_written(stream, count, now);
                 self.delivery.handle_lost(stream, now);
             }
@@ -192,12 +207,16 @@ impl Driver {
     }
 
     /// Tells a failure; the same one again is not told again until a write succeeds.
-    fn tell(&mut self, failure: &FileFailure) {
-        let words = failure.to_string();
-        if self.told != words {
-            error!(output = self.lane.source.output, to = %self.lane.config, "{words}; tapster tries again");
-            self.told = words;
+    fn tell(&mut self, failure: &FileFailure, now: Instant) {
+        let (words, to, source) = (failure.to_string(), self.lane.config.to_string(), &self.lane.source);
+        source.account.absences.failed(&to, &words, now);
+        if self.told == words {
+            return;
         }
+        if let Some(left_out) = source.account.log.admit(OutputEvent::FileFailed, "", now) {
+            error!(output = source.output, to, left_out, "{words}; tapster tries again");
+        }
+        self.told = words;
     }
 
     /// When the present file is old enough for another to begin. A file without frames is not: it would be an empty one.

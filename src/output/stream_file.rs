@@ -14,7 +14,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use jiff::Zoned;
 use jiff::fmt::strtime;
-use tracing::info;
 
 use crate::protocol::ContentType;
 use crate::protocol::FileWriter;
@@ -109,13 +108,12 @@ impl OutputFile {
         Ok(written)
     }
 
-    /// Ends the file with STOP.
-    pub(crate) fn close(mut self) -> Result<(), FileFailure> {
+    /// Ends the file with STOP. Returns its length in bytes.
+    pub(crate) fn close(mut self) -> Result<u64, FileFailure> {
         let trailer = self.format.trailer();
         self.append(&[trailer]).map_err(|(_, failure)| failure)?;
         self.ended = true;
-        info!(file = %self.path.display(), bytes = self.len, "closed");
-        Ok(())
+        Ok(self.len)
     }
 
     /// Ends a file that cannot be written any more, as dropping it does.

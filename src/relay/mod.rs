@@ -3,6 +3,7 @@
 mod accounts;
 mod assembly;
 mod placement;
+mod watch;
 mod worker;
 
 use std::io;
@@ -28,6 +29,7 @@ use crate::relay::accounts::OutputEntry;
 use crate::relay::assembly::Assembly;
 use crate::relay::assembly::WorkerParts;
 use crate::relay::placement::Placement;
+use crate::relay::watch::Watch;
 use crate::relay::worker::Worker;
 use crate::spool::Folder;
 use crate::spool::stage::Stage;
@@ -124,7 +126,8 @@ pub struct Relay {
     backend: Backend,
     drain_timeout: Duration,
     listeners: Vec<(String, Address)>,
-    accounts: Accounts,
+    accounts: Arc<Accounts>,
+    watch: Watch,
     scope: Scope,
     inputs: Scope,
     outputs: Scope,
@@ -164,11 +167,13 @@ impl Relay {
             socket_files.extend(bound.file);
             assembly.add_listeners(input, bound.listeners, &bound.address);
         }
+        let accounts = Arc::new(assembly.accounts);
         let relay = Self {
             backend,
             drain_timeout: config.drain_timeout,
             listeners,
-            accounts: assembly.accounts,
+            watch: Watch::start(Arc::clone(&accounts)).map_err(StartError::Worker)?,
+            accounts,
             scope,
             inputs,
             outputs,
@@ -277,8 +282,8 @@ impl Relay {
         self.scope.wait_for_end(Instant::now() + FORCE);
         for output in &self.accounts.outputs {
             output.abandon();
-            output.accounts.iter().for_each(|account| account.tell_losses());
         }
+        self.watch.end();
     }
 }
 

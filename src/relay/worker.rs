@@ -20,7 +20,7 @@ use crate::input::listener::serve;
 use crate::lifecycle::Guard;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
-use crate::observability::event_limit::Event;
+use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::output::frame_stream::StreamLane;
 use crate::queue::block_limit::BlockLimit;
@@ -326,6 +326,7 @@ async fn tidy_up(serving: Rc<Serving>) {
     loop {
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.free_unused();
+        serving.readers.note_held(&serving.inputs);
         serving.logs.iter().for_each(|log| log.tell_left_out());
         let ended = serving.ended.get();
         if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {

@@ -146,11 +146,18 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
 pub(crate) struct ReadHandle {
     stream: Stream,
     phase: Cell<Phase>,
+    // When the frames were read that outputs are taking.
+    delivering: Cell<Option<Instant>>,
 }
 
 impl ReadHandle {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, phase: Cell::new(Phase::Running) }
+        Self { stream, phase: Cell::new(Phase::Running), delivering: Cell::new(None) }
+    }
+
+    /// When the frames were read for which the session waits, because an output has no room for them.
+    pub(crate) fn held_since(&self) -> Option<Instant> {
+        self.delivering.get()
     }
 
     /// Tells the session of the phase of its input. Draining, it takes what has arrived and ends. Over, it ends.
@@ -216,7 +223,10 @@ where
             match event {
                 ReaderEvent::Data(batch) => {
                     coalescer.took(batch.read_at(), batch.frames());
-                    if !deliver(compact_if_small(batch)).await {
+                    handle.delivering.set(Some(batch.read_at()));
+                    let delivered = deliver(compact_if_small(batch)).await;
+                    handle.delivering.set(None);
+                    if !delivered {
                         return ReadEnd::Drained;
                     }
                 }

@@ -243,6 +243,12 @@ impl<S: Storage> Spool<S> {
         }
     }
 
+    /// Whether the disk alone keeps a batch out: the limits of the spool have room for it.
+    pub(super) fn lacks_disk_for(&self, batch: &FrameBatch) -> bool {
+        let batch = [(ConnectionId::default(), batch.clone())];
+        self.log.run_that_fits(&batch).is_empty() && !self.log.run_within(&batch, u64::MAX).is_empty()
+    }
+
     // Durability.
 
     /// Makes durable what was written. What cannot be, moves to another segment.

@@ -125,6 +125,11 @@ impl<S: Storage> Log<S> {
     /// The batches from the front that may be written at once: within the limits, and to one segment.
     pub(super) fn run_that_fits<'a>(&self, batches: &'a [ArrivingBatch]) -> &'a [ArrivingBatch] {
         let free = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
+        self.run_within(batches, free)
+    }
+
+    /// The same on a disk with so many free bytes.
+    pub(super) fn run_within<'a>(&self, batches: &'a [ArrivingBatch], free: u64) -> &'a [ArrivingBatch] {
         let overhead = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
         let room = self.config.max.saturating_sub(self.bytes).min(free).saturating_sub(overhead);
         let fresh = self.config.segment_len();

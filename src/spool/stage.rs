@@ -14,6 +14,7 @@
 //! [`Stage::turn`] does everything that can be done at one moment and reads no clock. `stage_loop` calls it, and waits.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -28,7 +29,9 @@ use crate::batch::Batch;
 use crate::faults;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
+use crate::observability::output_log::OutputEvent;
 use crate::protocol::ContentType;
+use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::channel::QueueEnd;
 use crate::spool::Folder;
@@ -160,20 +163,23 @@ impl<S: Storage> Stage<S> {
         match (self.open_spool)(&self.config, now) {
             Ok((spool, report)) => {
                 self.spool = Some(spool);
-                self.tell_recovered(&report);
-                self.works();
+                self.tell_recovered(&report, now);
+                self.works(now);
             }
             Err(error) => self.fails(&error, now),
         }
     }
 
-    fn tell_recovered(&self, report: &RecoveryReport) {
+    fn tell_recovered(&self, report: &RecoveryReport, now: Moment) {
         let (output, folder) = (&self.config.output, self.config.settings.folder.display());
         self.account.spool_opened(report.frames);
         let account = self.account.spool();
         account.files_set_aside.fetch_add(report.set_aside.len() as u64, Relaxed);
         for set_aside in &report.set_aside {
-            warn!(output, file = set_aside.name, "set aside in the spool {folder}: {}", set_aside.reason);
+            if let Some(left_out) = self.account.log.admit(OutputEvent::SetAside, "", now.instant) {
+                let (file, reason) = (&set_aside.name, &set_aside.reason);
+                warn!(output, file, left_out, "set aside in the spool {folder}: {reason}");
+            }
         }
         let RecoveryReport { frames, bytes, segments, torn_bytes, bad_files, foreign, .. } = report;
         info!(output, frames, bytes, segments, torn_bytes, bad_files, foreign, "the spool {folder} is open");
@@ -182,17 +188,41 @@ impl<S: Storage> Stage<S> {
     /// Notes that the spool cannot be used now.
     fn fails(&mut self, error: &SpoolError, now: Moment) {
         self.retry_at = Some(now.instant + RETRY_PAUSE);
-        if !self.account.spool().degraded.swap(true, Relaxed) {
+        self.tell_degraded(error, "the spool is tried again every second", now);
+    }
+
+    fn tell_degraded(&self, error: &dyn Display, what_next: &str, now: Moment) {
+        if !self.account.spool().degraded.swap(true, Relaxed)
+            && let Some(left_out) = self.account.log.admit(OutputEvent::SpoolFailed, "", now.instant)
+        {
             let output = &self.config.output;
-            error!(output, "{error}; frames wait in memory alone, and the spool is tried again every second");
+            error!(output, left_out, "{error}; frames wait in memory alone, and {what_next}");
         }
     }
 
     /// Notes that the spool can be used.
-    fn works(&mut self) {
+    fn works(&mut self, now: Moment) {
         self.retry_at = None;
-        if self.account.spool().degraded.swap(false, Relaxed) {
-            info!(output = self.config.output, "the spool can be used again");
+        if self.account.spool().degraded.swap(false, Relaxed)
+            && let Some(left_out) = self.account.log.admit(OutputEvent::SpoolWorks, "", now.instant)
+        {
+            info!(output = self.config.output, left_out, "the spool can be used again");
+        }
+    }
+
+    /// Tells if a batch that arrives is kept out of the spool by its disk, and not by a limit of its own.
+    fn look_for_short_disk(&self, first: &FrameBatch, now: Moment) {
+        if self.spool.as_ref().is_some_and(|spool| spool.lacks_disk_for(first)) {
+            let SpoolSettings { folder, config } = &self.config.settings;
+            let (folder, min_free) = (folder.display(), config.min_free);
+            let words = format!(
+                "the disk of the spool {folder} has no room: {min_free} bytes of it stay free (min_free)"
+            );
+            self.tell_degraded(
+                &words,
+                "they are stored when the disk has room; free space on it, or lower `min_free`",
+                now,
+            );
         }
     }
 
@@ -275,7 +305,7 @@ impl<S: Storage> Stage<S> {
                 let recovered = was_degraded && !spool.is_degraded();
                 self.count_lost(acknowledged, 0);
                 match result {
-                    Ok(()) if recovered => self.works(),
+                    Ok(()) if recovered => self.works(now),
                     Ok(()) => {}
                     Err(error) => self.fails(&error, now),
                 }
@@ -311,10 +341,13 @@ impl<S: Storage> Stage<S> {
         self.gather();
         if let (Some(first), Some(spool)) = (self.arrived.front(), &mut self.spool)
             && !spool.has_room_for(first.frames())
-            && self.pass_past_spool()
         {
-            // The lane is there, only the disk has no room.
-            return true;
+            let first = first.frames().clone();
+            if self.pass_past_spool() {
+                // The lane is there, only the disk has no room.
+                self.look_for_short_disk(&first, now);
+                return true;
+            }
         }
         self.store(now) || moved
     }
@@ -364,7 +397,8 @@ impl<S: Storage> Stage<S> {
                 return false;
             }
         };
-        let settled = appended.settled();
+        let (settled, stored, all_kept) =
+            (appended.settled(), appended.positions.len(), appended.dropped == 0);
         for (mut batch, position) in self.arrived.drain(..appended.positions.len()).zip(appended.positions) {
             let permit = if passes { self.back.reserve(batch.byte_len()) } else { None };
             passes = permit.is_some();
@@ -391,7 +425,11 @@ impl<S: Storage> Stage<S> {
             batch.dropped(DropReason::SpoolFull);
         }
         self.count_lost(acknowledged, frames_dropped);
-        self.works();
+        if stored > 0 && all_kept {
+            self.works(now);
+        } else if let Some((_, left)) = arriving.get(stored) {
+            self.look_for_short_disk(left, now);
+        }
         settled > 0
     }
 
@@ -425,8 +463,11 @@ impl<S: Storage> Stage<S> {
                 true
             }
             Err(error) => {
-                if self.outgoing.read_fails(now) {
-                    warn!(output = self.config.output, "{error}; tapster reads again ten times a second");
+                if self.outgoing.read_fails(now)
+                    && let Some(left_out) = self.account.log.admit(OutputEvent::SpoolFailed, "", now.instant)
+                {
+                    let output = &self.config.output;
+                    warn!(output, left_out, "{error}; tapster reads again ten times a second");
                 }
                 false
             }

@@ -5,6 +5,7 @@ use tapster::transport::Backend;
 
 use crate::support::collector::CollectingReader;
 use crate::support::peer::Peer;
+use crate::support::peer::PeerListener;
 use crate::support::peers::free_address;
 use crate::support::process::Tapster;
 use crate::support::process::tapster;
@@ -96,11 +97,101 @@ on_both_backends! {
         writer.finish();
         program.terminate();
         let log = program.process.output();
-        let (lines, _) = events(&log, &["skipped"]);
-        assert!((1..=6).contains(&lines), "{lines} lines");
-        let line = log.lines().find(|line| line.contains("skipped")).expect("a line");
-        assert!(line.contains("WARN") && line.contains("raise `frame_len_max`"), "{line}");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("reason=\"oversize\"")).collect();
+        assert!((1..=2).contains(&lines.len()), "{log}");
+        let last = lines.last().expect("a line");
+        for part in ["WARN", "input=\"in\"", "frames_dropped=100", "raise `frame_len_max`"] {
+            assert!(last.contains(part), "{part} in {last}");
+        }
         assert_eq!(program.summary().input(0, "frames_oversize"), 100);
+    }
+
+    /// Frames that are too long, that find a queue full, a spool whose disk is closed by `min_free`, or no output.
+    fn every_loss_of_a_running_relay_is_told_once_with_its_sum(backend) {
+        let folder = folder();
+        let (away, config) = (folder.path().join("away.sock"), folder.path().join("tapster.toml"));
+        let (address, away) = (free_address(Transport::Unix, folder.path()), away.display());
+        let spool = folder.path().join("spool");
+        let text = format!(
+            "[[input]]\nname = \"in\"\nlisten = [\"{address}\"]\ncontent_types = [\"*\"]\n\
+             [[output]]\nname = \"short\"\nto = \"unix:{away}\"\nframe_len_max = \"1KiB\"\n\
+             [[output]]\nname = \"small\"\nto = \"unix:{away}\"\nqueue = \"64KiB\"\nframe_len_max = \"8KiB\"\n\
+             [[output]]\nname = \"closed\"\nto = \"unix:{away}\"\nqueue = \"64KiB\"\nframe_len_max = \"8KiB\"\nbuffer = \"disk\"\n\
+             spool = {{ dir = \"{}\", min_free = \"1000000GiB\" }}\n",
+            spool.display()
+        );
+        std::fs::write(&config, text).expect("a file");
+        let summary = folder.path().join("summary.json");
+        let mut program =
+            tapster(backend).arg("--workers").arg("2").arg("-c").arg(&config).summary(summary).start();
+        program.process.wait_for_output(&address.to_string());
+        for _ in 0..4 {
+            let mut writer = Peer::writer(&address);
+            writer.send(&wire::data(&[b'x'; 2000]).repeat(50));
+            writer.finish();
+        }
+        let mut stranger = Peer::connect(&address);
+        stranger.open_as_writer(b"other");
+        stranger.send(&wire::data(b"a"));
+        stranger.finish();
+        let reasons = ["frame_too_long", "queue_full", "spool_full", "unrouted"];
+        for reason in reasons {
+            program.process.wait_for_output(&format!("reason=\"{reason}\""));
+        }
+        program.process.wait_for_output("min_free");
+        program.terminate();
+        let (log, summary) = (program.process.output(), program.summary());
+        let told = |name: &str, reason: &str| -> (usize, u64) {
+            let words = [format!("=\"{name}\" reason=\"{reason}\""), "WARN".to_owned()];
+            let lines = log.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+            let counts = lines.filter_map(|line| {
+                line.split_once("frames_dropped=")?.1.split(' ').next()?.parse().ok()
+            });
+            let counts: Vec<u64> = counts.collect();
+            (counts.len(), counts.last().copied().unwrap_or_default())
+        };
+        for (index, name) in ["short", "small", "closed"].into_iter().enumerate() {
+            let dropped = summary.0["outputs"][index]["frames_dropped"].as_object().expect("an object");
+            for (reason, frames) in dropped {
+                let (lines, sum) = told(name, reason);
+                assert!((1..=2).contains(&lines) && Some(sum) == frames.as_u64(), "{name} {reason}: {log}");
+            }
+        }
+        assert_eq!(told("in", "unrouted"), (1, 1), "{log}");
+        assert_eq!(told("short", "frame_too_long").1, 200, "{log}");
+        assert!(told("small", "queue_full").1 > 0 && told("closed", "spool_full").1 > 0, "{log}");
+        assert_eq!(summary.0["outputs"][2]["spool"]["degraded"], true);
+        assert!(log.lines().count() < 60, "{log}");
+        summary.assert_balanced();
+    }
+
+    /// Without a reader, and with one that ends every connection in turn.
+    fn a_collector_that_fails_in_turn_for_two_reasons_has_a_short_log(backend) {
+        let folder = folder();
+        let listener = PeerListener::bind(Transport::Tcp, folder.path());
+        let (to, address) = (listener.address(), free_address(Transport::Unix, folder.path()));
+        let config = folder.path().join("tapster.toml");
+        let text = format!(
+            "[[input]]\nlisten = [\"{address}\"]\n[[output]]\nto = \"{to}\"\nreconnect = {{ min = \"10ms\", max = \"10ms\" }}\n"
+        );
+        std::fs::write(&config, text).expect("a file");
+        let mut program = tapster(backend).arg("-c").arg(&config).start();
+        for attempt in 0..200 {
+            let mut peer = listener.accept();
+            match attempt % 3 {
+                0 => peer.reset(),
+                1 => drop(peer),
+                _ => {
+                    if peer.try_open_as_reader() {
+                        peer.reset();
+                    }
+                }
+            }
+        }
+        program.terminate();
+        let log = program.process.output();
+        assert!(log.contains("left_out="), "{log}");
+        assert!(log.lines().count() < 50, "{} lines: {log}", log.lines().count());
     }
 
     fn a_stream_that_no_output_takes_is_named_with_all_bytes_escaped(backend) {
