@@ -95,6 +95,8 @@ pub(crate) struct Stage<S: Storage = Folder> {
     left: Vec<Batch>,
     /// The spool cannot be opened, or written to: then it is tried again.
     retry_at: Option<Instant>,
+    /// The disk has no room for a record of this length: when that is looked at again.
+    short_of_disk: Option<(Instant, u64)>,
 }
 
 impl Stage {
@@ -131,6 +133,7 @@ impl<S: Storage> Stage<S> {
             outgoing: Outgoing::default(),
             left: Vec::new(),
             retry_at: None,
+            short_of_disk: None,
         }
     }
 
@@ -202,7 +205,7 @@ impl<S: Storage> Stage<S> {
 
     /// Notes that the spool can be used.
     fn works(&mut self, now: Moment) {
-        self.retry_at = None;
+        (self.retry_at, self.short_of_disk) = (None, None);
         if self.account.spool().degraded.swap(false, Relaxed)
             && let Some(left_out) = self.account.log.admit(OutputEvent::SpoolWorks, "", now.instant)
         {
@@ -210,19 +213,31 @@ impl<S: Storage> Stage<S> {
         }
     }
 
-    /// Tells if a batch that arrives is kept out of the spool by its disk, and not by a limit of its own.
-    fn look_for_short_disk(&self, first: &FrameBatch, now: Moment) {
-        if self.spool.as_ref().is_some_and(|spool| spool.lacks_disk_for(first)) {
-            let SpoolSettings { folder, config } = &self.config.settings;
-            let (folder, min_free) = (folder.display(), config.min_free);
-            let words = format!(
-                "the disk of the spool {folder} has no room: {min_free} bytes of it stay free (min_free)"
-            );
-            self.tell_degraded(
-                &words,
-                "they are stored when the disk has room; free space on it, or lower `min_free`",
-                now,
-            );
+    /// Notes that a batch was not stored, if `min_free` is the reason and not another limit of the spool.
+    fn look_for_short_disk(&mut self, first: &FrameBatch, now: Moment) {
+        let Some(len) = self.spool.as_ref().and_then(|spool| spool.kept_out_by_min_free(first)) else {
+            return;
+        };
+        self.short_of_disk = Some((now.instant + RETRY_PAUSE, len));
+        let SpoolSettings { folder, config } = &self.config.settings;
+        let (folder, min_free) = (folder.display(), config.min_free);
+        let words =
+            format!("the disk of the spool {folder} has no room: min_free keeps {min_free} bytes of it free");
+        self.tell_degraded(
+            &words,
+            "tapster stores again when it has room: free space, or lower `min_free`",
+            now,
+        );
+    }
+
+    /// Looks whether the disk has room again.
+    fn look_for_room_on_disk(&mut self, now: Moment) {
+        let Some((at, len)) = &mut self.short_of_disk else { return };
+        *at = now.instant + RETRY_PAUSE;
+        let has_room = self.spool.as_ref().is_some_and(|spool| spool.disk_has_room_for(*len));
+        // Where the spool has failed in another way, its retry says when it works.
+        if has_room && self.retry_at.is_none() {
+            self.works(now);
         }
     }
 
@@ -247,7 +262,7 @@ impl<S: Storage> Stage<S> {
         }
         self.spool = None;
         self.outgoing = Outgoing::default();
-        self.retry_at = None;
+        (self.retry_at, self.short_of_disk) = (None, None);
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
@@ -296,6 +311,9 @@ impl<S: Storage> Stage<S> {
     /// Does what is due by time.
     fn look_after_spool(&mut self, now: Moment) {
         let retries = self.retry_at.take_if(|at| *at <= now.instant).is_some();
+        if self.short_of_disk.is_some_and(|(at, _)| at <= now.instant) {
+            self.look_for_room_on_disk(now);
+        }
         match &mut self.spool {
             None if retries => self.open(now),
             Some(spool) if spool.poll_timeout() <= now.instant => {
@@ -514,6 +532,7 @@ impl<S: Storage> Stage<S> {
         let due = [
             self.spool.as_ref().map(Spool::poll_timeout),
             self.retry_at,
+            self.short_of_disk.map(|(at, _)| at),
             self.outgoing.read_at(),
             (!self.outgoing.offsets.is_empty()).then(|| now + REPORTS_PAUSE),
             blocked.then(|| now + BLOCKED_PAUSE),
@@ -574,11 +593,13 @@ impl<S: Storage> Stage<S> {
             self.account.dropped_from_disk(DropReason::Shutdown, frames_lost);
             error!(output, frames_lost, "the spool was not closed in order: {error}");
         }
+        self.look_for_room_on_disk(now);
+        let Some(spool) = &self.spool else { return };
         let account = self.account.spool();
         account.bytes.store(spool.bytes(), Relaxed);
         account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
         let (frames_spooled, bytes) = (self.account.spooled_now(), spool.bytes());
-        info!(output, frames_spooled, bytes, "the spool is closed");
+        info!(output = self.config.output, frames_spooled, bytes, "the spool is closed");
     }
 }
 
