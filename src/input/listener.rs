@@ -17,6 +17,7 @@ use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
+use crate::observability::peer_name::PeerName;
 use crate::protocol::FrameBatch;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
@@ -127,14 +128,14 @@ impl Readers {
 struct OpenConnection<'a> {
     input: &'a WorkerInput,
     log: &'a ListenerLog,
-    peer: &'a str,
+    peer: &'a PeerName,
     end: &'static str,
     counted: ReaderCounters,
 }
 
 impl<'a> OpenConnection<'a> {
     /// `None`: there are as many as there may be.
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a str) -> Result<Self, Self> {
+    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Result<Self, Self> {
         input.account.connected();
         let before = input.open.fetch_add(1, Ordering::Relaxed);
         // What is not replaced tells of a task that failed.
@@ -146,7 +147,7 @@ impl<'a> OpenConnection<'a> {
     fn count(&mut self, now: ReaderCounters) {
         if now != self.counted {
             if now.frames_oversize > self.counted.frames_oversize {
-                self.input.account.oversize_from(self.peer);
+                self.input.account.oversize_from(&self.peer.to_string());
             }
             self.input.account.left_out(
                 now.frames_oversize - self.counted.frames_oversize,
@@ -171,12 +172,12 @@ pub(crate) async fn serve(
     input: Rc<WorkerInput>,
     socket: Socket,
     log: Arc<ListenerLog>,
-    peer: String,
+    peer: PeerName,
 ) {
     let mut connection = match OpenConnection::new(&input, &log, &peer) {
         Ok(connection) => connection,
         Err(mut refused) => {
-            log.tell(Event::Refused, &peer, || {
+            log.tell(Event::Refused, Some(&peer), || {
                 let max = input.config.connections_max;
                 format!("refused: {max} connections are open; raise `connections_max` of this input")
             });
@@ -187,11 +188,11 @@ pub(crate) async fn serve(
     let end = run_session(&readers, &input, socket, &mut connection).await;
     connection.end = end.name();
     let event = match &end {
-        end if end.is_regular() => Event::Ended,
+        end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
         _ => Event::Failed,
     };
-    log.tell(event, &peer, || format!("connection ended: {end}"));
+    log.tell(event, Some(&peer), || format!("connection ended: {end}"));
 }
 
 async fn run_session(
@@ -221,9 +222,9 @@ async fn run_session(
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
     connection
         .log
-        .tell(Event::Began, connection.peer, || format!("connection: content type {}", content_type()));
+        .tell(Event::Began, Some(connection.peer), || format!("connection: content type {}", content_type()));
     if fanout.is_empty() {
-        connection.log.tell(Event::Unrouted, connection.peer, || {
+        connection.log.tell(Event::Unrouted, Some(connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }

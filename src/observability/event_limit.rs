@@ -41,13 +41,15 @@ impl<P: Eq + Hash> EventLimit<P> {
     }
 
     /// The events of minutes that are over by `now`, and how many of them got no line: each is told now, with the first line
-    /// of the next minute. `None`: of all minutes.
+    /// of the next minute. `None`: of all minutes, and no line is gained by it.
     pub(crate) fn take_left_out(&mut self, now: Option<Instant>) -> Vec<(usize, u64)> {
         let mut left_out = Vec::new();
         for (event, window) in self.windows.iter_mut().enumerate() {
             if window.left_out > 0 && now.is_none_or(|now| window.is_over(now)) {
-                left_out.push((event, window.left_out));
-                *window = Window { began: now, lines: 1, ..Window::new(window.lines_max) };
+                left_out.push((event, std::mem::take(&mut window.left_out)));
+                if now.is_some() {
+                    *window = Window { began: now, lines: 1, ..Window::new(window.lines_max) };
+                }
             }
         }
         left_out
@@ -108,8 +110,8 @@ mod tests {
     #[test]
     fn a_peer_gets_five_lines_a_minute_and_its_listener_twenty() {
         let (mut limit, now) = (limit(), Instant::now());
-        let mut lines = |peer| (0..1000).filter(|_| limit.admit(FAILED, Some(peer), now).is_some()).count();
-        assert_eq!([1, 1, 2, 3, 4, 5].map(|number| lines(number)), [5, 0, 5, 5, 5, 0]);
+        let lines = |peer| (0..1000).filter(|_| limit.admit(FAILED, Some(peer), now).is_some()).count();
+        assert_eq!([1, 1, 2, 3, 4, 5].map(lines), [5, 0, 5, 5, 5, 0]);
         let local = (0..1000).filter(|_| limit.admit(ENDED, None, now).is_some()).count();
         assert_eq!(local, 20, "another kind of event, over a unix socket");
     }
@@ -139,6 +141,12 @@ mod tests {
         assert_eq!(limit.take_left_out(Some(now + WINDOW)), [(FAILED, 5)]);
         assert_eq!(limit.take_left_out(Some(now + WINDOW)), []);
         assert_eq!(limit.take_left_out(None), [(ENDED, 5)]);
+        assert_eq!(
+            limit.admit(ENDED, None, now + WINDOW),
+            None,
+            "the end of one worker is not that of others"
+        );
+        assert_eq!(limit.take_left_out(None), [(ENDED, 1)]);
     }
 
     /// A host without descriptors: an attempt every 100 ms for an hour.

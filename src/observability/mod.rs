@@ -12,6 +12,7 @@ pub mod logging;
 pub(crate) mod loss_log;
 pub(crate) mod member_account;
 pub(crate) mod output_log;
+pub(crate) mod peer_name;
 pub(crate) mod spool_account;
 pub mod status;
 pub(crate) mod wait_log;

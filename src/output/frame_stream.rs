@@ -237,7 +237,7 @@ impl Driver {
                 self.delivery.handle_connected(stream, now);
             }
             LinkEvent::Refused(fault) => {
-                self.tell_refusal(stream, fault.to_string(), now);
+                self.tell_refusal(stream, &fault.to_string(), now);
                 self.delivery.handle_refused(stream, now);
             }
             LinkEvent::Written(count) => self.delivery.handle_written(stream, count, now),
@@ -265,7 +265,7 @@ impl Driver {
         let words = match reason {
             CloseReason::Ended => None,
             CloseReason::ConnectTimeout => {
-                self.tell_refusal(stream, "cannot connect in time".to_owned(), now);
+                self.tell_refusal(stream, "cannot connect in time", now);
                 None
             }
             CloseReason::FinishTimeout => {
@@ -312,17 +312,17 @@ impl Driver {
 
     /// Tells that a reader cannot be reached: once for each reason until it is there. It is away, unless another connection to
     /// it is open.
-    fn tell_refusal(&mut self, stream: StreamId, words: String, now: Instant) {
+    fn tell_refusal(&mut self, stream: StreamId, words: &str, now: Instant) {
         let (to, account) = (self.to(stream).to_string(), &self.lane.source.account);
         if !self.links.is_open_to(stream.member) {
-            account.absences.failed(&to, &words, now);
+            account.absences.failed(&to, words, now);
         }
         let told = &mut self.told[stream.member];
-        if told.contains(&words) {
+        if told.iter().any(|told| told == words) {
             return;
         }
         if told.len() < REASONS_MAX {
-            told.push(words.clone());
+            told.push(words.to_owned());
         }
         if let Some(left_out) = account.log.admit(OutputEvent::Unreachable, &to, now) {
             warn!(output = self.output(), to, left_out, "{words}; tapster tries again");

@@ -19,6 +19,9 @@ use tokio::net::UnixListener;
 
 use crate::transport::Address;
 use crate::transport::detached::Kind;
+use crate::transport::process::AcceptedPeer;
+use crate::transport::process::Process;
+use crate::transport::process::read_users;
 use crate::transport::socket::Socket;
 
 const BACKLOG: i32 = 1024;
@@ -89,6 +92,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
 }
 
 fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
+    read_users();
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
@@ -156,18 +160,17 @@ impl Listener {
         }
     }
 
-    /// The next connection and the name of its peer for the log. Cancel-safe.
-    pub(crate) async fn accept(&self) -> io::Result<(Socket, String)> {
+    /// The next connection and its peer. Cancel-safe.
+    pub(crate) async fn accept(&self) -> io::Result<(Socket, AcceptedPeer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((Socket::accepted_tcp(stream), peer.to_string()))
+                Ok((Socket::accepted_tcp(stream), AcceptedPeer::Tcp(peer)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
-                let peer = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix, process {pid}"));
-                Ok((Socket::accepted_unix(stream), peer))
+                let process = stream.peer_cred().ok().map(Process::of);
+                Ok((Socket::accepted_unix(stream), AcceptedPeer::Unix(process)))
             }
         }
     }

@@ -14,6 +14,7 @@ pub(crate) mod detached;
 mod epoll;
 pub(crate) mod listener;
 mod liveness;
+pub(crate) mod process;
 mod resolve;
 pub(crate) mod socket;
 pub(crate) mod stream;
