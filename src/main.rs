@@ -1,5 +1,7 @@
 //! The `tapster` command.
 
+use std::io;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,7 +31,8 @@ fn main() -> ExitCode {
         Command::Spool(command) => commands::spool::spool(command),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("tapster: {error}");
+        // Nothing can be done if nobody reads it.
+        let _ = writeln!(io::stderr(), "tapster: {error}");
         error.exit_code()
     })
 }

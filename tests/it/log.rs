@@ -7,6 +7,7 @@ use crate::support::collector::CollectingReader;
 use crate::support::peer::Peer;
 use crate::support::peer::PeerListener;
 use crate::support::peers::free_address;
+use crate::support::process::Process;
 use crate::support::process::Tapster;
 use crate::support::process::tapster;
 use crate::support::stream::Stream;
@@ -192,6 +193,112 @@ on_both_backends! {
         let log = program.process.output();
         assert!(log.contains("left_out="), "{log}");
         assert!(log.lines().count() < 50, "{} lines: {log}", log.lines().count());
+    }
+
+    /// Many writers do not care for STOP, or send FINISH in its place.
+    fn writers_that_end_without_stop_are_no_reason_for_a_warning(backend) {
+        for transport in Transport::BOTH {
+            let (mut program, address, reader, _folder) = begin(backend, transport, "");
+            for _ in 0..50 {
+                let mut unclean = Peer::writer(&address);
+                unclean.send(&wire::data(b"a"));
+                unclean.shutdown_write();
+                unclean.expect_close();
+                let mut finish = Peer::writer(&address);
+                finish.send(&[wire::data(b"a"), wire::finish()].concat());
+                finish.expect_close();
+            }
+            let mut start = Peer::connect(&address);
+            start.send(&[wire::start(&[D]), wire::data(b"a"), wire::finish()].concat());
+            start.expect_close();
+            reader.wait_for_frames(101);
+            program.terminate();
+            let log = program.process.output();
+            assert!(!log.contains("WARN") && log.contains("INFO"), "{log}");
+            let ends = ["without STOP", "in place of STOP", "connections ended, without a line"];
+            assert_eq!(events(&log, &ends).1, 101, "{log}");
+            let summary = program.summary();
+            let ended = |how: &str| summary.0["inputs"][0]["sessions_ended"][how].as_u64();
+            assert_eq!((ended("unclean"), ended("finish_from_writer")), (Some(50), Some(51)));
+        }
+    }
+
+    fn a_local_writer_is_told_as_process_user_and_program(backend) {
+        let (mut program, address, _reader, _folder) = begin(backend, Transport::Unix, "");
+        Peer::writer(&address).finish();
+        program.terminate();
+        let log = program.process.output();
+        let line = log.lines().find(|line| line.contains("connection: content type")).expect("a line");
+        let name = std::fs::read("/proc/self/comm").expect("a name");
+        let name = name.trim_ascii_end().escape_ascii();
+        let uid = rustix::process::geteuid().as_raw();
+        for part in [format!("pid={}", std::process::id()), format!("uid={uid}"), format!("program=\"{name}\"")] {
+            assert!(line.contains(&part), "{part} in {line}");
+        }
+        assert!(uid != 0 || line.contains("user=\"root\""), "{line}");
+    }
+
+    fn a_log_in_json_has_fields_and_no_json_within_strings(backend) {
+        let folder = folder();
+        let (address, away) = (free_address(Transport::Unix, folder.path()), folder.path().join("away.sock"));
+        let command = tapster(backend).arg("--log-format").arg("json").listen(&address);
+        let mut program = command.arg("--to").arg(format!("unix:{}", away.display())).start();
+        let mut writer = Peer::writer(&address);
+        writer.send(&wire::data(b"a").repeat(100));
+        writer.finish();
+        drop(Peer::writer(&address));
+        program.process.wait_for_output("tries again");
+        program.terminate();
+        let log = program.process.output();
+        let mut dropped = 0;
+        for line in log.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let fields = value.as_object().expect("an object");
+            assert!(fields.contains_key("timestamp") && fields.contains_key("level") && fields.contains_key("message"));
+            for (key, field) in fields {
+                assert!(!field.is_object() && !field.is_array(), "{key} in {line}");
+                let text = field.as_str().unwrap_or_default();
+                assert!(!text.starts_with(['{', '[']), "{key} in {line}");
+            }
+            if value["message"] == "dropped" {
+                assert_eq!(value["reason"], "shutdown");
+                dropped += value["frames_dropped"].as_u64().expect("a number");
+            }
+        }
+        assert_eq!(dropped, 100, "{log}");
+    }
+
+    /// Whether they are closed at the start, or pipes that nobody reads from.
+    fn a_relay_whose_outputs_are_both_closed_goes_on(backend) {
+        for redirect in [">&- 2>&-", "| true 2>&1"] {
+            let folder = folder();
+            let (address, reader) = (Transport::Unix.fresh_address(folder.path()), CollectingReader::tcp());
+            let word = if backend == Backend::Uring { "uring" } else { "epoll" };
+            let summary = folder.path().join("summary.json");
+            let relay = format!(
+                "{} run --backend {word} --log-level debug --summary {} -l {address} -t {}",
+                env!("CARGO_BIN_EXE_tapster"),
+                summary.display(),
+                reader.address()
+            );
+            let script = match redirect.strip_prefix('|') {
+                // The shell becomes the relay, and its two outputs a pipe whose reader is gone.
+                Some(_) => format!("exec > >(true) 2>&1; sleep 0.1; exec {relay}"),
+                None => format!("exec {relay} {redirect}"),
+            };
+            let mut program = Process::spawn(std::process::Command::new("bash").arg("-c").arg(script));
+            program.wait_for_socket(&address);
+            for _ in 0..30 {
+                let mut writer = Peer::writer(&address);
+                writer.send(&wire::data(b"a"));
+                writer.finish();
+            }
+            reader.wait_for_frames(30);
+            program.signal(rustix::process::Signal::TERM);
+            program.wait_for_success(std::time::Duration::from_secs(15));
+            let ledger = std::fs::read_to_string(&summary).expect("a ledger");
+            assert!(ledger.contains("\"frames_sent\":30"), "{ledger}");
+        }
     }
 
     fn a_stream_that_no_output_takes_is_named_with_all_bytes_escaped(backend) {
