@@ -195,6 +195,34 @@ on_both_backends! {
         assert!(log.lines().count() < 50, "{} lines: {log}", log.lines().count());
     }
 
+    /// After ten seconds, and every minute from then on; and when it goes on.
+    fn an_input_that_an_output_holds_up_is_told_with_the_age_of_its_oldest_frame(backend) {
+        let folder = folder();
+        let reader = CollectingReader::start(Transport::Unix, folder.path()).stalled();
+        let address = free_address(Transport::Unix, folder.path());
+        let keys = "name=siem&when_full=block&queue=64KiB&frame_len_max=8KiB";
+        let mut program = tapster(backend).listen(&address).to(&reader.address(), keys).start();
+        let mut writer = Peer::writer(&address);
+        reader.wait_for_sessions(1);
+        let mut sender = writer.try_clone();
+        let sending = std::thread::spawn(move || {
+            for _ in 0..50 {
+                sender.send(&wire::data(&[b'x'; 2000]).repeat(500));
+            }
+        });
+        program.process.wait_for_output("this input is not read from");
+        let log = program.process.output();
+        let line = log.lines().find(|line| line.contains("this input is not read from")).expect("a line");
+        assert!(line.contains("WARN") && line.contains("oldest_age_s=1"), "{line}");
+        assert!(line.contains("blocked_by=\"siem\""), "{line}");
+        reader.resume();
+        program.process.wait_for_output("no output holds this input up any more");
+        sending.join().expect("the writer ends well");
+        writer.send(&wire::stop());
+        reader.wait_for_frames(25_000);
+        program.terminate();
+    }
+
     /// Many writers do not care for STOP, or send FINISH in its place.
     fn writers_that_end_without_stop_are_no_reason_for_a_warning(backend) {
         for transport in Transport::BOTH {
