@@ -138,6 +138,11 @@ impl Budget {
         }
     }
 
+    /// Whether a producer waits for room.
+    pub(crate) fn has_waiting_producers(&self) -> bool {
+        self.producers_waiting.load(Ordering::Relaxed) > 0
+    }
+
     /// Nobody needs room any more: producers that wait go on.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);

@@ -200,9 +200,12 @@ fn log_ledger(ledger: &Ledger) {
             bytes = input.bytes,
             frames_unrouted = input.frames_unrouted,
             frames_oversize = input.frames_oversize,
-            sessions_ended = ?input.sessions_ended,
             "taken in"
         );
+        // A line for each: a map would be JSON within a string.
+        for (end, sessions) in &input.sessions_ended {
+            info!(input = input.name, end, sessions, "sessions ended");
+        }
     }
     for output in &ledger.outputs {
         info!(
@@ -210,7 +213,7 @@ fn log_ledger(ledger: &Ledger) {
             frames_received = output.frames_received,
             frames_sent = output.frames_sent,
             frames_filtered = output.frames_filtered,
-            frames_dropped = ?output.frames_dropped,
+            frames_dropped = output.frames_dropped.values().sum::<u64>(),
             frames_queued = output.frames_queued,
             frames_spooled = output.frames_spooled,
             bytes_sent = output.bytes_sent,
@@ -220,6 +223,9 @@ fn log_ledger(ledger: &Ledger) {
             residence_max_us = output.residence.max_us,
             "written"
         );
+        for (reason, frames_dropped) in &output.frames_dropped {
+            info!(output = output.name, reason, frames_dropped, "dropped");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections of one input on one worker.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::rc::Weak;
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use crate::faults;
 use crate::input::InputConfig;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
-use crate::observability::event_limit::Event;
 use crate::observability::input_account::InputAccount;
+use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
+use crate::observability::peer_name::PeerName;
 use crate::protocol::FrameBatch;
-use crate::protocol::Oversize;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
@@ -42,7 +43,13 @@ pub(crate) struct Readers {
     pub(crate) buffer: RefCell<ReadBuffer>,
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
-    streaming: RefCell<Vec<Weak<ReadHandle>>>,
+    streaming: RefCell<Vec<Streaming>>,
+}
+
+/// A connection in its data phase, and its input.
+struct Streaming {
+    handle: Weak<ReadHandle>,
+    account: Arc<InputAccount>,
 }
 
 /// One input, as one worker serves it.
@@ -69,7 +76,7 @@ impl Readers {
 
     /// Tells every connection of the phase of its input.
     pub(crate) fn enter(&self, phase: Phase) {
-        for handle in self.streaming.borrow().iter().filter_map(Weak::upgrade) {
+        for handle in self.streaming.borrow().iter().filter_map(|streaming| streaming.handle.upgrade()) {
             handle.enter(phase);
         }
     }
@@ -77,7 +84,21 @@ impl Readers {
     /// Called at regular intervals: frees what nobody needed since the last call.
     pub(crate) fn free_unused(&self) {
         self.buffer.borrow_mut().free_unused();
-        self.streaming.borrow_mut().retain(|handle| handle.strong_count() > 0);
+        self.streaming.borrow_mut().retain(|streaming| streaming.handle.strong_count() > 0);
+    }
+
+    /// Called at regular intervals: notes for each input how long outputs have held up one of its connections.
+    pub(crate) fn note_held(&self, inputs: &[Rc<WorkerInput>]) {
+        let mut oldest = BTreeMap::new();
+        for Streaming { handle, account } in self.streaming.borrow().iter() {
+            if let Some(read_at) = handle.upgrade().and_then(|handle| handle.held_since()) {
+                let input = oldest.entry(Arc::as_ptr(account)).or_insert(read_at);
+                *input = read_at.min(*input);
+            }
+        }
+        for input in inputs {
+            input.account.held.set(oldest.get(&Arc::as_ptr(&input.account)).copied());
+        }
     }
 
     /// Copies the batch out of its block while blocks have more than they may.
@@ -91,10 +112,11 @@ impl Readers {
         batch
     }
 
-    fn register(&self, stream: Stream, scope: &Scope) -> Rc<ReadHandle> {
+    fn register(&self, stream: Stream, input: &WorkerInput) -> Rc<ReadHandle> {
         let handle = Rc::new(ReadHandle::new(stream));
-        self.streaming.borrow_mut().push(Rc::downgrade(&handle));
-        let phase = scope.phase();
+        let account = Arc::clone(&input.account);
+        self.streaming.borrow_mut().push(Streaming { handle: Rc::downgrade(&handle), account });
+        let phase = input.scope.phase();
         if phase != Phase::Running {
             handle.enter(phase);
         }
@@ -106,14 +128,14 @@ impl Readers {
 struct OpenConnection<'a> {
     input: &'a WorkerInput,
     log: &'a ListenerLog,
-    peer: &'a str,
+    peer: &'a PeerName,
     end: &'static str,
     counted: ReaderCounters,
 }
 
 impl<'a> OpenConnection<'a> {
     /// `None`: there are as many as there may be.
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a str) -> Result<Self, Self> {
+    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Result<Self, Self> {
         input.account.connected();
         let before = input.open.fetch_add(1, Ordering::Relaxed);
         // What is not replaced tells of a task that failed.
@@ -125,7 +147,7 @@ impl<'a> OpenConnection<'a> {
     fn count(&mut self, now: ReaderCounters) {
         if now != self.counted {
             if now.frames_oversize > self.counted.frames_oversize {
-                self.tell_skipped(now.frames_oversize);
+                self.input.account.oversize_from(&self.peer.to_string());
             }
             self.input.account.left_out(
                 now.frames_oversize - self.counted.frames_oversize,
@@ -133,20 +155,6 @@ impl<'a> OpenConnection<'a> {
                 now.bytes_after_stop - self.counted.bytes_after_stop,
             );
             self.counted = now;
-        }
-    }
-
-    /// Logs that frames were skipped. An input that ends the session instead logs the end of the session.
-    fn tell_skipped(&self, frames: u64) {
-        let config = &self.input.config;
-        if config.oversize == Oversize::Skip {
-            self.log.tell(Event::Skipped, self.peer, || {
-                let len_max = config.frame_len_max;
-                format!(
-                    "{frames} frames of this connection skipped: longer than {len_max} bytes; raise `frame_len_max` \
-                     of this input if the writer sends such frames"
-                )
-            });
         }
     }
 }
@@ -164,12 +172,12 @@ pub(crate) async fn serve(
     input: Rc<WorkerInput>,
     socket: Socket,
     log: Arc<ListenerLog>,
-    peer: String,
+    peer: PeerName,
 ) {
     let mut connection = match OpenConnection::new(&input, &log, &peer) {
         Ok(connection) => connection,
         Err(mut refused) => {
-            log.tell(Event::Refused, &peer, || {
+            log.tell(Event::Refused, Some(&peer), || {
                 let max = input.config.connections_max;
                 format!("refused: {max} connections are open; raise `connections_max` of this input")
             });
@@ -180,11 +188,11 @@ pub(crate) async fn serve(
     let end = run_session(&readers, &input, socket, &mut connection).await;
     connection.end = end.name();
     let event = match &end {
-        end if end.is_regular() => Event::Ended,
+        end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
         _ => Event::Failed,
     };
-    log.tell(event, &peer, || format!("connection ended: {end}"));
+    log.tell(event, Some(&peer), || format!("connection ended: {end}"));
 }
 
 async fn run_session(
@@ -214,9 +222,9 @@ async fn run_session(
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
     connection
         .log
-        .tell(Event::Began, connection.peer, || format!("connection: content type {}", content_type()));
+        .tell(Event::Began, Some(connection.peer), || format!("connection: content type {}", content_type()));
     if fanout.is_empty() {
-        connection.log.tell(Event::Unrouted, connection.peer, || {
+        connection.log.tell(Event::Unrouted, Some(connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }
@@ -234,7 +242,7 @@ async fn run_session(
         fanout.deliver(readers.within_block_limit(batch)).await
     };
     let wait_for_consumers = async || fanout.wait_for_consumers().await;
-    let handle = readers.register(stream, &input.scope);
+    let handle = readers.register(stream, input);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);

@@ -10,23 +10,28 @@
 //! Every arrow is one method, called where it happens. No count is derived from the others, so a frame that is counted
 //! twice or not at all shows: the ledger does not balance.
 
+use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::observability::OutputLedger;
+use crate::observability::absence::Absences;
 use crate::observability::age::AgeSum;
 use crate::observability::age::Ages;
+use crate::observability::age::OldestOf;
 use crate::observability::drop_reason::DropReason;
-use crate::observability::loss_log::LossLog;
+use crate::observability::output_log::OutputLog;
 use crate::observability::spool_account::SpoolAccount;
 
 /// The account of one lane. Any thread adds to it.
 #[derive(Debug)]
 pub(crate) struct OutputAccount {
-    // Writes a log line for a loss where the loss is counted.
-    log: LossLog,
+    /// How many lines the log gets about the output: one for all its lanes.
+    pub(crate) log: Arc<OutputLog>,
+    /// Who does not take frames now.
+    pub(crate) absences: Absences,
     received: AtomicU64,
     // Below 0 only by a fault of ours, or between two additions of other threads.
     queued: AtomicI64,
@@ -53,15 +58,16 @@ fn signed(frames: u64) -> i64 {
 
 impl Default for OutputAccount {
     fn default() -> Self {
-        Self::new("output")
+        Self::new(Arc::new(OutputLog::new("output")))
     }
 }
 
 impl OutputAccount {
-    /// The account of a lane of this output, without any frame.
-    pub(crate) fn new(output: &str) -> Self {
+    /// The account of a lane of the output with this log, without any frame.
+    pub(crate) fn new(log: Arc<OutputLog>) -> Self {
         Self {
-            log: LossLog::new(output.to_owned()),
+            log,
+            absences: Absences::default(),
             received: AtomicU64::new(0),
             queued: AtomicI64::new(0),
             spooled: AtomicI64::new(0),
@@ -81,10 +87,7 @@ impl OutputAccount {
     }
 
     fn lost(&self, reason: DropReason, frames: u64) {
-        if frames > 0 {
-            let before = self.dropped[reason as usize].fetch_add(frames, Relaxed);
-            self.log.lost(reason, before + frames);
-        }
+        self.dropped[reason as usize].fetch_add(frames, Relaxed);
     }
 
     /// Frames that an input had for this output now wait in memory.
@@ -227,10 +230,21 @@ impl OutputAccount {
         self.spool.get_or_init(SpoolAccount::default)
     }
 
-    /// Tells of the losses that were not told when they happened. For the end.
-    pub(crate) fn tell_losses(&self) {
-        for reason in DropReason::ALL {
-            self.log.tell_rest(reason, self.dropped[reason as usize].load(Relaxed));
+    /// Frames lost since the start, in the order of [`DropReason::ALL`].
+    pub(crate) fn dropped_now(&self) -> [u64; DropReason::ALL.len()] {
+        DropReason::ALL.map(|reason| self.dropped[reason as usize].load(Relaxed))
+    }
+
+    /// Writes and acknowledgements since the start, in frames: while it stands still, nobody takes anything.
+    pub(crate) fn progress(&self) -> u64 {
+        [&self.sent, &self.acknowledged, &self.resent].iter().map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// Adds the oldest frame that this lane has, except what waits in its queues.
+    pub(crate) fn add_oldest_to(&self, sum: &mut OldestOf) {
+        sum.add(&self.ages.oldest);
+        if let Some(spool) = self.spool.get() {
+            sum.add(&spool.oldest);
         }
     }
 
@@ -263,8 +277,7 @@ impl OutputAccount {
 
     fn read(&self) -> OutputLedger {
         let now = |count: &AtomicI64| u64::try_from(count.load(Relaxed)).unwrap_or_default();
-        let dropped = DropReason::ALL.map(|reason| (reason, self.dropped[reason as usize].load(Relaxed)));
-        let dropped = dropped.into_iter().filter(|(_, frames)| *frames > 0);
+        let dropped = DropReason::ALL.into_iter().zip(self.dropped_now()).filter(|(_, frames)| *frames > 0);
         OutputLedger {
             frames_received: self.received.load(Relaxed),
             frames_queued: now(&self.queued),

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
@@ -56,16 +57,40 @@ impl Oldest {
     }
 }
 
+/// The oldest of several.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OldestOf(i64);
+
+impl OldestOf {
+    pub(crate) fn new() -> Self {
+        Self(NOTHING)
+    }
+
+    pub(crate) fn add(&mut self, oldest: &Oldest) {
+        self.0 = self.0.min(oldest.0.load(Relaxed));
+    }
+
+    /// Adds what was read at this time.
+    pub(crate) fn add_read_at(&mut self, read_at: Instant) {
+        self.0 = self.0.min(stamp(read_at));
+    }
+
+    /// Since the oldest was read; `None` where there is none.
+    pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
+        (self.0 != NOTHING).then(|| Duration::from_micros(micros(stamp(now) - self.0)))
+    }
+}
+
 /// The ages of several lanes.
 #[derive(Debug)]
 pub(crate) struct AgeSum {
-    oldest: i64,
+    oldest: OldestOf,
     residence: Histogram<u64>,
 }
 
 impl AgeSum {
     pub(crate) fn new() -> Self {
-        Self { oldest: NOTHING, residence: empty() }
+        Self { oldest: OldestOf::new(), residence: empty() }
     }
 
     /// Adds a lane.
@@ -80,17 +105,17 @@ impl AgeSum {
 
     /// Adds what waits beside a lane.
     pub(crate) fn add_oldest(&mut self, oldest: &Oldest) {
-        self.oldest = self.oldest.min(oldest.0.load(Relaxed));
+        self.oldest.add(oldest);
     }
 
     /// Adds what waits before it.
     pub(crate) fn add_waiting(&mut self, read_at: Instant) {
-        self.oldest = self.oldest.min(stamp(read_at));
+        self.oldest.add_read_at(read_at);
     }
 
     /// Microseconds since the oldest was read that is not delivered; `None` where all are.
     pub(crate) fn oldest_age_us(&self, now: Instant) -> Option<u64> {
-        (self.oldest != NOTHING).then(|| micros(stamp(now) - self.oldest))
+        self.oldest.age(now).map(|age| age.as_micros() as u64)
     }
 
     /// How long those stayed that were delivered.
@@ -137,8 +162,6 @@ const RESIDENCE_MAX_US: u64 = 30 * 86_400_000_000;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn sum(lanes: &[Ages]) -> AgeSum {

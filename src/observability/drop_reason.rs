@@ -37,11 +37,6 @@ impl DropReason {
         Self::Internal,
     ];
 
-    /// Whether the operator chose the rule by which the frame was lost.
-    pub(crate) fn is_operators_rule(self) -> bool {
-        !matches!(self, Self::SpoolDamaged | Self::Internal)
-    }
-
     /// The reason as it stands in the ledger.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -54,6 +49,37 @@ impl DropReason {
             Self::SpoolAge => "spool_age",
             Self::SpoolDamaged => "spool_damaged",
             Self::Internal => "internal",
+        }
+    }
+
+    /// Why frames are lost, and what to do, for the log.
+    pub(crate) fn help(self) -> &'static str {
+        match self {
+            Self::QueueFull => {
+                "the queue is full, because the collector reads less than arrives; raise `queue`, or set when_full = \"spill\""
+            }
+            Self::Sampled => {
+                "the collector reads less than arrives and gets a sample of the batches, as when_full = \"sample\" says; for all frames make the collector faster, or set when_full = \"spill\""
+            }
+            Self::FrameTooLong => {
+                "they are longer than the `frame_len_max` of this output; raise it if the collector takes longer frames"
+            }
+            Self::Refused => {
+                "the collector ended every connection at the same frame, and tapster left the frame out; compare the limits of the collector with `frame_len_max`"
+            }
+            Self::Shutdown => {
+                "tapster ended before the collector took them; raise `drain_timeout`, or give this output a spool"
+            }
+            Self::SpoolFull => {
+                "the spool is full; raise `spool.max`, or free space on its disk, of which `spool.min_free` stays free"
+            }
+            Self::SpoolAge => {
+                "they were in the spool for longer than `spool.max_age`; raise it, or find out why the collector does not take them"
+            }
+            Self::SpoolDamaged => {
+                "they cannot be read back from the spool; `tapster spool check` says what is damaged"
+            }
+            Self::Internal => "a task of tapster failed while it had them; please report this as a bug",
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::observability::InputLedger;
+use crate::observability::age::Oldest;
 
 /// What one input took in on one worker.
 #[derive(Debug, Default)]
@@ -18,6 +19,10 @@ pub(crate) struct InputAccount {
     controls_ignored: AtomicU64,
     bytes_after_stop: AtomicU64,
     ended: Mutex<BTreeMap<&'static str, u64>>,
+    // Who sent a frame over the limit, most recently.
+    oversize_peer: Mutex<Option<String>>,
+    /// The oldest frame that an output keeps from going on. Looked for once a second.
+    pub(crate) held: Oldest,
 }
 
 impl InputAccount {
@@ -41,14 +46,34 @@ impl InputAccount {
         self.bytes_after_stop.fetch_add(bytes_after_stop, Relaxed);
     }
 
+    /// This peer sent a frame over the limit.
+    pub(crate) fn oversize_from(&self, peer: &str) {
+        let mut last = self.oversize_peer.lock().expect(UNPOISONED);
+        if last.as_deref() != Some(peer) {
+            *last = Some(peer.to_owned());
+        }
+    }
+
+    pub(crate) fn oversize_peer(&self) -> Option<String> {
+        self.oversize_peer.lock().expect(UNPOISONED).clone()
+    }
+
+    pub(crate) fn oversize_now(&self) -> u64 {
+        self.oversize.load(Relaxed)
+    }
+
+    pub(crate) fn unrouted_now(&self) -> u64 {
+        self.unrouted.load(Relaxed)
+    }
+
     /// A connection has ended, once for each.
     pub(crate) fn ended(&self, reason: &'static str) {
-        *self.ended.lock().expect("no panic while it is held").entry(reason).or_default() += 1;
+        *self.ended.lock().expect(UNPOISONED).entry(reason).or_default() += 1;
     }
 
     /// Adds this worker's share to the ledger of the input.
     pub(crate) fn add_to(&self, ledger: &mut InputLedger) {
-        let ended = self.ended.lock().expect("no panic while it is held").clone();
+        let ended = self.ended.lock().expect(UNPOISONED).clone();
         let connections = self.connections.load(Relaxed);
         ledger.connections += connections;
         ledger.connections_open += connections - ended.values().sum::<u64>();
@@ -63,3 +88,6 @@ impl InputAccount {
         }
     }
 }
+
+/// No panic is possible while a lock is held.
+const UNPOISONED: &str = "no panic while it is held";

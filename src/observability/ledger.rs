@@ -39,7 +39,8 @@ pub struct InputLedger {
     pub control_frames_ignored: u64,
     /// Bytes that came after STOP and were not taken.
     pub bytes_after_stop: u64,
-    /// How connections ended: `finished`, `unclean`, `truncated`, `protocol_error`, `handshake_timeout`, …
+    /// How connections ended: `finished`, `unclean`, `finish_from_writer`, `truncated`, `no_stream`, `protocol_error`,
+    /// `handshake_timeout`, …
     pub sessions_ended: BTreeMap<String, u64>,
     /// Tasks of this input that ended with a panic: a bug, told at ERROR.
     pub panics: u64,
@@ -101,7 +102,8 @@ pub struct OutputLedger {
 /// How a spool stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SpoolLedger {
-    /// Whether it cannot be opened, or not be written to: frames wait in memory alone. Tried again every second.
+    /// Whether it cannot be opened, or not be written to, or its disk has no more room than `min_free`: frames wait in memory
+    /// alone. Tried again every second.
     pub degraded: bool,
     /// Frames (part of `frames_received`) that an earlier run had left, or a task that panicked: some of them are sent twice.
     pub frames_recovered: u64,

@@ -1,6 +1,6 @@
 //! The lines about one listener, from every worker.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -8,28 +8,71 @@ use tracing::debug;
 use tracing::info;
 use tracing::warn;
 
-use crate::observability::event_limit::Event;
 use crate::observability::event_limit::EventLimit;
+use crate::observability::peer_name::PeerName;
+
+/// What can happen at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A writer has begun its stream.
+    Began,
+    /// A connection ended between two frames: as it ought to, or without STOP.
+    Ended,
+    /// A connection ended in another way.
+    Failed,
+    /// A connection was closed before its peer sent a byte.
+    Probed,
+    /// There were as many connections as there may be.
+    Refused,
+    /// The system had no descriptor or memory for a connection.
+    CannotAccept,
+    /// A connection was lost between two workers.
+    LostBetweenWorkers,
+    /// No output takes the content type of a stream.
+    Unrouted,
+}
+
+impl Event {
+    /// All events, in the order of their numbers.
+    const ALL: [Self; 8] = [
+        Self::Began,
+        Self::Ended,
+        Self::Failed,
+        Self::Probed,
+        Self::Refused,
+        Self::CannotAccept,
+        Self::LostBetweenWorkers,
+        Self::Unrouted,
+    ];
+
+    /// Lines in a minute. What has one cause for all peers needs one.
+    fn lines_max(self) -> u32 {
+        match self {
+            Self::CannotAccept | Self::LostBetweenWorkers => 1,
+            _ => LINES_MAX,
+        }
+    }
+}
 
 /// Writes lines about one listener, as many as [`EventLimit`] has room for.
 #[derive(Debug)]
 pub(crate) struct ListenerLog {
     input: String,
     listener: String,
-    limit: Mutex<EventLimit>,
+    limit: Mutex<EventLimit<IpAddr>>,
 }
 
 impl ListenerLog {
     /// The log of the listener at this address, of this input.
     pub(crate) fn new(input: &str, listener: &str) -> Self {
-        Self { input: input.to_owned(), listener: listener.to_owned(), limit: Mutex::default() }
+        let limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
+        Self { input: input.to_owned(), listener: listener.to_owned(), limit: Mutex::new(limit) }
     }
 
-    /// Tells of an event, if there is room for a line. `peer`: address and port, or anything else for a unix socket; empty
-    /// where there is none. The text may hold what a peer sent, escaped: it is cut where it is long.
-    pub(crate) fn tell(&self, event: Event, peer: &str, text: impl FnOnce() -> String) {
-        let address = peer.parse::<SocketAddr>().ok().map(|address| address.ip());
-        let admitted = self.limit.lock().expect(UNPOISONED).admit(event, address, Instant::now());
+    /// Tells of an event, if there is room for a line. The text may hold what a peer sent, escaped: it is cut where it is long.
+    pub(crate) fn tell(&self, event: Event, peer: Option<&PeerName>, text: impl FnOnce() -> String) {
+        let address = peer.and_then(PeerName::ip);
+        let admitted = self.limit.lock().expect(UNPOISONED).admit(event as usize, address, Instant::now());
         if let Some(left_out) = admitted {
             self.write(event, peer, left_out, &shortened(text()));
         }
@@ -48,18 +91,25 @@ impl ListenerLog {
     fn write_left_out(&self, now: Option<Instant>) {
         let left_out = self.limit.lock().expect(UNPOISONED).take_left_out(now);
         for (event, left_out) in left_out {
-            self.write(event, "", left_out, summary(event));
+            let event = Event::ALL[event];
+            self.write(event, None, left_out, summary(event));
         }
     }
 
-    fn write(&self, event: Event, peer: &str, left_out: u64, text: &str) {
+    fn write(&self, event: Event, peer: Option<&PeerName>, left_out: u64, text: &str) {
         let (input, listener) = (&self.input, &self.listener);
-        let peer = (!peer.is_empty()).then_some(peer);
+        let process = peer.and_then(PeerName::process);
+        let (pid, uid) = (process.and_then(|process| process.pid), process.map(|process| process.uid));
+        let user = process.and_then(|process| process.user.as_deref());
+        let program = process.and_then(|process| process.program.as_deref());
+        let peer = peer.map(tracing::field::display);
         let left_out = (left_out > 0).then_some(left_out);
         match event {
-            Event::Probed => debug!(input, listener, peer, left_out, "{text}"),
-            Event::Began | Event::Ended => info!(input, listener, peer, left_out, "{text}"),
-            _ => warn!(input, listener, peer, left_out, "{text}"),
+            Event::Probed => debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
+            Event::Began | Event::Ended => {
+                info!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
+            }
+            _ => warn!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
         }
     }
 }
@@ -77,7 +127,6 @@ fn summary(event: Event) -> &'static str {
             "more connections were lost between two workers, without a line for each"
         }
         Event::Unrouted => "more streams that no output takes, without a line for each",
-        Event::Skipped => "more frames were skipped, without a line each time",
     }
 }
 
@@ -88,6 +137,9 @@ fn shortened(mut text: String) -> String {
     }
     text
 }
+
+/// Lines of one kind of event in a minute.
+const LINES_MAX: u32 = 20;
 
 /// Characters of a line, beside names and addresses.
 const TEXT_MAX: usize = 300;
@@ -111,7 +163,7 @@ mod tests {
         let log = ListenerLog::new("in", "tcp://[::]:1");
         let mut lines = 0;
         for port in 0..100 {
-            log.tell(Event::Failed, &format!("[::1]:{port}"), || {
+            log.tell(Event::Failed, Some(&PeerName::Tcp(([0; 16], port).into())), || {
                 lines += 1;
                 String::new()
             });

@@ -19,6 +19,8 @@ use crossbeam_channel::bounded;
 use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
 use indicatif::ProgressStyle;
+use tracing::Level;
+use tracing::Metadata;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -38,6 +40,19 @@ pub struct Log {
     sender: Sender<Message>,
     lines_lost: Arc<AtomicU64>,
     terminal: bool,
+    style: Style,
+}
+
+/// How lines are written. Whoever names a file or sends a frame chooses what the log holds, but not what it does: characters
+/// that a terminal, or a reader of lines, would take for a command are escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    /// Escaped as Rust does.
+    Text,
+    /// The same, with colours of ours.
+    Coloured,
+    /// Escaped as JSON does.
+    Json,
 }
 
 #[derive(Debug)]
@@ -58,18 +73,23 @@ impl Log {
         let (sender, receiver) = bounded(LINES_WAITING_MAX);
         let lines_lost = Arc::new(AtomicU64::new(0));
         let terminal = io::stderr().is_terminal();
-        let log = Self { sender, lines_lost: Arc::clone(&lines_lost), terminal };
+        let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let style = match format {
+            LogFormat::Json => Style::Json,
+            LogFormat::Text if colours => Style::Coloured,
+            LogFormat::Text => Style::Text,
+        };
+        let log = Self { sender, lines_lost: Arc::clone(&lines_lost), terminal, style };
         thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&receiver, &lines_lost))?;
 
-        let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
             .with_target(false)
-            .with_ansi(colours)
+            .with_ansi(false)
             .with_writer(log.clone());
         match format {
             LogFormat::Text => subscriber.try_init(),
-            LogFormat::Json => subscriber.json().flatten_event(true).with_ansi(false).try_init(),
+            LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
         }
         .map_err(io::Error::other)?;
         Ok(log)
@@ -99,19 +119,69 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = LineWriter<'a>;
 
     fn make_writer(&'a self) -> LineWriter<'a> {
-        LineWriter { log: self }
+        LineWriter { log: self, level: Level::INFO }
     }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> LineWriter<'a> {
+        LineWriter { log: self, level: *metadata.level() }
+    }
+}
+
+impl Style {
+    /// The line of one event, with one newline at its end.
+    fn line(self, line: &[u8], level: Level) -> String {
+        let text = String::from_utf8_lossy(line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let mut escaped = String::with_capacity(text.len() + 1);
+        for character in text.chars() {
+            match self {
+                _ if !is_command(character) => escaped.push(character),
+                Self::Text | Self::Coloured => escaped.extend(character.escape_default()),
+                // Every one of them is below U+FFFF.
+                Self::Json => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
+            }
+        }
+        if self == Self::Coloured {
+            escaped = coloured(&escaped, level);
+        }
+        escaped.push('\n');
+        escaped
+    }
+}
+
+/// Colours the time and the level, which come first.
+fn coloured(line: &str, level: Level) -> String {
+    let number = match level {
+        Level::ERROR => 31,
+        Level::WARN => 33,
+        Level::INFO => 32,
+        Level::DEBUG => 34,
+        Level::TRACE => 35,
+    };
+    let word = level.as_str();
+    match line.split_once(word) {
+        Some((time, rest)) => format!("\x1b[2m{time}\x1b[0m\x1b[{number}m{word}\x1b[0m{rest}"),
+        None => line.to_owned(),
+    }
+}
+
+/// Control characters, those that end a line, and those that turn the direction of a text.
+fn is_command(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Takes the line of one event.
 #[derive(Debug)]
 pub struct LineWriter<'a> {
     log: &'a Log,
+    level: Level,
 }
 
 impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.log.sender.try_send(Message::Line(line.to_vec())).is_err() {
+        let text = self.log.style.line(line, self.level);
+        if self.log.sender.try_send(Message::Line(text.into_bytes())).is_err() {
             self.log.lines_lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -157,18 +227,61 @@ const LINES_WAITING_MAX: usize = 4096;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+
+    /// What is logged while `act` runs, on this thread: a line for each event.
+    pub(crate) fn lines_of(act: impl FnOnce()) -> Vec<String> {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+
+        impl Write for Lines {
+            fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(line)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(LevelFilter::TRACE)
+            .with_target(false)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, act);
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
 
     #[test]
     fn a_log_that_nobody_reads_holds_up_nobody_and_counts_what_is_lost() {
         let (sender, receiver) = bounded(2);
-        let log = Log { sender, lines_lost: Arc::default(), terminal: false };
+        let log = Log { sender, lines_lost: Arc::default(), terminal: false, style: Style::Text };
         for _ in 0..5 {
             log.make_writer().write_all(b"line\n").unwrap();
         }
         log.show_status("status".to_owned());
         assert_eq!(log.lines_lost.load(Ordering::Relaxed), 3);
         assert_eq!(receiver.len(), 2);
+    }
+
+    #[test]
+    fn nothing_in_a_line_is_a_command_to_a_terminal_or_begins_another_line() {
+        let line = "0s  WARN caf\u{e9} a\nb\r\x1b[2J\u{9b}2J\x7f\u{202e}\n";
+        let text = "0s  WARN caf\u{e9} a\\nb\\r\\u{1b}[2J\\u{9b}2J\\u{7f}\\u{202e}\n";
+        let written = |style: Style| style.line(line.as_bytes(), Level::WARN);
+        assert_eq!(written(Style::Text), text);
+        let colours = text.replace("0s  WARN", "\x1b[2m0s  \x1b[0m\x1b[33mWARN\x1b[0m");
+        assert_eq!(written(Style::Coloured), colours);
+        let json: String = serde_json::from_str(&format!("\"{}\"", written(Style::Json).trim_end())).unwrap();
+        assert_eq!(format!("{json}\n"), line);
+        assert_eq!(Style::Text.line(b"\xff\n", Level::INFO), "\u{fffd}\n");
     }
 }

@@ -1,5 +1,6 @@
 //! Counters and what is made of them.
 
+pub(crate) mod absence;
 pub(crate) mod account;
 pub(crate) mod age;
 pub(crate) mod drop_reason;
@@ -8,11 +9,14 @@ pub(crate) mod input_account;
 pub mod ledger;
 pub(crate) mod listener_log;
 pub mod logging;
-mod loss_log;
+pub(crate) mod loss_log;
 pub(crate) mod member_account;
+pub(crate) mod output_log;
+pub(crate) mod peer_name;
 mod printable;
 pub(crate) mod spool_account;
 pub mod status;
+pub(crate) mod wait_log;
 
 pub use ledger::InputLedger;
 pub use ledger::Ledger;

@@ -1,32 +1,19 @@
-//! Tells of files that cannot be written: each kind of failure at once, and then once a minute.
+//! When the log has a line about a file that cannot be written: for each kind of failure at once, and then once a minute.
 
 use std::collections::HashMap;
 use std::time::Duration;
 use std::time::Instant;
 
-use tracing::error;
-
-use crate::output::file_config::FileConfig;
-use crate::output::stream_file::FileFailure;
-
-/// The failures of one output that were told.
+/// The failures of one output that are in the log.
 #[derive(Debug, Default)]
 pub(crate) struct FailureLog {
-    // By kind: when it was told.
+    // By kind: when the log had a line.
     told: HashMap<String, Instant>,
 }
 
 impl FailureLog {
-    /// Tells a failure, unless one of its kind was told within the last minute.
-    pub(crate) fn tell(&mut self, output: &str, to: &FileConfig, failure: &FileFailure, now: Instant) {
-        if self.is_due(failure.kind(), now) {
-            let next =
-                if failure.is_full_file() { "tapster goes on in a new file" } else { "tapster tries again" };
-            error!(output, %to, "{failure}; {next}");
-        }
-    }
-
-    fn is_due(&mut self, kind: String, now: Instant) -> bool {
+    /// Whether a failure of this kind is due for the log: none was in the last minute.
+    pub(crate) fn is_due(&mut self, kind: String, now: Instant) -> bool {
         self.told.retain(|_, told| now.saturating_duration_since(*told) < TELL_EVERY);
         let due = !self.told.contains_key(&kind);
         if due {

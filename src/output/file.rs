@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use tokio::sync::watch;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -19,6 +20,7 @@ use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
+use crate::observability::output_log::OutputEvent;
 use crate::output::deadline::Deadline;
 use crate::output::failure_log::FailureLog;
 use crate::output::file_config::FileConfig;
@@ -96,6 +98,8 @@ struct Driver {
     look_at: Instant,
     keep_at: Instant,
     failures: FailureLog,
+    // A file could not be written, and none was written since.
+    is_absent: bool,
 }
 
 /// What is written.
@@ -121,6 +125,7 @@ impl Driver {
             look_at: now + LOOK_EVERY,
             keep_at: now,
             failures: FailureLog::default(),
+            is_absent: false,
         }
     }
 
@@ -182,7 +187,7 @@ impl Driver {
             Action::Connect(stream) => self.create(stream, now),
             Action::Write(stream) => self.write(stream, now),
             Action::Stop(stream) => self.stop(stream, now),
-            Action::Close(stream, reason) => self.close(stream, reason),
+            Action::Close(stream, reason) => self.close(stream, reason, now),
             Action::Probe(_) => self.look(now),
             // Only what is written in place lets a write wait, and has told what went of it.
             Action::Interrupt(stream) => self.delivery.handle_written(stream, 0, now),
@@ -192,7 +197,7 @@ impl Driver {
     fn create(&mut self, stream: StreamId, now: Instant) {
         let opened = match self.begun_anew.take() {
             Some(file) => Ok(Open::File(file)),
-            None => self.open(),
+            None => self.open(now),
         };
         match opened {
             Ok(open) => {
@@ -208,7 +213,7 @@ impl Driver {
     }
 
     /// Opens whatever has the name of this moment, or makes a file.
-    fn open(&self) -> Result<Open, FileFailure> {
+    fn open(&self, now: Instant) -> Result<Open, FileFailure> {
         let lane = &self.lane;
         let pattern = &lane.config.pattern;
         let name = file_name::of_now(pattern)
@@ -222,7 +227,9 @@ impl Driver {
                 Open::File(OutputFile::create(&name, place, &lane.config, lane.content_type.clone())?)
             }
         };
-        info!(output = lane.source.output, file = %open.path().display(), "opened");
+        if let Some(left_out) = lane.source.account.log.admit(OutputEvent::FileOpened, "", now) {
+            info!(output = lane.source.output, file = %open.path().display(), left_out, "opened");
+        }
         Ok(open)
     }
 
@@ -240,7 +247,12 @@ impl Driver {
         match written {
             // What is written in place waits.
             Ok(0) => {}
-            Ok(count) => self.delivery.handle_written(stream, count, now),
+            Ok(count) => {
+                if std::mem::take(&mut self.is_absent) {
+                    self.lane.source.account.absences.is_there(&self.lane.config.to_string());
+                }
+                self.delivery.handle_written(stream, count, now);
+            }
             Err((count, failure)) => {
                 self.tell(&failure, now);
                 if count > 0 {
@@ -292,21 +304,31 @@ impl Driver {
             return self.delivery.handle_finish(stream, false, now);
         };
         if let Open::File(file) = open
-            && let Err(failure) = file.close()
+            && let Err(failure) = self.close_file(file, now)
         {
             self.tell(&failure, now);
         }
         self.delivery.handle_finish(stream, true, now);
     }
 
-    fn close(&mut self, stream: StreamId, reason: CloseReason) {
+    fn close(&mut self, stream: StreamId, reason: CloseReason, now: Instant) {
         let Some((_, open)) = self.open.take_if(|(present, _)| *present == stream) else { return };
         if let Open::File(mut file) = open
             && reason == CloseReason::Over
             && file.stop().is_ok()
         {
-            let _ = file.close();
+            let _ = self.close_file(file, now);
         }
+    }
+
+    /// Gives a file its final name.
+    fn close_file(&self, file: OutputFile, now: Instant) -> Result<(), FileFailure> {
+        let (path, bytes) = file.close()?;
+        let source = &self.lane.source;
+        if let Some(left_out) = source.account.log.admit(OutputEvent::FileClosed, "", now) {
+            info!(output = source.output, file = %path.display(), bytes, left_out, "closed");
+        }
+        Ok(())
     }
 
     /// Looks whether the file is where it was made, and tells the delivery what can be read of it.
@@ -396,7 +418,16 @@ impl Driver {
     }
 
     fn tell(&mut self, failure: &FileFailure, now: Instant) {
-        self.failures.tell(&self.lane.source.output, &self.lane.config, failure, now);
+        let (source, to) = (&self.lane.source, self.lane.config.to_string());
+        source.account.absences.failed(&to, &failure.to_string(), now);
+        self.is_absent = true;
+        if self.failures.is_due(failure.kind(), now)
+            && let Some(left_out) = source.account.log.admit(OutputEvent::FileFailed, "", now)
+        {
+            let next =
+                if failure.is_full_file() { "tapster goes on in a new file" } else { "tapster tries again" };
+            error!(output = source.output, to, left_out, "{failure}; {next}");
+        }
     }
 
     /// When the present file is old enough for another to begin. A file without frames is not: it would be an empty one.

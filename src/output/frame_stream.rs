@@ -17,6 +17,7 @@ use crate::delivery::config::DeliveryConfig;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::observability::member_account::MemberAccount;
+use crate::observability::output_log::OutputEvent;
 use crate::output::config::Buffer;
 use crate::output::deadline::Deadline;
 use crate::output::lane::Source;
@@ -110,8 +111,8 @@ struct Driver {
     links: Links,
     phases: Phases,
     deadline: Deadline,
-    // What was told last of each member that cannot be reached.
-    told: Vec<Option<String>>,
+    // For each member that cannot be reached: the reasons that were told since it was there.
+    told: Vec<Vec<String>>,
 }
 
 impl Driver {
@@ -127,7 +128,7 @@ impl Driver {
         let delivery = DeliveryMachine::new(lane.delivery_config(), account, &lane.members, Instant::now());
         let addresses = lane.addresses();
         Self {
-            told: vec![None; addresses.len()],
+            told: vec![Vec::new(); addresses.len()],
             addresses,
             writer,
             backend,
@@ -174,7 +175,7 @@ impl Driver {
             if !self.delivery.wants_batch() || queue.is_empty() {
                 self.delivery.tell_ages(now);
                 lane.source.acknowledge(self.delivery.poll_acknowledged());
-                self.tell_refused();
+                self.tell_refused(now);
                 return end;
             }
         }
@@ -202,7 +203,7 @@ impl Driver {
                     open.stop();
                 }
             }
-            Action::Close(stream, reason) => self.close(stream, reason),
+            Action::Close(stream, reason) => self.close(stream, reason, now),
         }
     }
 
@@ -227,17 +228,22 @@ impl Driver {
     fn handle(&mut self, stream: StreamId, event: LinkEvent, now: Instant) {
         match event {
             LinkEvent::Connected => {
-                self.told[stream.member] = None;
-                info!(output = self.output(), to = %self.to(stream), "connected");
+                self.told[stream.member].clear();
+                let (output, to, account) =
+                    (self.output(), self.to(stream).to_string(), &self.lane.source.account);
+                account.absences.is_there(&to);
+                if let Some(left_out) = account.log.admit(OutputEvent::Connected, &to, now) {
+                    info!(output, to, left_out, "connected");
+                }
                 self.delivery.handle_connected(stream, now);
             }
             LinkEvent::Refused(fault) => {
-                self.tell_refusal(stream, fault.to_string());
+                self.tell_refusal(stream, &fault.to_string(), now);
                 self.delivery.handle_refused(stream, now);
             }
             LinkEvent::Written(count) => self.delivery.handle_written(stream, count, now),
             LinkEvent::Finished => {
-                debug!(output = self.output(), to = %self.to(stream), "finished");
+                self.tell_finished(stream, now);
                 self.delivery.handle_finish(stream, true, now);
             }
             LinkEvent::Lost(fault) => self.lost(stream, &fault, now),
@@ -250,17 +256,17 @@ impl Driver {
             let arrived = open.arrived_bytes();
             let bytes_unconfirmed = open.unconfirmed_bytes();
             self.delivery.handle_progress(stream, arrived, now);
-            self.tell_end(stream, bytes_unconfirmed, &fault.to_string());
+            self.tell_end(stream, bytes_unconfirmed, &fault.to_string(), now);
         }
         self.delivery.handle_lost(stream, now);
     }
 
-    fn close(&mut self, stream: StreamId, reason: CloseReason) {
+    fn close(&mut self, stream: StreamId, reason: CloseReason, now: Instant) {
         let streams = &self.lane.streams;
         let words = match reason {
             CloseReason::Ended => None,
             CloseReason::ConnectTimeout => {
-                self.tell_refusal(stream, "cannot connect in time".to_owned());
+                self.tell_refusal(stream, "cannot connect in time", now);
                 None
             }
             CloseReason::FinishTimeout => {
@@ -276,40 +282,64 @@ impl Driver {
         };
         if let (Some(words), Some(open)) = (words, self.links.get(stream)) {
             let bytes_unconfirmed = open.unconfirmed_bytes();
-            self.tell_end(stream, bytes_unconfirmed, &words);
+            self.tell_end(stream, bytes_unconfirmed, &words, now);
         }
         self.links.close(stream);
     }
 
+    fn tell_finished(&self, stream: StreamId, now: Instant) {
+        let (output, to) = (self.output(), self.to(stream).to_string());
+        if let Some(left_out) = self.lane.source.account.log.admit(OutputEvent::Finished, &to, now) {
+            debug!(output, to, left_out, "finished");
+        }
+    }
+
     /// Tells that a stream ended without FINISH, and what that may cost.
-    fn tell_end(&self, stream: StreamId, bytes_unconfirmed: u64, words: &str) {
+    fn tell_end(&self, stream: StreamId, bytes_unconfirmed: u64, words: &str, now: Instant) {
         let bytes_unconfirmed = bytes_unconfirmed.saturating_sub(self.delivery.cut_len(stream) as u64);
-        let (output, to, account) = (self.output(), self.to(stream), &self.lane.source.account);
-        if self.lane.streams.mode.keeps_unacknowledged() {
-            let frames_unacknowledged = account.unacknowledged_now();
-            warn!(output, %to, frames_unacknowledged, "connection ended: {words}");
-        } else {
+        let (output, to, account) = (self.output(), self.to(stream).to_string(), &self.lane.source.account);
+        let keeps = self.lane.streams.mode.keeps_unacknowledged();
+        if !keeps {
             account.unconfirmed(bytes_unconfirmed);
-            warn!(output, %to, bytes_unconfirmed, "connection ended: {words}");
+        }
+        let Some(left_out) = account.log.admit(OutputEvent::Broken, &to, now) else { return };
+        if keeps {
+            let frames_unacknowledged = account.unacknowledged_now();
+            warn!(output, to, frames_unacknowledged, left_out, "connection ended: {words}");
+        } else {
+            warn!(output, to, bytes_unconfirmed, left_out, "connection ended: {words}");
         }
     }
 
-    /// Tells once that a reader cannot be reached, and again when the reason changes.
-    fn tell_refusal(&mut self, stream: StreamId, words: String) {
-        if self.told[stream.member].as_ref() != Some(&words) {
-            warn!(output = self.output(), to = %self.to(stream), "{words}; tapster tries again");
-            self.told[stream.member] = Some(words);
+    /// Tells that a reader cannot be reached: once for each reason until it is there. It is away, unless another connection to
+    /// it is open.
+    fn tell_refusal(&mut self, stream: StreamId, words: &str, now: Instant) {
+        let (to, account) = (self.to(stream).to_string(), &self.lane.source.account);
+        if !self.links.is_open_to(stream.member) {
+            account.absences.failed(&to, words, now);
+        }
+        let told = &mut self.told[stream.member];
+        if told.iter().any(|told| told == words) {
+            return;
+        }
+        if told.len() < REASONS_MAX {
+            told.push(words.to_owned());
+        }
+        if let Some(left_out) = account.log.admit(OutputEvent::Unreachable, &to, now) {
+            warn!(output = self.output(), to, left_out, "{words}; tapster tries again");
         }
     }
 
-    fn tell_refused(&mut self) {
-        let output = &self.lane.source.output;
+    fn tell_refused(&mut self, now: Instant) {
+        let (output, account) = (&self.lane.source.output, &self.lane.source.account);
         for refused in self.delivery.poll_refused() {
             let (payload_len, connections) = (refused.len, refused.breaks);
+            let Some(left_out) = account.log.admit(OutputEvent::FrameRefused, "", now) else { continue };
             warn!(
                 output,
                 payload_len,
                 connections,
+                left_out,
                 "the collector ended every one of these connections at the same frame, and tapster leaves the frame out; \
                  compare the limits of the collector with `frame_len_max`"
             );
@@ -324,6 +354,9 @@ impl Driver {
         &self.addresses[stream.member]
     }
 }
+
+/// Reasons that are known as told. Others are told as often as the log has room for them.
+const REASONS_MAX: usize = 16;
 
 /// How often what has arrived is looked at: after so many bytes.
 const PROBE_LEN: usize = 256 << 10;

@@ -67,6 +67,11 @@ impl Links {
         })
     }
 
+    /// Whether a connection to this member is open.
+    pub(crate) fn is_open_to(&self, member: usize) -> bool {
+        self.0.iter().any(|(id, link)| id.member == member && matches!(link, Link::Open(_)))
+    }
+
     /// Closes a connection, or gives up to open it.
     pub(crate) fn close(&mut self, stream: StreamId) {
         let Some(index) = self.0.iter().position(|(id, _)| *id == stream) else { return };

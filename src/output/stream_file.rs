@@ -238,15 +238,14 @@ impl OutputFile {
         Ok(())
     }
 
-    /// Ends a file that has its STOP, and gives it its final name.
+    /// Ends a file that has its STOP, and gives it its final name. Returns that name, and the length of the file in bytes.
     ///
     /// # Errors
     /// The file is complete, and cannot be renamed.
-    pub(crate) fn close(mut self) -> Result<(), FileFailure> {
+    pub(crate) fn close(mut self) -> Result<(PathBuf, u64), FileFailure> {
         self.ended = true;
         self.rename()?;
-        info!(file = %self.path.display(), bytes = self.len, "closed");
-        Ok(())
+        Ok((std::mem::take(&mut self.path), self.len))
     }
 
     /// Gives a complete file its final name, or that with a number where it is taken.

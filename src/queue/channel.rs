@@ -200,6 +200,11 @@ impl Queue {
         self.budget.is_closed()
     }
 
+    /// Whether an input waits for room here.
+    pub(crate) fn blocks(&self) -> bool {
+        self.when_full == WhenFull::Block && self.budget.has_waiting_producers()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.receiver.is_empty()
     }

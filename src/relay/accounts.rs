@@ -1,6 +1,7 @@
 //! Who counts for which input and output, and where its frames wait.
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use tracing::error;
@@ -11,9 +12,11 @@ use crate::observability::Ledger;
 use crate::observability::OutputLedger;
 use crate::observability::account::OutputAccount;
 use crate::observability::age::AgeSum;
+use crate::observability::age::OldestOf;
 use crate::observability::drop_reason::DropReason;
 use crate::observability::input_account::InputAccount;
 use crate::observability::member_account::MemberAccount;
+use crate::observability::wait_log::OutputWait;
 use crate::queue::Queue;
 use crate::spool::reports::LeftBatches;
 use crate::transport::Address;
@@ -32,6 +35,29 @@ pub(crate) struct InputEntry {
     pub(crate) name: String,
     pub(crate) scope: Scope,
     pub(crate) accounts: Vec<Arc<InputAccount>>,
+    /// Whether frames over the limit are skipped. Otherwise the end of their session tells them.
+    pub(crate) skips_oversize: bool,
+}
+
+impl InputEntry {
+    /// Frames that were skipped, and frames that no output takes: since the start.
+    pub(crate) fn lost(&self) -> [u64; 2] {
+        let oversize: u64 = self.accounts.iter().map(|account| account.oversize_now()).sum();
+        let unrouted = self.accounts.iter().map(|account| account.unrouted_now()).sum();
+        [if self.skips_oversize { oversize } else { 0 }, unrouted]
+    }
+
+    /// Who sent a frame over the limit.
+    pub(crate) fn oversize_peer(&self) -> Option<String> {
+        self.accounts.iter().find_map(|account| account.oversize_peer())
+    }
+
+    /// The age of the oldest frame that an output keeps from going on.
+    pub(crate) fn held(&self, now: Instant) -> Option<Duration> {
+        let mut oldest = OldestOf::new();
+        self.accounts.iter().for_each(|account| oldest.add(&account.held));
+        oldest.age(now)
+    }
 }
 
 /// One output: an account for each lane.
@@ -96,6 +122,41 @@ impl OutputEntry {
             frames_dropped,
             "these tasks of the output have not ended by the deadline, and tapster ends without them; most likely a disk hangs"
         );
+    }
+
+    /// Frames lost since the start, in the order of [`DropReason::ALL`].
+    pub(crate) fn dropped(&self) -> [u64; DropReason::ALL.len()] {
+        let mut sums = [0; DropReason::ALL.len()];
+        for account in &self.accounts {
+            sums.iter_mut().zip(account.dropped_now()).for_each(|(sum, frames)| *sum += frames);
+        }
+        sums
+    }
+
+    /// Who keeps frames waiting, and for how long.
+    pub(crate) fn wait(&self, now: Instant) -> OutputWait {
+        let mut oldest = OldestOf::new();
+        self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| oldest.add_read_at(read_at));
+        let mut wait = OutputWait::default();
+        for account in &self.accounts {
+            account.add_oldest_to(&mut oldest);
+            wait.progress += account.progress();
+            wait.absent.extend(account.absences.now());
+        }
+        wait.oldest = oldest.age(now);
+        wait
+    }
+
+    /// Whether an input waits for room in a queue of this output.
+    pub(crate) fn blocks(&self) -> bool {
+        self.fronts.iter().any(|front| front.blocks())
+    }
+
+    /// Tells what the log left out.
+    pub(crate) fn tell_left_out(&self, now: Option<Instant>) {
+        if let Some(account) = self.accounts.first() {
+            account.log.tell_left_out(now);
+        }
     }
 
     fn ledger(&self, now: Instant) -> OutputLedger {

@@ -13,6 +13,7 @@ use crate::observability::account::OutputAccount;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::member_account::MemberAccount;
+use crate::observability::output_log::OutputLog;
 use crate::output::Buffer;
 use crate::output::Destination;
 use crate::output::Endpoints;
@@ -21,6 +22,7 @@ use crate::output::OutputConfig;
 use crate::output::file::FileLane;
 use crate::output::frame_stream::StreamLane;
 use crate::output::lane::Source;
+use crate::protocol::Oversize;
 use crate::protocol::ReaderConfig;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
@@ -86,7 +88,12 @@ impl Assembly {
             handshake_timeout: config.handshake_timeout,
         });
         let scope = self.inputs.child(&config.name);
-        let mut entry = InputEntry { name: config.name.clone(), scope: scope.clone(), accounts: Vec::new() };
+        let mut entry = InputEntry {
+            name: config.name.clone(),
+            scope: scope.clone(),
+            accounts: Vec::new(),
+            skips_oversize: config.oversize == Oversize::Skip,
+        };
         let config = Arc::new(config);
         let open = Arc::new(AtomicUsize::new(0));
         for worker in &mut self.workers {
@@ -114,8 +121,9 @@ impl Assembly {
             Lanes::One => vec![(owner, 0..self.workers.len())],
             Lanes::PerWorker => (0..self.workers.len()).map(|worker| (worker, worker..worker + 1)).collect(),
         };
+        let log = Arc::new(OutputLog::new(&config.name));
         for (owner, feeders) in lanes {
-            let account = Arc::new(OutputAccount::new(&config.name));
+            let account = Arc::new(OutputAccount::new(Arc::clone(&log)));
             let (front, source, stage) = make_queues(config, &account);
             for feeder in feeders {
                 self.workers[feeder].inlets.push(Inlet {

@@ -1,5 +1,6 @@
 //! The relay: inputs, outputs and workers put together, started and drained.
 
+mod account_watch;
 mod accounts;
 mod assembly;
 mod descriptors;
@@ -28,6 +29,7 @@ use crate::output::ConfigError;
 use crate::output::OutputConfig;
 use crate::output::file::FileLane;
 use crate::queue::block_limit::BlockLimit;
+use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
 use crate::relay::accounts::OutputEntry;
 use crate::relay::assembly::Assembly;
@@ -131,7 +133,8 @@ pub struct Relay {
     backend: Backend,
     drain_timeout: Duration,
     listeners: Vec<(String, Address)>,
-    accounts: Accounts,
+    accounts: Arc<Accounts>,
+    watch: Watch,
     scope: Scope,
     inputs: Scope,
     outputs: Scope,
@@ -175,11 +178,13 @@ impl Relay {
             paths.extend(bound.path.map(|path| Watched::new(name, path)));
             assembly.add_listeners(input, bound.listeners, &bound.address);
         }
+        let accounts = Arc::new(assembly.accounts);
         let mut relay = Self {
             backend,
             drain_timeout: config.drain_timeout,
             listeners,
-            accounts: assembly.accounts,
+            watch: Watch::start(Arc::clone(&accounts)).map_err(StartError::Worker)?,
+            accounts,
             sockets: scope.child("sockets"),
             scope,
             inputs,
@@ -317,8 +322,8 @@ impl Relay {
         self.scope.wait_for_end(Instant::now() + FORCE);
         for output in &self.accounts.outputs {
             output.abandon();
-            output.accounts.iter().for_each(|account| account.tell_losses());
         }
+        self.watch.end();
     }
 }
 

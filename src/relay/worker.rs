@@ -21,8 +21,10 @@ use crate::input::listener::serve;
 use crate::lifecycle::Guard;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
-use crate::observability::event_limit::Event;
+use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
+use crate::observability::peer_name::LocalPeer;
+use crate::observability::peer_name::PeerName;
 use crate::output::frame_stream::StreamLane;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::placement::Alive;
@@ -35,6 +37,8 @@ use crate::transport::backend::Runtime;
 use crate::transport::detached::Detached;
 use crate::transport::listener::BoundListener;
 use crate::transport::listener::Listener;
+use crate::transport::process::AcceptedPeer;
+use crate::transport::process::Process;
 use crate::transport::socket::Socket;
 use crate::transport::sys::trim_heap;
 use crate::transport::timer::Timer;
@@ -89,7 +93,7 @@ pub(crate) struct Handover {
     input: usize,
     socket: Detached,
     log: Arc<ListenerLog>,
-    peer: String,
+    peer: PeerName,
     place: Place,
     guard: Guard,
 }
@@ -238,7 +242,7 @@ impl Serving {
         input: usize,
         socket: Socket,
         log: Arc<ListenerLog>,
-        peer: String,
+        peer: PeerName,
         (place, guard): (Place, Guard),
     ) {
         let open = Open::new(Rc::clone(self));
@@ -251,11 +255,13 @@ impl Serving {
     }
 
     /// A connection was lost before this worker or another could serve it.
-    fn lost(&self, input: usize, log: &ListenerLog, peer: &str, error: &io::Error) {
+    fn lost(&self, input: usize, log: &ListenerLog, peer: &PeerName, error: &io::Error) {
         let account = &self.inputs[input].account;
         account.connected();
         account.ended("connection");
-        log.tell(Event::LostBetweenWorkers, peer, || format!("connection lost between two workers: {error}"));
+        log.tell(Event::LostBetweenWorkers, Some(peer), || {
+            format!("connection lost between two workers: {error}")
+        });
     }
 
     async fn wait_until_none_open(&self) {
@@ -303,10 +309,10 @@ async fn accept(serving: Rc<Serving>, input: usize, mut listener: Listener, log:
             () = tokio::time::sleep(BACKLOG_QUIET), if draining => return,
         };
         let (socket, peer) = match accepted {
-            Ok(accepted) => accepted,
+            Ok((socket, peer)) => (socket, peer_name(peer)),
             Err(error) => {
                 // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
-                log.tell(Event::CannotAccept, "", || {
+                log.tell(Event::CannotAccept, None, || {
                     format!(
                         "cannot accept a connection: {error}; connections wait; raise the limit of open files of tapster"
                     )
@@ -340,6 +346,16 @@ async fn accept(serving: Rc<Serving>, input: usize, mut listener: Listener, log:
     }
 }
 
+fn peer_name(peer: AcceptedPeer) -> PeerName {
+    match peer {
+        AcceptedPeer::Tcp(address) => PeerName::Tcp(address),
+        AcceptedPeer::Unix(process) => PeerName::Unix(process.map(|Process { pid, uid, user, program }| {
+            let program = program.map(|name| name.escape_ascii().to_string());
+            LocalPeer { pid, uid, user, program }
+        })),
+    }
+}
+
 /// Serves what other workers accepted, until every listener has ended.
 async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>, scope: Scope) {
     let mut phases = scope.phases();
@@ -366,6 +382,7 @@ async fn tidy_up(serving: Rc<Serving>) {
     loop {
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.free_unused();
+        serving.readers.note_held(&serving.inputs);
         serving.logs.iter().for_each(|log| log.tell_left_out());
         let ended = serving.ended.get();
         if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {

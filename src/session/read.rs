@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::lifecycle::Phase;
 use crate::protocol::ContentType;
+use crate::protocol::ControlType;
 use crate::protocol::FrameBatch;
 use crate::protocol::ProtocolError;
 use crate::protocol::ReaderCounters;
@@ -38,6 +39,8 @@ pub(crate) enum ReadEnd {
     Drained,
     /// The writer closed without STOP, between two frames.
     Unclean,
+    /// The writer sent FINISH, which is for readers to send, and nothing behind it: some end like that.
+    FinishFromWriter,
     /// The writer closed in the middle of a frame.
     Truncated { bytes: usize },
     /// The writer closed before its stream began.
@@ -57,6 +60,7 @@ impl ReadEnd {
             Self::Finished => "finished",
             Self::Drained => "drained",
             Self::Unclean => "unclean",
+            Self::FinishFromWriter => "finish_from_writer",
             Self::Truncated { .. } => "truncated",
             Self::NoStream | Self::NoByte => "no_stream",
             Self::Protocol(error) => error.reason(),
@@ -67,6 +71,22 @@ impl ReadEnd {
     /// Whether this is how sessions ought to end.
     pub(crate) fn is_regular(&self) -> bool {
         matches!(self, Self::Finished | Self::Drained)
+    }
+
+    /// Whether the session ended between two frames, by the will of its writer or of the relay: many writers do not care for
+    /// STOP.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_regular() || matches!(self, Self::Unclean | Self::FinishFromWriter)
+    }
+
+    /// The end by a fault, with `rest` behind it.
+    fn fault(error: ProtocolError, rest: &[u8]) -> Self {
+        match error {
+            ProtocolError::UnexpectedControl { got: ControlType::Finish, .. } if rest.is_empty() => {
+                Self::FinishFromWriter
+            }
+            error => Self::Protocol(error),
+        }
     }
 }
 
@@ -87,6 +107,7 @@ impl fmt::Display for ReadEnd {
             Self::Finished => write!(f, "finished"),
             Self::Drained => write!(f, "drained"),
             Self::Unclean => write!(f, "closed by the writer without STOP"),
+            Self::FinishFromWriter => write!(f, "ended by the writer with FINISH in place of STOP"),
             Self::Truncated { bytes } => {
                 write!(f, "closed by the writer in the middle of a frame ({bytes} bytes of it dropped)")
             }
@@ -105,8 +126,8 @@ pub(crate) struct Started {
     pub(crate) content_type: Option<ContentType>,
     /// The tail of what came behind START; whole frames of it are in the events of the session.
     received: BytesMut,
-    /// What was wrong in the bytes behind START, if they came with it.
-    fault: Option<ProtocolError>,
+    /// The end of the stream, if a fault in the bytes behind START came with it.
+    fault: Option<ReadEnd>,
 }
 
 /// Drives the handshake until START. The connection is given up when this future is dropped.
@@ -133,7 +154,8 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
         }
         let result = session.handle_bytes(Instant::now(), &mut buffer);
         if let Some(ReaderEvent::Started { content_type, .. }) = session.poll_event() {
-            return Ok(Started { content_type, received: buffer, fault: result.err() });
+            let fault = result.err().map(|error| ReadEnd::fault(error, &buffer));
+            return Ok(Started { content_type, received: buffer, fault });
         }
         result.map_err(ReadEnd::Protocol)?;
         while let Some(answer) = session.poll_transmit() {
@@ -146,11 +168,18 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
 pub(crate) struct ReadHandle {
     stream: Stream,
     phase: Cell<Phase>,
+    // When the frames were read that outputs are taking.
+    delivering: Cell<Option<Instant>>,
 }
 
 impl ReadHandle {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, phase: Cell::new(Phase::Running) }
+        Self { stream, phase: Cell::new(Phase::Running), delivering: Cell::new(None) }
+    }
+
+    /// When the frames were read for which the session waits, because an output has no room for them.
+    pub(crate) fn held_since(&self) -> Option<Instant> {
+        self.delivering.get()
     }
 
     /// Tells the session of the phase of its input. Draining, it takes what has arrived and ends. Over, it ends.
@@ -195,7 +224,7 @@ where
     let stream = &handle.stream;
     // Not the buffer of the handshake, which has room for more: many connections stay idle.
     let mut tail = Tail::new(BytesMut::from(&started.received[..]));
-    let mut end = started.fault.map(ReadEnd::Protocol);
+    let mut end = started.fault;
     let mut small_read = false;
     let mut drain: Option<Drain> = None;
     let mut read = |session: &mut ReaderSession, len_max: usize| {
@@ -204,7 +233,7 @@ where
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
             }
-            session.handle_bytes(Instant::now(), bytes).map_err(ReadEnd::Protocol)?;
+            session.handle_bytes(Instant::now(), bytes).map_err(|error| ReadEnd::fault(error, bytes))?;
             Ok(count)
         });
         count(session.counters());
@@ -216,7 +245,10 @@ where
             match event {
                 ReaderEvent::Data(batch) => {
                     coalescer.took(batch.read_at(), batch.frames());
-                    if !deliver(compact_if_small(batch)).await {
+                    handle.delivering.set(Some(batch.read_at()));
+                    let delivered = deliver(compact_if_small(batch)).await;
+                    handle.delivering.set(None);
+                    if !delivered {
                         return ReadEnd::Drained;
                     }
                 }

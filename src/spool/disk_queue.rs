@@ -242,6 +242,17 @@ impl<S: Storage> Spool<S> {
         }
     }
 
+    /// Length of the record of a batch that was not stored, if `min_free` is the reason: `max` has room for it.
+    pub(super) fn kept_out_by_min_free(&self, batch: &FrameBatch) -> Option<u64> {
+        let len = Some(record_len(batch)).filter(|_| self.log.config().min_free > 0);
+        len.filter(|len| self.log.limits_have_room_for(*len) && !self.log.disk_has_room_for(*len))
+    }
+
+    /// Whether the disk has room for a record of this length.
+    pub(super) fn disk_has_room_for(&self, record_len: u64) -> bool {
+        self.log.disk_has_room_for(record_len)
+    }
+
     // Durability.
 
     /// Makes durable what was written. What cannot be, moves to another segment.

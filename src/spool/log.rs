@@ -124,9 +124,8 @@ impl<S: Storage> Log<S> {
 
     /// The batches from the front that may be written at once: within the limits, and to one segment.
     pub(super) fn run_that_fits<'a>(&self, batches: &'a [ArrivingBatch]) -> &'a [ArrivingBatch] {
-        let free = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
-        let overhead = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
-        let room = self.config.max.saturating_sub(self.bytes).min(free).saturating_sub(overhead);
+        let overhead = SEGMENT_OVERHEAD;
+        let room = self.limit_room().min(self.disk_room()).saturating_sub(overhead);
         let fresh = self.config.segment_len();
         let segment_room = match &self.open {
             Some(_) => self.files.segments.back().map_or(0, |last| fresh.saturating_sub(last.len)),
@@ -142,6 +141,27 @@ impl<S: Storage> Log<S> {
         };
         let count = batches.iter().enumerate().take_while(fits).count();
         batches.get(..count).unwrap_or_default()
+    }
+
+    /// Bytes that `max` leaves.
+    fn limit_room(&self) -> u64 {
+        self.config.max.saturating_sub(self.bytes)
+    }
+
+    /// Bytes that the disk has beyond `min_free`.
+    fn disk_room(&self) -> u64 {
+        self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free)
+    }
+
+    /// Whether the disk has room for a record of `record_len` bytes in a segment of its own.
+    pub(super) fn disk_has_room_for(&self, record_len: u64) -> bool {
+        record_len.saturating_add(SEGMENT_OVERHEAD) <= self.disk_room()
+    }
+
+    /// Whether the limits of the spool have room for it.
+    pub(super) fn limits_have_room_for(&self, record_len: u64) -> bool {
+        let within = record_len.saturating_add(SEGMENT_OVERHEAD) <= self.limit_room();
+        within && record_len <= self.config.record_len_max()
     }
 
     /// Whether the open segment must be closed before a record of `record_len` bytes is written.
@@ -417,6 +437,8 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
+/// Bytes of a segment beside its records.
+const SEGMENT_OVERHEAD: u64 = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
 /// Most bytes and batches of one write, so that their checksums are made while they are in the cache.
 const WRITE_LEN_MAX: u64 = 256 << 10;
 const BATCHES_MAX: usize = 512;

@@ -16,6 +16,7 @@
 //! [`entrance`](crate::spool::entrance).
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::batch::Batch;
 use crate::faults;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
+use crate::observability::output_log::OutputEvent;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;
@@ -102,6 +104,8 @@ pub(crate) struct Stage<S: Storage = Folder> {
     retry_at: Option<Instant>,
     /// Since when that is so.
     unusable_since: Option<Instant>,
+    /// The disk has no room for a record of this length: when that is looked at again.
+    short_of_disk: Option<(Instant, u64)>,
 }
 
 impl Stage {
@@ -141,6 +145,7 @@ impl<S: Storage> Stage<S> {
             left: Vec::new(),
             retry_at: None,
             unusable_since: None,
+            short_of_disk: None,
         }
     }
 
@@ -186,20 +191,23 @@ impl<S: Storage> Stage<S> {
         match opened {
             Ok((spool, report)) => {
                 self.spool = Some(spool);
-                self.tell_recovered(&report);
-                self.works();
+                self.tell_recovered(&report, now);
+                self.works(now);
             }
             Err(error) => self.fails(&error, now),
         }
     }
 
-    fn tell_recovered(&self, report: &RecoveryReport) {
+    fn tell_recovered(&self, report: &RecoveryReport, now: Moment) {
         let (output, folder) = (&self.config.output, self.config.settings.folder.display());
         self.account.spool_opened(report.frames);
         let account = self.account.spool();
         account.files_set_aside.fetch_add(report.set_aside.len() as u64, Relaxed);
         for set_aside in &report.set_aside {
-            warn!(output, file = set_aside.name, "set aside in the spool {folder}: {}", set_aside.reason);
+            if let Some(left_out) = self.account.log.admit(OutputEvent::SetAside, "", now.instant) {
+                let (file, reason) = (&set_aside.name, &set_aside.reason);
+                warn!(output, file, left_out, "set aside in the spool {folder}: {reason}");
+            }
         }
         let RecoveryReport { frames, bytes, segments, torn_bytes, bad_files, foreign, .. } = report;
         info!(output, frames, bytes, segments, torn_bytes, bad_files, foreign, "the spool {folder} is open");
@@ -207,21 +215,60 @@ impl<S: Storage> Stage<S> {
 
     /// Notes that the spool cannot be used now.
     fn fails(&mut self, error: &SpoolError, now: Moment) {
-        let output = &self.config.output;
-        let since = *self.unusable_since.get_or_insert_with(|| {
-            error!(output, "{error}; frames wait in memory alone, and the spool is tried again every second");
-            now.instant
-        });
+        if self.unusable_since.is_none() {
+            self.tell_degraded(error, "the spool is tried again every second", now);
+        }
+        let since = *self.unusable_since.get_or_insert(now.instant);
         // A fault that is over soon is found out soon.
         let lasts = now.instant.saturating_duration_since(since);
         self.retry_at = Some(now.instant + (lasts / RETRY_STEPS).clamp(RETRY_PAUSE_MIN, RETRY_PAUSE));
     }
 
+    fn tell_degraded(&self, error: &dyn Display, what_next: &str, now: Moment) {
+        if let Some(left_out) = self.account.log.admit(OutputEvent::SpoolFailed, "", now.instant) {
+            let output = &self.config.output;
+            error!(output, left_out, "{error}; frames wait in memory alone, and {what_next}");
+        }
+    }
+
     /// Notes that the spool can be used.
-    fn works(&mut self) {
+    fn works(&mut self, now: Moment) {
         self.retry_at = None;
-        if self.unusable_since.take().is_some() {
-            info!(output = self.config.output, "the spool can be used again");
+        let (unusable, short) = (self.unusable_since.take(), self.short_of_disk.take());
+        if (unusable.is_some() || short.is_some())
+            && let Some(left_out) = self.account.log.admit(OutputEvent::SpoolWorks, "", now.instant)
+        {
+            info!(output = self.config.output, left_out, "the spool can be used again");
+        }
+    }
+
+    /// Notes that a batch was not stored, if `min_free` is the reason and not another limit of the spool.
+    fn look_for_short_disk(&mut self, first: &FrameBatch, now: Moment) {
+        let Some(len) = self.spool.as_ref().and_then(|spool| spool.kept_out_by_min_free(first)) else {
+            return;
+        };
+        if self.short_of_disk.replace((now.instant + RETRY_PAUSE, len)).is_some() {
+            return;
+        }
+        let SpoolSettings { folder, config } = &self.config.settings;
+        let (folder, min_free) = (folder.display(), config.min_free);
+        let words =
+            format!("the disk of the spool {folder} has no room: min_free keeps {min_free} bytes of it free");
+        self.tell_degraded(
+            &words,
+            "tapster stores again when it has room: free space, or lower `min_free`",
+            now,
+        );
+    }
+
+    /// Looks whether the disk has room again.
+    fn look_for_room_on_disk(&mut self, now: Moment) {
+        let Some((at, len)) = &mut self.short_of_disk else { return };
+        *at = now.instant + RETRY_PAUSE;
+        let has_room = self.spool.as_ref().is_some_and(|spool| spool.disk_has_room_for(*len));
+        // Where the spool has failed in another way, its retry says when it works.
+        if has_room && self.retry_at.is_none() {
+            self.works(now);
         }
     }
 
@@ -246,7 +293,7 @@ impl<S: Storage> Stage<S> {
         }
         self.spool = None;
         self.outgoing = Outgoing::default();
-        (self.retry_at, self.unusable_since) = (None, None);
+        (self.retry_at, self.unusable_since, self.short_of_disk) = (None, None, None);
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
@@ -304,6 +351,9 @@ impl<S: Storage> Stage<S> {
     fn look_after_spool(&mut self, now: Moment) -> bool {
         let retries = self.retry_at.take_if(|at| *at <= now.instant).is_some();
         let lane_takes = self.lane_takes();
+        if self.short_of_disk.is_some_and(|(at, _)| at <= now.instant) {
+            self.look_for_room_on_disk(now);
+        }
         match &mut self.spool {
             None if retries => self.open(now),
             Some(spool) if spool.poll_timeout() <= now.instant => {
@@ -314,7 +364,7 @@ impl<S: Storage> Stage<S> {
                 let recovered = was_degraded && !spool.is_degraded();
                 self.count_lost(acknowledged, 0);
                 match result {
-                    Ok(()) if recovered => self.works(),
+                    Ok(()) if recovered => self.works(now),
                     Ok(()) => {}
                     Err(error) => self.fails(&error, now),
                 }
@@ -357,9 +407,15 @@ impl<S: Storage> Stage<S> {
             return moved;
         }
         self.gather();
-        if !self.has_room(now) && self.pass_past_spool() {
-            // The lane is there, only the disk has no room.
-            return true;
+        if !self.has_room(now) {
+            let first = self.entrance.arrived().front().map(|first| first.frames().clone());
+            if self.pass_past_spool() {
+                // The lane is there, only the disk has no room.
+                if let Some(first) = first {
+                    self.look_for_short_disk(&first, now);
+                }
+                return true;
+            }
         }
         self.store(now) || moved
     }
@@ -434,9 +490,10 @@ impl<S: Storage> Stage<S> {
             self.take_back_copies(&arriving, &appended, acknowledged, now);
             return true;
         }
-        let settled = appended.settled();
+        let (settled, stored, all_kept) =
+            (appended.settled(), appended.positions.len(), appended.dropped == 0);
         let mut arrived = self.entrance.arrived();
-        for (mut batch, position) in arrived.drain(..appended.positions.len()).zip(appended.positions) {
+        for (mut batch, position) in arrived.drain(..stored).zip(appended.positions) {
             let permit = if passes { self.back.reserve(batch.byte_len()) } else { None };
             passes = permit.is_some();
             match permit {
@@ -463,7 +520,11 @@ impl<S: Storage> Stage<S> {
         }
         drop(arrived);
         self.count_lost(acknowledged, frames_dropped);
-        self.works();
+        if stored > 0 && all_kept {
+            self.works(now);
+        } else if let Some((_, left)) = arriving.get(stored) {
+            self.look_for_short_disk(left, now);
+        }
         settled > 0
     }
 
@@ -483,7 +544,7 @@ impl<S: Storage> Stage<S> {
         let dropped = arriving.iter().skip(appended.positions.len()).take(appended.dropped);
         let frames_not_lost = dropped.map(|(_, frames)| u64::from(frames.frames())).sum();
         self.count_lost(acknowledged, frames_not_lost);
-        self.works();
+        self.works(now);
     }
 
     /// Gives the lane what the spool holds, some of it. Returns whether there was any, and room.
@@ -523,10 +584,13 @@ impl<S: Storage> Stage<S> {
                 true
             }
             Err(error) => {
-                if self.outgoing.read_fails(now) {
+                if self.outgoing.read_fails(now)
+                    && let Some(left_out) = self.account.log.admit(OutputEvent::SpoolFailed, "", now.instant)
+                {
                     let output = &self.config.output;
                     error!(
                         output,
+                        left_out,
                         "{error}; the frames stay on disk, and tapster reads again ten times a second"
                     );
                 }
@@ -558,7 +622,7 @@ impl<S: Storage> Stage<S> {
     /// Tells how the spool stands.
     fn tell_state(&self) {
         let account = self.account.spool();
-        self.tell_degraded();
+        self.show_degraded();
         let arrived = self.entrance.arrived().front().filter(|_| self.spool_is_read()).map(Batch::read_at);
         let oldest = self.outgoing.oldest().or(arrived);
         // Between two reads of the spool it is not known, and hardly another.
@@ -570,8 +634,10 @@ impl<S: Storage> Stage<S> {
         account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
     }
 
-    fn tell_degraded(&self) {
-        let degraded = self.unusable_since.is_some() || self.outgoing.read_at().is_some();
+    fn show_degraded(&self) {
+        let degraded = self.unusable_since.is_some()
+            || self.short_of_disk.is_some()
+            || self.outgoing.read_at().is_some();
         self.account.spool().degraded.store(degraded, Relaxed);
     }
 
@@ -582,6 +648,7 @@ impl<S: Storage> Stage<S> {
         let due = [
             self.spool.as_ref().map(Spool::poll_timeout),
             self.retry_at,
+            self.short_of_disk.map(|(at, _)| at),
             self.outgoing.read_at(),
             (!self.outgoing.offsets.is_empty()).then(|| now + REPORTS_PAUSE),
             blocked.then(|| now + BLOCKED_PAUSE),
@@ -629,7 +696,7 @@ impl<S: Storage> Stage<S> {
             batch.dropped(DropReason::Shutdown);
         }
         self.account.spool().oldest.set(oldest.filter(|_| self.account.spooled_now() > 0));
-        self.tell_degraded();
+        self.show_degraded();
         self.close(clock());
     }
 
@@ -643,11 +710,13 @@ impl<S: Storage> Stage<S> {
             self.account.dropped_from_disk(DropReason::Shutdown, frames_lost);
             error!(output, frames_lost, "the spool was not closed in order: {error}");
         }
+        self.look_for_room_on_disk(now);
+        let Some(spool) = &self.spool else { return };
         let account = self.account.spool();
         account.bytes.store(spool.bytes(), Relaxed);
         account.bytes_unsynced.store(spool.unsynced_bytes(), Relaxed);
         let (frames_spooled, bytes) = (self.account.spooled_now(), spool.bytes());
-        info!(output, frames_spooled, bytes, "the spool is closed");
+        info!(output = self.config.output, frames_spooled, bytes, "the spool is closed");
     }
 }
 

@@ -17,6 +17,9 @@ use crate::transport::Address;
 use crate::transport::descriptors;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
+use crate::transport::process::AcceptedPeer;
+use crate::transport::process::Process;
+use crate::transport::process::read_users;
 use crate::transport::socket::Socket;
 use crate::transport::socket_path::BACKLOG;
 use crate::transport::socket_path::SocketPath;
@@ -97,6 +100,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
 }
 
 fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
+    read_users();
     let (file, listening) = SocketPath::bind(path, workers, mode)?;
     let listeners = listening.into_iter().map(|(fd, renewals)| BoundListener {
         fd,
@@ -114,7 +118,7 @@ pub(crate) struct Listener {
     // Descriptors that are kept for others.
     reserve: usize,
     // A connection that has one of these.
-    held_back: Option<(Detached, String)>,
+    held_back: Option<(Detached, AcceptedPeer)>,
 }
 
 enum ListenerSocket {
@@ -130,11 +134,11 @@ impl Listener {
         Ok(Self { socket, renewals: bound.renewals, reserve, held_back: None })
     }
 
-    /// The next connection and the name of its peer for the log. Cancel-safe.
+    /// The next connection and its peer. Cancel-safe.
     ///
     /// # Errors
     /// No descriptor is left, or none but those that are kept for others: ask again later. No connection is lost.
-    pub(crate) async fn accept(&mut self) -> io::Result<(Socket, String)> {
+    pub(crate) async fn accept(&mut self) -> io::Result<(Socket, AcceptedPeer)> {
         if let Some((socket, peer)) = self.held_back.take() {
             return self.release(socket, peer);
         }
@@ -154,7 +158,7 @@ impl Listener {
     }
 
     /// Gives a connection a descriptor that is not kept for others, or holds it back.
-    fn release(&mut self, mut socket: Detached, peer: String) -> io::Result<(Socket, String)> {
+    fn release(&mut self, mut socket: Detached, peer: AcceptedPeer) -> io::Result<(Socket, AcceptedPeer)> {
         let free = socket.fd.try_clone();
         match free {
             Ok(free) if !descriptors::are_scarce(free.as_raw_fd(), self.reserve) => socket.fd = free,
@@ -179,17 +183,16 @@ impl ListenerSocket {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Socket, String)> {
+    async fn accept(&self) -> io::Result<(Socket, AcceptedPeer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((Socket::accepted_tcp(stream), peer.to_string()))
+                Ok((Socket::accepted_tcp(stream), AcceptedPeer::Tcp(peer)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
-                let peer = pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix, process {pid}"));
-                Ok((Socket::accepted_unix(stream), peer))
+                let process = stream.peer_cred().ok().map(Process::of);
+                Ok((Socket::accepted_unix(stream), AcceptedPeer::Unix(process)))
             }
         }
     }

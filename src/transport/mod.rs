@@ -15,6 +15,7 @@ pub(crate) mod detached;
 mod epoll;
 pub(crate) mod listener;
 mod liveness;
+pub(crate) mod process;
 mod resolve;
 mod safe_path;
 pub(crate) mod socket;

@@ -296,7 +296,7 @@ impl Storm {
     }
 
     fn begin_life(&mut self, stores_all: bool) -> Life {
-        let account = Arc::new(OutputAccount::new("storm"));
+        let account = Arc::<OutputAccount>::default();
         let policy = match self.config.on_full {
             OnFull::DropOldest => WhenFull::DropOldest,
             OnFull::DropNewest => WhenFull::DropNewest,
