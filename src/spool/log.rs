@@ -1,7 +1,9 @@
 //! The segments on disk: which there are, which one is written to, and how much room they take.
 
+use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use rustix::io::Errno;
 
@@ -338,6 +340,46 @@ impl<S: Storage> Log<S> {
         {
             segment.damaged = true;
         }
+    }
+
+    // What others have removed.
+
+    /// Whether the file of the open segment is not in the folder any more, or shorter than it was.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn open_segment_is_gone(&self) -> io::Result<bool> {
+        let (Some(open), Some(segment)) = (&self.open, self.files.segments.back()) else { return Ok(false) };
+        Ok(!open.has_name(&self.storage, &segment_name(segment.number), segment.len)?)
+    }
+
+    /// Forgets the segments whose names are not among these. Returns the numbers of their frames.
+    pub(super) fn forget_missing(&mut self, names: &HashSet<String>) -> Vec<Range<u64>> {
+        let mut missing = Vec::new();
+        for index in (0..self.files.segments.len()).rev() {
+            let Some(segment) = self.files.segments.get(index) else { continue };
+            if names.contains(&segment_name(segment.number)) {
+                continue;
+            }
+            let end = self.files.segments.get(index + 1).map_or(self.files.head, |next| next.frame_seq);
+            missing.push(segment.frame_seq..end);
+            self.bytes -= segment.len;
+            if index + 1 == self.files.segments.len() {
+                self.open = None;
+            }
+            self.files.segments.remove(index);
+        }
+        missing
+    }
+
+    /// Number of the next segment.
+    pub(super) fn segment_next(&self) -> u64 {
+        self.files.segment_next
+    }
+
+    /// Has the next segments begin with this number at least.
+    pub(super) fn begin_segments_at(&mut self, number: u64) {
+        self.files.segment_next = self.files.segment_next.max(number);
     }
 
     // What is removed.

@@ -66,6 +66,16 @@ impl UnacknowledgedOffsets {
         self.take_ended()
     }
 
+    /// Some frames have ended. What that ends in its turn is not asked for.
+    pub(super) fn note(&mut self, ended: Acknowledgement) {
+        let _ = self.mark(ended);
+    }
+
+    /// Frames that the lane has, and that were dropped from the disk, with the reason for each run.
+    pub(super) fn gone_and_not_ended(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        self.runs.iter().filter_map(|run| Some((run.gone?, u64::from(run.frames - run.ended))))
+    }
+
     fn mark(&mut self, acknowledged: Acknowledgement) -> Option<()> {
         let seq = acknowledged.from.frame_seq();
         let run = self.runs.get_mut(self.runs.partition_point(|run| run.end() <= seq))?;
