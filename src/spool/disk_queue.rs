@@ -47,6 +47,10 @@ pub struct Spool<S: Storage = Folder> {
     pub(super) standing: Standing,
     /// Numbers of frames whose files others have removed. The lane may have some of them.
     pub(super) missing: Gaps,
+    /// When the clock was read last.
+    clock: Moment,
+    /// By how many nanoseconds the clock was set since that was asked last.
+    clock_step: i64,
 }
 
 impl Spool {
@@ -78,13 +82,23 @@ impl<S: Storage> Spool<S> {
         content_type: Option<ContentType>,
         now: Moment,
     ) -> Result<(Self, RecoveryReport), SpoolError> {
-        let Recovered { log, progress, mut report } = recover(storage, config, content_type)?;
+        let Recovered { log, progress, mut report } = recover(storage, config, content_type, now)?;
         let durability = Durability::new(log.config());
         let read_head = ReadHead::new(progress.acknowledged());
         let (upkeep_due, look_due) = (now.instant, now.instant + LOOK_INTERVAL);
         let (standing, missing) = (Standing::InPlace, Gaps::default());
-        let mut spool =
-            Self { log, durability, progress, read_head, upkeep_due, look_due, standing, missing };
+        let mut spool = Self {
+            log,
+            durability,
+            progress,
+            read_head,
+            upkeep_due,
+            look_due,
+            standing,
+            missing,
+            clock: now,
+            clock_step: 0,
+        };
         // What was delivered before is removed. If that fails, it goes with the next segment.
         let _ = spool.retire();
         report.frames = spool.frames();
@@ -131,6 +145,20 @@ impl<S: Storage> Spool<S> {
         self.progress.poll_loss()
     }
 
+    /// By how many nanoseconds the clock was set since this was asked last; 0 where it was not.
+    pub fn poll_clock_step(&mut self) -> i64 {
+        std::mem::take(&mut self.clock_step)
+    }
+
+    /// Ages go by the time that has passed: if the clock was set, the times of all segments are moved with it.
+    fn follow_clock(&mut self, now: Moment) {
+        if let Some(step) = now.step_since(self.clock) {
+            self.log.move_clock(step);
+            self.clock_step = self.clock_step.saturating_add(step);
+        }
+        self.clock = now;
+    }
+
     // The writing end.
 
     /// Appends batches, in order, each as one record; as many as there is room for.
@@ -155,6 +183,7 @@ impl<S: Storage> Spool<S> {
         now: Moment,
     ) -> Result<Appended, SpoolError> {
         self.check_standing()?;
+        self.follow_clock(now);
         self.find_home(now)?;
         let head = self.log.head();
         let result = self.append_and_sync(batches, now);
@@ -318,6 +347,7 @@ impl<S: Storage> Spool<S> {
         &mut self,
         now: Moment,
     ) -> Result<Option<(ConnectionId, FrameBatch, LogPosition)>, SpoolError> {
+        self.follow_clock(now);
         self.read_head.pass(self.progress.acknowledged().frame_seq);
         if self.reader_caught_up() {
             // The read head may stand at the beginning of a record whose frames the caller has.
@@ -431,6 +461,7 @@ impl<S: Storage> Spool<S> {
     /// [`SpoolError::Degraded`] and [`SpoolError::Io`]: nothing is lost by it, and it is tried again when
     /// [`Spool::poll_timeout`] says.
     pub fn handle_timeout(&mut self, now: Moment) -> Result<(), SpoolError> {
+        self.follow_clock(now);
         if self.look_due <= now.instant {
             self.look_due = now.instant + LOOK_INTERVAL;
             self.look_at_folder()?;

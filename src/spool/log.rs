@@ -39,6 +39,8 @@ pub(super) struct Log<S: Storage> {
     open: Option<OpenSegment<S::File>>,
     /// Bytes of all files on disk.
     bytes: u64,
+    /// The clock was set: the open segment takes no more records, so that each segment has one clock.
+    clock_moved: bool,
 }
 
 /// The files of a log.
@@ -67,13 +69,15 @@ pub(super) struct Readable {
     pub(super) len: u64,
     /// The segment is written to: more may come.
     pub(super) grows: bool,
+    /// What its times are to be moved by, in nanoseconds: the clock was set since they were written.
+    pub(super) clock_moved_by: i64,
 }
 
 impl<S: Storage> Log<S> {
     pub(super) fn new(storage: S, config: SpoolConfig, files: LogFiles) -> Self {
         let segments = files.segments.iter().map(|segment| segment.len).sum::<u64>();
         let aside = files.aside.iter().map(|entry| entry.len).sum::<u64>();
-        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside) }
+        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside), clock_moved: false }
     }
 
     pub(super) fn storage(&self) -> &S {
@@ -152,7 +156,7 @@ impl<S: Storage> Log<S> {
         let len = segment.len + record_len + RecordHeader::LEN as u64;
         let full = len > self.config.segment_len();
         let old = now.unix.saturating_sub(segment.created) > nanos(self.config.max_age / AGE_STEPS);
-        !segment.has_no_records() && (full || old)
+        !segment.has_no_records() && (full || old || self.clock_moved)
     }
 
     // What is written.
@@ -190,6 +194,7 @@ impl<S: Storage> Log<S> {
             self.bytes += segment.len;
             self.files.segments.push_back(segment);
             self.open = Some(open);
+            self.clock_moved = false;
             return Ok(());
         }
         Err(io::ErrorKind::AlreadyExists.into())
@@ -330,7 +335,23 @@ impl<S: Storage> Log<S> {
         let index = self.files.segments.partition_point(|segment| segment.number < number);
         let segment = self.files.segments.get(index)?;
         let grows = index + 1 == self.files.segments.len() && self.open.is_some();
-        Some(Readable { number: segment.number, len: segment.len, grows })
+        let clock_moved_by = segment.clock_moved_by;
+        Some(Readable { number: segment.number, len: segment.len, grows, clock_moved_by })
+    }
+
+    /// The clock was set by so many nanoseconds: what was written before is as old as it was.
+    pub(super) fn move_clock(&mut self, step: i64) {
+        for segment in &mut self.files.segments {
+            segment.created = segment.created.saturating_add_signed(step);
+            if !segment.has_no_records() {
+                segment.youngest = segment.youngest.saturating_add_signed(step);
+                segment.clock_moved_by = segment.clock_moved_by.saturating_add(step);
+            }
+        }
+        for file in &mut self.files.aside {
+            file.modified = file.modified.saturating_add_signed(step);
+        }
+        self.clock_moved = true;
     }
 
     /// Notes that something in a segment is damaged.

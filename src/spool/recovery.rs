@@ -20,6 +20,7 @@ use crate::spool::limits::FRAME_SEQ_MAX;
 use crate::spool::limits::SEGMENT_MAX;
 use crate::spool::log::Log;
 use crate::spool::log::LogFiles;
+use crate::spool::moment::Moment;
 use crate::spool::progress::Progress;
 use crate::spool::record::RecordHeader;
 use crate::spool::segment::FoundHeader;
@@ -85,6 +86,7 @@ pub(super) fn recover<S: Storage>(
     storage: S,
     config: SpoolConfig,
     content_type: Option<ContentType>,
+    now: Moment,
 ) -> Result<Recovered<S>, SpoolError> {
     let mut recovery = Recovery::new(storage, content_type);
     recovery.report.remarks = recovery.storage.remarks();
@@ -121,6 +123,11 @@ pub(super) fn recover<S: Storage>(
         None => recovery.create_cursor(newest, durable)?,
     };
     let Recovery { storage, content_type, report, mut bad, segment_next, .. } = recovery;
+    for segment in &mut segments {
+        (segment.created, segment.youngest) =
+            (now.plausible(segment.created), now.plausible(segment.youngest));
+    }
+    bad.iter_mut().for_each(|entry| entry.modified = now.plausible(entry.modified));
     bad.sort_by_key(|entry| entry.modified);
     let progress = Progress::new(cursor, watermark, config.sync);
     let head = head.max(watermark.frame_seq);
@@ -302,6 +309,7 @@ impl<S: Storage> Recovery<S> {
                 len: entry.len,
                 created: header.as_ref().map_or(entry.modified, |header| header.created),
                 youngest: entry.modified,
+                clock_moved_by: 0,
                 damaged: header.is_none(),
             });
         }

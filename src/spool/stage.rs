@@ -174,6 +174,7 @@ impl<S: Storage> Stage<S> {
             now = clock();
         }
         let passed = self.pass_on(now);
+        self.tell_clock_step();
         self.tell_state();
         if self.front.is_closed() {
             self.back.end_inputs();
@@ -645,6 +646,19 @@ impl<S: Storage> Stage<S> {
     fn tell_degraded(&self) {
         let degraded = self.unusable_since.is_some() || self.outgoing.read_at().is_some();
         self.account.spool().degraded.store(degraded, Relaxed);
+    }
+
+    /// Tells if the clock was set.
+    fn tell_clock_step(&mut self) {
+        let step = self.spool.as_mut().map_or(0, Spool::poll_clock_step);
+        if step != 0 {
+            let (output, by) = (&self.config.output, Duration::from_nanos(step.unsigned_abs()));
+            let way = if step > 0 { "forward" } else { "back" };
+            warn!(
+                output,
+                "the clock was set {way} by {by:.0?}; frames in the spool are as old as they were before"
+            );
+        }
     }
 
     /// What the stage waits for after a turn in which nothing moved.

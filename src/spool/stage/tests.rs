@@ -204,7 +204,7 @@ impl Storm {
         };
         let folder = SimFolder::new();
         FOLDER.set(folder.clone());
-        let now = Moment { instant: Instant::now(), unix: 1 << 60 };
+        let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
         Self {
             random,
             weather,
