@@ -168,6 +168,7 @@ impl<S: Storage> Stage<S> {
         if self.look_after_spool(now) {
             now = clock();
         }
+        self.drop_old(now);
         let taken = self.take_in(now);
         if taken {
             faults::point("spool stage", &self.config.output);
@@ -417,6 +418,23 @@ impl<S: Storage> Stage<S> {
     /// Whether the spool is there and was not found unwritable a moment ago.
     fn may_store(&self) -> bool {
         self.spool.is_some() && self.retry_at.is_none()
+    }
+
+    /// Drops what has waited in memory for longer than the spool keeps frames.
+    fn drop_old(&mut self, now: Moment) {
+        let max_age = self.config.settings.config.max_age;
+        let is_old = |read_at: Instant| now.instant.saturating_duration_since(read_at) > max_age;
+        let mut arrived = self.entrance.arrived();
+        while self.front.oldest().is_some_and(is_old)
+            && let Some(batch) = self.front.pop()
+        {
+            arrived.push_back(batch);
+        }
+        while arrived.front().is_some_and(|first| is_old(first.read_at()))
+            && let Some(batch) = arrived.pop_front()
+        {
+            batch.dropped(DropReason::SpoolAge);
+        }
     }
 
     /// Takes in what arrives: to the lane, to the spool, or both. Returns whether there was any.
@@ -710,6 +728,7 @@ impl<S: Storage> Stage<S> {
         }
         self.outgoing.offsets.keep_sent(&sent);
         self.entrance.arrived().extend(unread.into_iter().chain(arrived));
+        self.drop_old(now);
         while !self.entrance.arrived().is_empty() && self.may_store() && self.store(clock()) {}
         for batch in self.entrance.arrived().drain(..) {
             batch.dropped(DropReason::Shutdown);

@@ -102,8 +102,9 @@ on_both_backends! {
         writer.finish();
         eventually("everything is taken", || relay.input().frames == 2 * FRAMES);
         let first = relay.drain_to_disk().outputs.remove(0);
-        assert!(first.frames_spooled >= FRAMES, "{first:?}");
-        assert_eq!(first.frames_spooled + dropped_for(&first, "spool_damaged"), 2 * FRAMES, "{first:?}");
+        // What was rescued takes room in memory, and the queue may drop others for it.
+        assert_eq!(first.frames_spooled + dropped(&first), 2 * FRAMES, "{first:?}");
+        assert_eq!(dropped(&first), dropped_for(&first, "spool_damaged") + dropped_for(&first, "queue_full"));
         reader.revive();
         let relay = self::relay(backend).output(output).start();
         relay.wait_until_written();
@@ -112,7 +113,7 @@ on_both_backends! {
         assert_eq!(sequence.len() as u64, first.frames_spooled, "the next run finds what the ledger names");
         // What was in memory alone went to disk last.
         sequence.sort();
-        assert!(sequence.ends_with(&(FRAMES..2 * FRAMES).collect::<Vec<_>>()), "each once");
+        assert!(sequence.ends_with(&(2 * FRAMES - 1000..2 * FRAMES).collect::<Vec<_>>()), "each once");
     }
 
     /// Nothing is lost: it is the same folder when it is back.
@@ -159,7 +160,7 @@ on_both_backends! {
         writer.finish();
         eventually("everything is taken", || relay.input().frames == 2 * FRAMES);
         let first = relay.drain_to_disk().outputs.remove(0);
-        assert_eq!(first.frames_spooled + dropped_for(&first, "spool_damaged"), 2 * FRAMES, "{first:?}");
+        assert_eq!(first.frames_spooled + dropped(&first), 2 * FRAMES, "{first:?}");
         reader.revive();
         let relay = self::relay(backend).output(output).start();
         relay.wait_until_written();
@@ -168,6 +169,31 @@ on_both_backends! {
         assert_eq!(sequence.len() as u64, first.frames_spooled, "the next run finds what the ledger names");
         // What was in memory alone went to disk last.
         sequence.sort();
-        assert!(sequence.ends_with(&(FRAMES..2 * FRAMES).collect::<Vec<_>>()), "each once");
+        assert!(sequence.ends_with(&(2 * FRAMES - 1000..2 * FRAMES).collect::<Vec<_>>()), "each once");
+    }
+
+    /// Also where the spool cannot be used at all.
+    fn frames_that_wait_in_memory_are_dropped_at_max_age_too(backend) {
+        let folder = folder();
+        fs::write(folder.path().join("spool"), "no folder").expect("a file");
+        let mut reader = CollectingReader::start(Transport::Unix, folder.path());
+        reader.die();
+        let output = on_disk(&reader, folder.path()).spool_config(|config| config.max_age = millis(1000));
+        let relay = relay(backend).output(output).start();
+        let mut writer = relay.writer();
+        writer.send(&numbered::frames(0, 0..FRAMES));
+        eventually("everything is taken", || relay.input().frames == FRAMES);
+        eventually("all of them are old", || relay.output(0).oldest_age_us > Some(2_000_000));
+        reader.revive();
+        writer.send(&numbered::frames(1, 0..100));
+        writer.finish();
+        relay.wait_until_written();
+        let (ledger, collected) = relay.drain_into(reader);
+        let sequences = numbered::sequences(collected.payloads());
+        assert_eq!(sequences[&1].len(), 100);
+        // What the lane had taken before is on its way.
+        let old = sequences.get(&0).map_or(0, Vec::len) as u64;
+        assert_eq!(dropped_for(&ledger.outputs[0], "spool_age"), FRAMES - old);
+        assert!(old < FRAMES / 2, "{old} old frames were sent");
     }
 }
