@@ -69,8 +69,9 @@
 //!
 //! - **The segments alone decide what is there.** Frames are numbered through all segments. So the spool skips a record
 //!   that it has seen before, and knows how many frames are missing. A cursor that is lost or old costs duplicates.
-//! - **Damage is passed over.** Whatever is in the folder, a spool opens, finds every sound record, and goes on. A torn
-//!   tail is what a crash leaves, and no damage.
+//! - **Damage is passed over.** Whatever is damaged, a spool opens, finds every sound record, and goes on. A torn tail is what
+//!   a crash leaves, and no damage. What cannot be read now is no damage either: opening and reading fail, and are tried again.
+//! - **What is not for this program stays as it is**: files of a later version, frames of another content type.
 //! - **A record is bound to its place**: its checksum covers the numbers of segment and frame, so that no stale block
 //!   passes for data.
 //! - **Every lost frame is reported** by [`Spool::poll_loss`], once.
