@@ -175,6 +175,31 @@ fn check_says_why_a_spool_could_not_be_used_and_creates_nothing() {
 }
 
 #[test]
+fn check_finds_two_spools_in_one_folder_whatever_the_paths_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    fs::create_dir(path("there")).expect("a folder");
+    fs::create_dir(path("other")).expect("a folder");
+    std::os::unix::fs::symlink(path("there"), path("link")).expect("a link");
+    for (one, other, shared) in [
+        ("there", "other/../there", true),
+        ("there", "link", true),
+        ("new", "other/../new", true),
+        ("new", "there/new", false),
+        ("there", "other", false),
+    ] {
+        let to = |number: u16, dir: &str| {
+            let dir = path(dir);
+            format!("tcp://127.0.0.1:{number}?buffer=disk&spool.min_free=0B&spool.dir={dir}")
+        };
+        let output = tapster(&["check", "--to", &to(1, one), "--to", &to(2, other)]);
+        assert_exit(&output, i32::from(shared));
+        assert_eq!(stderr(&output).contains("give each a folder of its own"), shared, "{one} and {other}");
+    }
+    assert!(!folder.path().join("new").exists());
+}
+
+#[test]
 fn what_check_prints_can_be_fed_back() {
     let folder = TempDir::new().unwrap();
     let first = tapster(&[

@@ -76,6 +76,11 @@ impl Custody {
         self.on_disk = true;
     }
 
+    /// The disk has lost the batch: it is in memory alone.
+    pub(crate) fn gone_from_disk(&mut self) {
+        self.on_disk = false;
+    }
+
     /// `frames` more frames, of `bytes` bytes, are wholly written, for the first time. `kept`: they wait for their
     /// acknowledgement.
     pub(crate) fn sent(&mut self, frames: u32, bytes: u64, kept: bool) {

@@ -199,6 +199,12 @@ impl Batch {
         acknowledgement
     }
 
+    /// The disk has lost the batch: it is in memory alone.
+    pub(crate) fn gone_from_disk(&mut self) {
+        self.log_position = None;
+        self.custody.gone_from_disk();
+    }
+
     /// The frames are on disk, and nowhere else.
     pub(crate) fn stored(self) {
         self.custody.stored();

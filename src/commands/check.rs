@@ -11,6 +11,7 @@ use tapster::output::OutputConfig;
 use tapster::spool::Folder;
 use tapster::spool::SpoolError;
 use tapster::spool::SpoolSettings;
+use tapster::spool::inspect;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
@@ -28,11 +29,13 @@ pub(crate) fn check(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     stdout()
         .write_all(document.as_bytes())
         .map_err(|error| CommandError::Failed(format!("stdout: {error}")))?;
-    let faults: Vec<String> = resolved.config.outputs.iter().filter_map(spool_fault).collect();
+    let outputs = &resolved.config.outputs;
+    let mut faults: Vec<String> = outputs.iter().filter_map(spool_fault).collect();
+    faults.extend(shared_folders(outputs));
     if faults.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(CommandError::Failed(faults.join("\n"))) }
 }
 
-/// What keeps the spool of an output from being used.
+/// Says what an operator should know of the spool of an output. Returns what keeps the spool from being used.
 fn spool_fault(output: &OutputConfig) -> Option<String> {
     let SpoolSettings { folder, config } = output.buffer.spool()?;
     let fault = match Folder::probe(folder) {
@@ -45,13 +48,42 @@ fn spool_fault(output: &OutputConfig) -> Option<String> {
             return None;
         }
         Err(error) => error.to_string(),
-        Ok(free) if free < config.min_free => format!(
+        Ok(probed) if probed.free < config.min_free => format!(
             "the file system of {} has {} left, and `min_free` leaves all of {} to others: make room, or lower it",
             printable(folder),
-            format_size(free),
+            format_size(probed.free),
             format_size(config.min_free)
         ),
-        Ok(_) => return None,
+        Ok(probed) => {
+            for remark in probed.remarks {
+                eprintln!(
+                    "tapster: warning: output `{}`: {}",
+                    printable(&output.name),
+                    printable(&remark.to_string())
+                );
+            }
+            // A folder that is not there yet holds nothing.
+            let found = Folder::open_to_inspect(folder).and_then(|folder| inspect(&folder)).ok()?;
+            found.refusal(output.stream_type().as_ref())?.to_string()
+        }
     };
     Some(format!("output `{}`: spool: {fault}", printable(&output.name)))
+}
+
+/// Outputs whose spools would be in one folder, whatever path leads there.
+fn shared_folders(outputs: &[OutputConfig]) -> Vec<String> {
+    let spools =
+        outputs.iter().filter_map(|output| Some((output, Folder::place_of(&output.buffer.spool()?.folder)?)));
+    let spools: Vec<_> = spools.collect();
+    let others = |index: usize| spools.get(..index).unwrap_or_default();
+    let shared = spools.iter().enumerate().filter_map(|(index, (output, place))| {
+        let (other, _) = others(index).iter().find(|(_, seen)| seen == place)?;
+        let folder = printable(&output.buffer.spool()?.folder);
+        Some(format!(
+            "output `{}`: spool: {folder} is the folder of output `{}` too: give each a folder of its own",
+            printable(&output.name),
+            printable(&other.name)
+        ))
+    });
+    shared.collect()
 }

@@ -143,7 +143,7 @@ impl OutputConfig {
     }
 
     /// The content type of START; `None` where it is configured as the empty one.
-    pub(crate) fn stream_type(&self) -> Option<ContentType> {
+    pub fn stream_type(&self) -> Option<ContentType> {
         (!self.content_type.as_bytes().is_empty()).then(|| self.content_type.clone())
     }
 }

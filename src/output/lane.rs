@@ -29,6 +29,8 @@ pub(crate) struct Source {
     pub(crate) account: Arc<OutputAccount>,
     /// To the stage that has the spool.
     pub(crate) reports: Option<ReportSender>,
+    /// Older frames are not sent, where the output has a spool: they hold addresses of clients.
+    pub(crate) max_age: Option<Duration>,
 }
 
 impl Source {
@@ -48,6 +50,10 @@ impl Source {
             }
             if faults::hit("forget a batch", &self.output) {
                 std::mem::forget(batch);
+                continue;
+            }
+            if self.max_age.is_some_and(|max| now.saturating_duration_since(batch.read_at()) > max) {
+                self.acknowledge(batch.dropped(DropReason::SpoolAge).into_iter());
                 continue;
             }
             delivery.handle_batch(batch, now);

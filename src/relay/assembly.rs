@@ -186,8 +186,14 @@ fn make_queues(
     account: &Arc<OutputAccount>,
 ) -> (Arc<Queue>, Source, Option<Stage<Folder>>) {
     let queue = |max, when_full| Arc::new(Queue::new(max, when_full, Arc::clone(account)));
-    let source =
-        |queue, reports| Source { output: config.name.clone(), queue, account: Arc::clone(account), reports };
+    let max_age = config.buffer.spool().map(|spool| spool.config.max_age);
+    let source = |queue, reports| Source {
+        output: config.name.clone(),
+        queue,
+        account: Arc::clone(account),
+        reports,
+        max_age,
+    };
     let (spool, stores_all) = match &config.buffer {
         Buffer::Memory { max, when_full, .. } => {
             let queue = queue(*max, *when_full);

@@ -134,6 +134,22 @@ impl<F> Cursor<F> {
         self.newest.position
     }
 
+    /// Creates the file again if it is not in the folder any more.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn restore<S: Storage<File = F>>(&mut self, storage: &S, durable: bool) -> io::Result<()> {
+        if storage.has_name(&self.file, CURSOR_NAME)? {
+            return Ok(());
+        }
+        self.file = storage.create(CURSOR_NAME)?;
+        self.commit(storage, self.newest.position, durable)?;
+        if durable {
+            storage.sync_folder()?;
+        }
+        Ok(())
+    }
+
     /// Writes a position into the older slot, and makes it durable.
     ///
     /// # Errors

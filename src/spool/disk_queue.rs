@@ -15,6 +15,7 @@ use crate::spool::config::SpoolConfig;
 use crate::spool::durability::Durability;
 use crate::spool::error::SpoolError;
 use crate::spool::folder::Folder;
+use crate::spool::gaps::Gaps;
 use crate::spool::log::AGE_STEPS;
 use crate::spool::log::Log;
 use crate::spool::log::is_full;
@@ -29,6 +30,7 @@ use crate::spool::read_head::ReadHead;
 use crate::spool::recovery::Recovered;
 use crate::spool::recovery::RecoveryReport;
 use crate::spool::recovery::recover;
+use crate::spool::storage::Standing;
 use crate::spool::storage::Storage;
 
 /// A queue of batches on disk, with one writer and one reader. See the [module](crate::spool).
@@ -39,6 +41,16 @@ pub struct Spool<S: Storage = Folder> {
     pub(super) progress: Progress<S::File>,
     pub(super) read_head: ReadHead<S::File>,
     upkeep_due: Instant,
+    /// When the folder is looked at next.
+    look_due: Instant,
+    /// How the folder stood when it was looked at last.
+    pub(super) standing: Standing,
+    /// Numbers of frames whose files others have removed. The lane may have some of them.
+    pub(super) missing: Gaps,
+    /// When the clock was read last.
+    clock: Moment,
+    /// By how many nanoseconds the clock was set since that was asked last.
+    clock_step: i64,
 }
 
 impl Spool {
@@ -70,10 +82,23 @@ impl<S: Storage> Spool<S> {
         content_type: Option<ContentType>,
         now: Moment,
     ) -> Result<(Self, RecoveryReport), SpoolError> {
-        let Recovered { log, progress, mut report } = recover(storage, config, content_type)?;
+        let Recovered { log, progress, mut report } = recover(storage, config, content_type, now)?;
         let durability = Durability::new(log.config());
         let read_head = ReadHead::new(progress.acknowledged());
-        let mut spool = Self { log, durability, progress, read_head, upkeep_due: now.instant };
+        let (upkeep_due, look_due) = (now.instant, now.instant + LOOK_INTERVAL);
+        let (standing, missing) = (Standing::InPlace, Gaps::default());
+        let mut spool = Self {
+            log,
+            durability,
+            progress,
+            read_head,
+            upkeep_due,
+            look_due,
+            standing,
+            missing,
+            clock: now,
+            clock_step: 0,
+        };
         // What was delivered before is removed. If that fails, it goes with the next segment.
         let _ = spool.retire();
         report.frames = spool.frames();
@@ -109,14 +134,29 @@ impl<S: Storage> Spool<S> {
         self.durability.first().map_or(0, |first| self.log.head() - first.max(acknowledged))
     }
 
-    /// Whether what was written last could not be made durable anywhere: it waits in memory until that works.
+    /// Whether nothing can be stored now: what was written last could not be made durable anywhere, and waits in memory until that
+    /// works; or the folder is away.
     pub fn is_degraded(&self) -> bool {
-        self.durability.is_homeless()
+        self.durability.is_homeless() || self.standing != Standing::InPlace
     }
 
     /// Frames that were lost since this was asked last, one reason at a time.
     pub fn poll_loss(&mut self) -> Option<(LossReason, u64)> {
         self.progress.poll_loss()
+    }
+
+    /// By how many nanoseconds the clock was set since this was asked last; 0 where it was not.
+    pub fn poll_clock_step(&mut self) -> i64 {
+        std::mem::take(&mut self.clock_step)
+    }
+
+    /// Ages go by the time that has passed: if the clock was set, the times of all segments are moved with it.
+    fn follow_clock(&mut self, now: Moment) {
+        if let Some(step) = now.step_since(self.clock) {
+            self.log.move_clock(step);
+            self.clock_step = self.clock_step.saturating_add(step);
+        }
+        self.clock = now;
     }
 
     // The writing end.
@@ -142,6 +182,8 @@ impl<S: Storage> Spool<S> {
         batches: &[(ConnectionId, FrameBatch)],
         now: Moment,
     ) -> Result<Appended, SpoolError> {
+        self.check_standing()?;
+        self.follow_clock(now);
         self.find_home(now)?;
         let head = self.log.head();
         let result = self.append_and_sync(batches, now);
@@ -316,6 +358,7 @@ impl<S: Storage> Spool<S> {
         &mut self,
         now: Moment,
     ) -> Result<Option<(ConnectionId, FrameBatch, LogPosition)>, SpoolError> {
+        self.follow_clock(now);
         self.read_head.pass(self.progress.acknowledged().frame_seq);
         if self.reader_caught_up() {
             // The read head may stand at the beginning of a record whose frames the caller has.
@@ -419,7 +462,7 @@ impl<S: Storage> Spool<S> {
     /// When [`Spool::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Instant {
         let due = [self.durability.poll_timeout(), self.progress.poll_timeout()];
-        due.into_iter().flatten().fold(self.upkeep_due, Instant::min)
+        due.into_iter().flatten().fold(self.upkeep_due.min(self.look_due), Instant::min)
     }
 
     /// Does what is due: syncs, writes the cursor, removes what is acknowledged or too old, and tries again what failed. There may
@@ -429,6 +472,11 @@ impl<S: Storage> Spool<S> {
     /// [`SpoolError::Degraded`] and [`SpoolError::Io`]: nothing is lost by it, and it is tried again when
     /// [`Spool::poll_timeout`] says.
     pub fn handle_timeout(&mut self, now: Moment) -> Result<(), SpoolError> {
+        self.follow_clock(now);
+        if self.look_due <= now.instant {
+            self.look_due = now.instant + LOOK_INTERVAL;
+            self.look_at_folder()?;
+        }
         if self.durability.take_retry(now) {
             self.find_home(now)?;
         }
@@ -469,5 +517,7 @@ impl<S: Storage> Spool<S> {
     }
 }
 
+/// How often the folder is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Ages are looked at no less often.
 const UPKEEP_INTERVAL_MAX: Duration = Duration::from_secs(60);

@@ -10,7 +10,9 @@ use crate::spool::config::SyncPolicy;
 use crate::spool::error::SpoolError;
 use crate::spool::log::Log;
 use crate::spool::moment::Moment;
+use crate::spool::numbered::ArrivingBatch;
 use crate::spool::numbered::NumberedBatch;
+use crate::spool::numbered::without_first;
 use crate::spool::storage::Storage;
 
 /// The batches that a power cut would lose now. They stay in memory until a sync has succeeded: if it fails, they are
@@ -111,6 +113,16 @@ impl Durability {
                 self.sync_due.get_or_insert(now.instant + interval);
             }
         }
+    }
+
+    /// The batches with frames from `frame_seq` on.
+    pub(super) fn into_batches_from(self, frame_seq: u64) -> Vec<ArrivingBatch> {
+        let batches = self.unsynced.into_iter().filter(|batch| batch.frame_seq_end() > frame_seq);
+        let rest = |kept: NumberedBatch| {
+            let before = frame_seq.saturating_sub(kept.frame_seq);
+            (kept.connection, without_first(kept.batch, before))
+        };
+        batches.map(rest).collect()
     }
 
     /// Lets go of the batches before frame `frame_seq`: they are durable, or acknowledged and need not be.

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use crate::protocol::ContentType;
 use crate::spool::aside::is_set_aside;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
@@ -33,6 +34,8 @@ pub struct Inspected {
     pub cursor: Option<CursorSlot>,
     /// Whether there is a cursor file all the same.
     pub cursor_damaged: bool,
+    /// The version of the format of the cursor, where it is one that is not known here.
+    pub cursor_version: Option<u32>,
     /// Segments, oldest first.
     pub segments: Vec<InspectedSegment>,
     /// Files that were set aside.
@@ -63,6 +66,23 @@ impl Inspected {
     pub fn newest_header(&self) -> Option<&SegmentHeader> {
         let headers = self.segments.iter().rev().filter_map(|segment| segment.header.as_ref());
         headers.filter(|header| Some(header.spool) == self.spool).max_by_key(|header| header.segment)
+    }
+
+    /// Why an output with this content type could not use the spool; `None` where it could. A recovery decides the same.
+    pub fn refusal(&self, content_type: Option<&ContentType>) -> Option<SpoolError> {
+        if let Some(version) = self.cursor_version {
+            return Some(SpoolError::other_version(CURSOR_NAME, version));
+        }
+        let mut segments = self.segments.iter();
+        let other = segments.find_map(|segment| Some((&segment.file.name, segment.other_version?)));
+        if let Some((name, version)) = other {
+            return Some(SpoolError::other_version(name, version));
+        }
+        let headers =
+            self.segments.iter().filter_map(|segment| Some((&segment.file.name, segment.header.as_ref()?)));
+        let mut own = headers.filter(|(_, header)| Some(header.spool) == self.spool);
+        let (name, header) = own.find(|(_, header)| header.content_type.as_ref() != content_type)?;
+        Some(SpoolError::other_content_type(name, header.content_type.as_ref(), content_type))
     }
 
     /// Whether there is nothing of a spool.
@@ -102,7 +122,11 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
             _ if is_set_aside(&entry) => inspected.bad.push(entry),
             _ if entry.regular && entry.name == CURSOR_NAME => {
                 let file = storage.open(CURSOR_NAME).ok();
-                slot = file.and_then(|file| Cursor::read(storage, &file).ok()).and_then(FoundCursor::sound);
+                let found = file.and_then(|file| Cursor::read(storage, &file).ok());
+                if let Some(FoundCursor::OtherVersion(version)) = found {
+                    inspected.cursor_version = Some(version);
+                }
+                slot = found.and_then(FoundCursor::sound);
                 inspected.cursor_damaged = true;
             }
             _ => inspected.foreign.push(entry),

@@ -1,7 +1,9 @@
 //! The segments on disk: which there are, which one is written to, and how much room they take.
 
+use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use rustix::io::Errno;
 
@@ -37,6 +39,8 @@ pub(super) struct Log<S: Storage> {
     open: Option<OpenSegment<S::File>>,
     /// Bytes of all files on disk.
     bytes: u64,
+    /// The clock was set: the open segment takes no more records, so that each segment has one clock.
+    clock_moved: bool,
 }
 
 /// The files of a log.
@@ -65,13 +69,15 @@ pub(super) struct Readable {
     pub(super) len: u64,
     /// The segment is written to: more may come.
     pub(super) grows: bool,
+    /// What its times are to be moved by, in nanoseconds: the clock was set since they were written.
+    pub(super) clock_moved_by: i64,
 }
 
 impl<S: Storage> Log<S> {
     pub(super) fn new(storage: S, config: SpoolConfig, files: LogFiles) -> Self {
         let segments = files.segments.iter().map(|segment| segment.len).sum::<u64>();
         let aside = files.aside.iter().map(|entry| entry.len).sum::<u64>();
-        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside) }
+        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside), clock_moved: false }
     }
 
     pub(super) fn storage(&self) -> &S {
@@ -170,7 +176,7 @@ impl<S: Storage> Log<S> {
         let len = segment.len + record_len + RecordHeader::LEN as u64;
         let full = len > self.config.segment_len();
         let old = now.unix.saturating_sub(segment.created) > nanos(self.config.max_age / AGE_STEPS);
-        !segment.has_no_records() && (full || old)
+        !segment.has_no_records() && (full || old || self.clock_moved)
     }
 
     // What is written.
@@ -208,6 +214,7 @@ impl<S: Storage> Log<S> {
             self.bytes += segment.len;
             self.files.segments.push_back(segment);
             self.open = Some(open);
+            self.clock_moved = false;
             return Ok(());
         }
         Err(io::ErrorKind::AlreadyExists.into())
@@ -348,7 +355,23 @@ impl<S: Storage> Log<S> {
         let index = self.files.segments.partition_point(|segment| segment.number < number);
         let segment = self.files.segments.get(index)?;
         let grows = index + 1 == self.files.segments.len() && self.open.is_some();
-        Some(Readable { number: segment.number, len: segment.len, grows })
+        let clock_moved_by = segment.clock_moved_by;
+        Some(Readable { number: segment.number, len: segment.len, grows, clock_moved_by })
+    }
+
+    /// The clock was set by so many nanoseconds: what was written before is as old as it was.
+    pub(super) fn move_clock(&mut self, step: i64) {
+        for segment in &mut self.files.segments {
+            segment.created = segment.created.saturating_add_signed(step);
+            if !segment.has_no_records() {
+                segment.youngest = segment.youngest.saturating_add_signed(step);
+                segment.clock_moved_by = segment.clock_moved_by.saturating_add(step);
+            }
+        }
+        for file in &mut self.files.aside {
+            file.modified = file.modified.saturating_add_signed(step);
+        }
+        self.clock_moved = true;
     }
 
     /// Notes that something in a segment is damaged.
@@ -358,6 +381,46 @@ impl<S: Storage> Log<S> {
         {
             segment.damaged = true;
         }
+    }
+
+    // What others have removed.
+
+    /// Whether the file of the open segment is not in the folder any more, or shorter than it was.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn open_segment_is_gone(&self) -> io::Result<bool> {
+        let (Some(open), Some(segment)) = (&self.open, self.files.segments.back()) else { return Ok(false) };
+        Ok(!open.has_name(&self.storage, &segment_name(segment.number), segment.len)?)
+    }
+
+    /// Forgets the segments whose names are not among these. Returns the numbers of their frames.
+    pub(super) fn forget_missing(&mut self, names: &HashSet<String>) -> Vec<Range<u64>> {
+        let mut missing = Vec::new();
+        for index in (0..self.files.segments.len()).rev() {
+            let Some(segment) = self.files.segments.get(index) else { continue };
+            if names.contains(&segment_name(segment.number)) {
+                continue;
+            }
+            let end = self.files.segments.get(index + 1).map_or(self.files.head, |next| next.frame_seq);
+            missing.push(segment.frame_seq..end);
+            self.bytes -= segment.len;
+            if index + 1 == self.files.segments.len() {
+                self.open = None;
+            }
+            self.files.segments.remove(index);
+        }
+        missing
+    }
+
+    /// Number of the next segment.
+    pub(super) fn segment_next(&self) -> u64 {
+        self.files.segment_next
+    }
+
+    /// Has the next segments begin with this number at least.
+    pub(super) fn begin_segments_at(&mut self, number: u64) {
+        self.files.segment_next = self.files.segment_next.max(number);
     }
 
     // What is removed.

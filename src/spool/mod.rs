@@ -69,8 +69,9 @@
 //!
 //! - **The segments alone decide what is there.** Frames are numbered through all segments. So the spool skips a record
 //!   that it has seen before, and knows how many frames are missing. A cursor that is lost or old costs duplicates.
-//! - **Damage is passed over.** Whatever is in the folder, a spool opens, finds every sound record, and goes on. A torn
-//!   tail is what a crash leaves, and no damage.
+//! - **Damage is passed over.** Whatever is damaged, a spool opens, finds every sound record, and goes on. A torn tail is what
+//!   a crash leaves, and no damage. What cannot be read now is no damage either: opening and reading fail, and are tried again.
+//! - **What is not for this program stays as it is**: files of a later version, frames of another content type.
 //! - **A record is bound to its place**: its checksum covers the numbers of segment and frame, so that no stale block
 //!   passes for data.
 //! - **Every lost frame is reported** by [`Spool::poll_loss`], once.
@@ -116,6 +117,7 @@ pub(crate) mod stage_loop;
 mod storage;
 mod summary;
 mod upkeep;
+mod whereabouts;
 
 pub use crate::batch::connection::ConnectionId;
 pub use crate::batch::position::LogPosition;
@@ -133,6 +135,7 @@ pub use cursor::CursorSlot;
 pub use disk_queue::Spool;
 pub use error::SpoolError;
 pub use folder::Folder;
+pub use folder::Probed;
 pub use inspect::Inspected;
 pub use inspect::InspectedSegment;
 pub use inspect::SegmentItems;
@@ -149,4 +152,5 @@ pub use segment::SegmentHeader;
 pub use sim::SimFile;
 pub use sim::SimFolder;
 pub use storage::Entry;
+pub use storage::Standing;
 pub use storage::Storage;

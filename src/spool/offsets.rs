@@ -66,6 +66,16 @@ impl UnacknowledgedOffsets {
         self.take_ended()
     }
 
+    /// Some frames have ended. What that ends in its turn is not asked for.
+    pub(super) fn note(&mut self, ended: Acknowledgement) {
+        let _ = self.mark(ended);
+    }
+
+    /// Frames that the lane has, and that were dropped from the disk, with the reason for each run.
+    pub(super) fn gone_and_not_ended(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        self.runs.iter().filter_map(|run| Some((run.gone?, u64::from(run.frames - run.ended))))
+    }
+
     fn mark(&mut self, acknowledged: Acknowledgement) -> Option<()> {
         let seq = acknowledged.from.frame_seq();
         let run = self.runs.get_mut(self.runs.partition_point(|run| run.end() <= seq))?;
@@ -127,12 +137,6 @@ impl UnacknowledgedOffsets {
         let seq = position.frame_seq();
         let run = self.runs.get(self.runs.partition_point(|run| run.end() <= seq));
         run.filter(|run| run.from.frame_seq() <= seq)?.gone
-    }
-
-    /// Frames that the lane has, and that are not on disk any more.
-    pub(super) fn gone_and_open(&self) -> u64 {
-        let gone = self.runs.iter().filter(|run| run.gone.is_some());
-        gone.map(|run| u64::from(run.frames - run.ended)).sum()
     }
 
     /// Adds frames that were sent, and are on disk all the same: the end of the lane. See [`UnacknowledgedOffsets::keep_sent`].
@@ -224,7 +228,7 @@ mod tests {
         assert_eq!(offsets.drop_before(at[3], known, full), 3);
         assert_eq!(offsets.drop_before(at[3], known, full), 0);
         assert_eq!((offsets.gone(at[2]), offsets.gone(at[3])), (full, None));
-        assert_eq!(offsets.gone_and_open(), 1 + 3);
+        assert_eq!(offsets.gone_and_not_ended().map(|(_, frames)| frames).sum::<u64>(), 1 + 3);
         assert_eq!(acknowledge(&mut offsets, at[1].after(1), 1), Some(at[1].after(2)));
         assert_eq!(acknowledge(&mut offsets, at[2], 3), Some(at[2].after(3)));
     }

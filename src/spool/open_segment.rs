@@ -106,6 +106,19 @@ impl<F> OpenSegment<F> {
         self.synced = len;
     }
 
+    /// Whether the file has this name in the folder, and as many bytes at least.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn has_name<S: Storage<File = F>>(
+        &self,
+        storage: &S,
+        name: &str,
+        len: u64,
+    ) -> io::Result<bool> {
+        Ok(storage.has_name(&self.file, name)? && storage.len(&self.file)? >= len)
+    }
+
     /// Writes the footer, and gives back the room that was reserved. `frame_seq` is the number of the frame after the
     /// last of the segment. Failures do no harm: the whole segment is read at the next start.
     pub(super) fn end<S: Storage<File = F>>(&self, storage: &S, segment: &mut Segment, frame_seq: u64) {

@@ -121,10 +121,9 @@ impl Outgoing {
         self.offsets.clear();
     }
 
-    /// Leaves to the disk what the lane was not given: the lane has ended. From now on the offsets are those of frames that were
-    /// sent.
-    pub(super) fn leave(&mut self) {
-        self.read.clear();
+    /// Takes what was read and the lane was not given, in order.
+    pub(super) fn take_unread(&mut self) -> Vec<(ConnectionId, FrameBatch, LogPosition)> {
+        self.read.drain(..).map(|read| (read.connection, read.frames, read.position)).collect()
     }
 }
 

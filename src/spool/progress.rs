@@ -139,6 +139,15 @@ impl<F> Progress<F> {
         self.write_cursor(storage, self.watermark)
     }
 
+    /// Begins a new cursor file if the file is not in the folder any more.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub(super) fn restore_cursor<S: Storage<File = F>>(&mut self, storage: &S) -> Result<(), SpoolError> {
+        let durable = self.sync != SyncPolicy::None;
+        self.cursor.restore(storage, durable).map_err(SpoolError::io("write", "the cursor"))
+    }
+
     fn write_cursor<S: Storage<File = F>>(
         &mut self,
         storage: &S,

@@ -109,7 +109,8 @@ impl<F> ReadHead<F> {
             match found {
                 Some(Found::Record(header, payload)) if !header.footer => {
                     // The frames of a record that makes no sense are missed when the next one is read.
-                    match FrameBatch::parse(payload, u32::MAX, now.instant_of(header.received)) {
+                    let received = header.received.saturating_add_signed(segment.clock_moved_by);
+                    match FrameBatch::parse(payload, u32::MAX, now.instant_of(received)) {
                         Ok(batch) if batch.frames() == header.frames => {
                             let end = self.offset();
                             let offset = end.saturating_sub(header.record_len());

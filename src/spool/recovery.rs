@@ -20,13 +20,13 @@ use crate::spool::limits::FRAME_SEQ_MAX;
 use crate::spool::limits::SEGMENT_MAX;
 use crate::spool::log::Log;
 use crate::spool::log::LogFiles;
+use crate::spool::moment::Moment;
 use crate::spool::progress::Progress;
 use crate::spool::record::RecordHeader;
 use crate::spool::segment::FoundHeader;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::Segment;
 use crate::spool::segment::SegmentHeader;
-use crate::spool::segment::VERSION;
 use crate::spool::segment::read_footer;
 use crate::spool::segment::read_header;
 use crate::spool::segment::segment_name;
@@ -57,6 +57,8 @@ pub struct RecoveryReport {
     pub bad_files: usize,
     /// Names in the folder that are not those of a spool. They are left alone.
     pub foreign: usize,
+    /// What an operator should know about the folder.
+    pub remarks: Vec<String>,
 }
 
 /// A file that was set aside.
@@ -84,8 +86,10 @@ pub(super) fn recover<S: Storage>(
     storage: S,
     config: SpoolConfig,
     content_type: Option<ContentType>,
+    now: Moment,
 ) -> Result<Recovered<S>, SpoolError> {
     let mut recovery = Recovery::new(storage, content_type);
+    recovery.report.remarks = recovery.storage.remarks();
     recovery.list()?;
     let cursor_file = recovery.open_cursor()?;
     let slot = recovery.read_cursor(cursor_file.as_ref())?;
@@ -119,6 +123,11 @@ pub(super) fn recover<S: Storage>(
         None => recovery.create_cursor(newest, durable)?,
     };
     let Recovery { storage, content_type, report, mut bad, segment_next, .. } = recovery;
+    for segment in &mut segments {
+        (segment.created, segment.youngest) =
+            (now.plausible(segment.created), now.plausible(segment.youngest));
+    }
+    bad.iter_mut().for_each(|entry| entry.modified = now.plausible(entry.modified));
     bad.sort_by_key(|entry| entry.modified);
     let progress = Progress::new(cursor, watermark, config.sync);
     let head = head.max(watermark.frame_seq);
@@ -196,7 +205,7 @@ impl<S: Storage> Recovery<S> {
     fn read_cursor(&self, file: Option<&S::File>) -> Result<Option<CursorSlot>, SpoolError> {
         let Some(file) = file else { return Ok(None) };
         match patiently(|| Cursor::read(&self.storage, file)).map_err(SpoolError::io("read", CURSOR_NAME))? {
-            FoundCursor::OtherVersion(version) => Err(other_version(CURSOR_NAME, version)),
+            FoundCursor::OtherVersion(version) => Err(SpoolError::other_version(CURSOR_NAME, version)),
             found => Ok(found.sound()),
         }
     }
@@ -212,7 +221,9 @@ impl<S: Storage> Recovery<S> {
             let failed = |action| SpoolError::io(action, entry.name.clone());
             let file = patiently(|| self.storage.open(&entry.name)).map_err(failed("open"))?;
             let header = match patiently(|| read_header(&self.storage, &file)).map_err(failed("read"))? {
-                FoundHeader::OtherVersion(version) => return Err(other_version(&entry.name, version)),
+                FoundHeader::OtherVersion(version) => {
+                    return Err(SpoolError::other_version(&entry.name, version));
+                }
                 found => found.sound(),
             };
             let written_as = header.as_ref().map_or(number, |header| header.segment);
@@ -298,6 +309,7 @@ impl<S: Storage> Recovery<S> {
                 len: entry.len,
                 created: header.as_ref().map_or(entry.modified, |header| header.created),
                 youngest: entry.modified,
+                clock_moved_by: 0,
                 damaged: header.is_none(),
             });
         }
@@ -330,19 +342,15 @@ impl<S: Storage> Recovery<S> {
 
     /// Refuses a spool with frames that this output does not take.
     fn check_content_type(&self, examined: &[Examined], id: &[u8; 16]) -> Result<(), SpoolError> {
-        let words = |content_type: &Option<ContentType>| match content_type {
-            Some(name) => format!("content type `{name}`"),
-            None => "no content type".to_owned(),
-        };
         let own = examined.iter().filter_map(|(_, entry, header)| Some(entry).zip(header.as_ref()));
         let mut own = own.filter(|(_, header)| header.spool == *id);
         match own.find(|(_, header)| header.content_type != self.content_type) {
             None => Ok(()),
-            Some((entry, header)) => Err(SpoolError::OtherContentType {
-                name: entry.name.clone().into(),
-                found: words(&header.content_type),
-                wanted: words(&self.content_type),
-            }),
+            Some((entry, header)) => Err(SpoolError::other_content_type(
+                &entry.name,
+                header.content_type.as_ref(),
+                self.content_type.as_ref(),
+            )),
         }
     }
 
@@ -403,8 +411,4 @@ impl<S: Storage> Recovery<S> {
         }
         Ok(cursor)
     }
-}
-
-fn other_version(name: &str, version: u32) -> SpoolError {
-    SpoolError::OtherVersion { name: name.into(), version, known: VERSION }
 }

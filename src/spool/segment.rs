@@ -102,6 +102,8 @@ pub(super) struct Segment {
     pub(super) created: u64,
     /// When its youngest frame was read, in nanoseconds of Unix time.
     pub(super) youngest: u64,
+    /// By how many nanoseconds the clock was set since its records were written.
+    pub(super) clock_moved_by: i64,
     /// Something in it is damaged: in the end it is set aside, not removed.
     pub(super) damaged: bool,
 }
@@ -111,7 +113,7 @@ impl Segment {
     pub(super) fn begun(header: &SegmentHeader) -> Self {
         let SegmentHeader { segment, frame_seq, created, .. } = *header;
         let len = SEGMENT_HEADER_LEN as u64;
-        Self { number: segment, frame_seq, len, created, youngest: 0, damaged: false }
+        Self { number: segment, frame_seq, len, created, youngest: 0, clock_moved_by: 0, damaged: false }
     }
 
     pub(super) fn has_no_records(&self) -> bool {

@@ -12,6 +12,7 @@ use std::sync::PoisonError;
 use rustix::io::Errno;
 
 use crate::spool::storage::Entry;
+use crate::spool::storage::Standing;
 use crate::spool::storage::Storage;
 
 /// A folder in memory. Clones are the same folder: a test keeps one while a thread runs the spool in another.
@@ -40,6 +41,7 @@ struct Sim {
     failures: u64,
     time: u64,
     meanwhile: Meanwhile,
+    standing: Option<Standing>,
 }
 
 /// What is done during each operation.
@@ -89,6 +91,11 @@ impl SimFolder {
     /// Calls this during each operation from now on: what others do while a disk takes its time.
     pub fn meanwhile(&self, act: Option<Arc<dyn Fn() + Send + Sync>>) {
         self.sim().meanwhile = Meanwhile(act);
+    }
+
+    /// Lets the folder be away or gone.
+    pub fn stand(&self, standing: Standing) {
+        self.sim().standing = Some(standing);
     }
 
     /// How many operations have failed until now.
@@ -205,6 +212,16 @@ impl Sim {
 
 impl Storage for SimFolder {
     type File = SimFile;
+
+    fn standing(&self) -> io::Result<Standing> {
+        self.operate()?;
+        Ok(self.sim().standing.unwrap_or(Standing::InPlace))
+    }
+
+    fn has_name(&self, file: &SimFile, name: &str) -> io::Result<bool> {
+        self.operate()?;
+        Ok(self.sim().names.get(name) == Some(file))
+    }
 
     fn list(&self) -> io::Result<Vec<Entry>> {
         self.operate()?;

@@ -28,6 +28,7 @@ use tracing::warn;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
+use crate::batch::custody::Custody;
 use crate::faults;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
@@ -106,6 +107,10 @@ pub(crate) struct Stage<S: Storage = Folder> {
     unusable_since: Option<Instant>,
     /// The disk has no room for a record of this length: when that is looked at again.
     short_of_disk: Option<(Instant, u64)>,
+    /// What was due by time has failed.
+    upkeep_failed: bool,
+    /// Places in segments with a lower number were in a folder that is gone.
+    orphans_before: u64,
 }
 
 impl Stage {
@@ -146,6 +151,8 @@ impl<S: Storage> Stage<S> {
             retry_at: None,
             unusable_since: None,
             short_of_disk: None,
+            upkeep_failed: false,
+            orphans_before: 0,
         }
     }
 
@@ -166,12 +173,14 @@ impl<S: Storage> Stage<S> {
         if self.look_after_spool(now) {
             now = clock();
         }
+        self.drop_old(now);
         let taken = self.take_in(now);
         if taken {
             faults::point("spool stage", &self.config.output);
             now = clock();
         }
         let passed = self.pass_on(now);
+        self.tell_clock_step();
         self.tell_state();
         if self.front.is_closed() {
             self.back.end_inputs();
@@ -189,7 +198,8 @@ impl<S: Storage> Stage<S> {
         let lane_takes = !self.reports.lane_ended();
         let (opened, _) = self.entrance.call(now.instant, lane_takes, || open_spool(config, now));
         match opened {
-            Ok((spool, report)) => {
+            Ok((mut spool, report)) => {
+                spool.begin_segments_at(self.orphans_before);
                 self.spool = Some(spool);
                 self.tell_recovered(&report, now);
                 self.works(now);
@@ -203,6 +213,9 @@ impl<S: Storage> Stage<S> {
         self.account.spool_opened(report.frames);
         let account = self.account.spool();
         account.files_set_aside.fetch_add(report.set_aside.len() as u64, Relaxed);
+        for remark in &report.remarks {
+            warn!(output, "{remark}");
+        }
         for set_aside in &report.set_aside {
             if let Some(left_out) = self.account.log.admit(OutputEvent::SetAside, "", now.instant) {
                 let (file, reason) = (&set_aside.name, &set_aside.reason);
@@ -216,7 +229,7 @@ impl<S: Storage> Stage<S> {
     /// Notes that the spool cannot be used now.
     fn fails(&mut self, error: &SpoolError, now: Moment) {
         if self.unusable_since.is_none() {
-            self.tell_degraded(error, "the spool is tried again every second", now);
+            self.tell_degraded(error, "tapster tries the spool again every second", now);
         }
         let since = *self.unusable_since.get_or_insert(now.instant);
         // A fault that is over soon is found out soon.
@@ -297,6 +310,9 @@ impl<S: Storage> Stage<S> {
     }
 
     fn acknowledge(&mut self, acknowledged: Acknowledgement, now: Moment) {
+        if acknowledged.from.segment() < self.orphans_before {
+            return;
+        }
         let ended = self.outgoing.offsets.acknowledge(acknowledged);
         self.forget(ended, now);
     }
@@ -314,8 +330,10 @@ impl<S: Storage> Stage<S> {
     fn take_back(&mut self) {
         let mut in_memory = VecDeque::new();
         while let Some(mut batch) = self.back.pop() {
-            if batch.log_position.is_some() {
-                self.keep_on_disk(batch);
+            if self.is_on_disk(&mut batch) {
+                if let Some(dropped) = self.keep_on_disk(batch) {
+                    self.outgoing.offsets.note(dropped);
+                }
             } else {
                 batch.custody.move_to(self.front.reserve_anyway(batch.byte_len()));
                 in_memory.push_back(batch);
@@ -325,8 +343,10 @@ impl<S: Storage> Stage<S> {
         in_memory.append(&mut arrived);
         *arrived = in_memory;
         drop(arrived);
-        // The disk dropped them while the lane had them, and they went with the lane.
-        self.account.dropped_from_disk(DropReason::Internal, self.outgoing.offsets.gone_and_open());
+        // What the lane had of segments that are dropped is not on disk any more.
+        for (reason, frames) in self.outgoing.offsets.gone_and_not_ended() {
+            self.account.dropped_from_disk(reason, frames);
+        }
         self.outgoing.clear();
         if let Some(spool) = &mut self.spool {
             spool.rewind();
@@ -335,15 +355,14 @@ impl<S: Storage> Stage<S> {
     }
 
     /// Leaves a batch of the lane to the disk. If the spool had to drop it from there, its frames are lost like the others of
-    /// their segment: they are the oldest, and stored once more they would come behind younger ones.
-    fn keep_on_disk(&mut self, batch: Batch) {
-        let offsets = &mut self.outgoing.offsets;
-        match batch.log_position.and_then(|from| Some((from, offsets.gone(from)?))) {
-            Some((from, reason)) => {
-                offsets.acknowledge(Acknowledgement { from, frames: batch.frames().frames() });
-                batch.dropped(reason);
+    /// their segment: they are the oldest, and stored once more they would come behind younger ones. Returns those that are lost.
+    fn keep_on_disk(&self, batch: Batch) -> Option<Acknowledgement> {
+        match batch.log_position.and_then(|position| self.outgoing.offsets.gone(position)) {
+            Some(reason) => batch.dropped(reason),
+            None => {
+                batch.stored();
+                None
             }
-            None => batch.stored(),
         }
     }
 
@@ -364,14 +383,68 @@ impl<S: Storage> Stage<S> {
                 let recovered = was_degraded && !spool.is_degraded();
                 self.count_lost(acknowledged, 0);
                 match result {
-                    Ok(()) if recovered => self.works(now),
+                    Ok(()) if recovered || self.upkeep_failed => {
+                        self.upkeep_failed = false;
+                        self.works(now);
+                    }
                     Ok(()) => {}
-                    Err(error) => self.fails(&error, now),
+                    Err(error) => {
+                        self.upkeep_failed = true;
+                        self.fails(&error, now);
+                        if matches!(error, SpoolError::Gone) {
+                            self.leave_folder(now);
+                        }
+                    }
                 }
             }
             _ => return false,
         }
         true
+    }
+
+    /// The folder is gone. What is in memory too arrives once more; the rest is lost. Another folder may be there, and be opened.
+    fn leave_folder(&mut self, now: Moment) {
+        let Some(spool) = self.spool.take() else { return };
+        self.orphans_before = spool.segment_next();
+        let outgoing = std::mem::take(&mut self.outgoing).take_unread();
+        let mut arrived = self.entrance.arrived();
+        let outgoing = outgoing.into_iter().map(|(connection, frames, _)| (connection, frames));
+        for (connection, frames) in outgoing.chain(spool.into_unread()).rev() {
+            arrived.push_front(self.in_memory_alone(connection, frames));
+        }
+        drop(arrived);
+        self.account.dropped_from_disk(DropReason::SpoolDamaged, self.account.spooled_now());
+        self.retry_at = Some(now.instant);
+    }
+
+    /// A batch that counted as on disk, and is not there any more.
+    fn in_memory_alone(&self, connection: ConnectionId, frames: FrameBatch) -> Batch {
+        let permit = self.front.reserve_anyway(frames.byte_len());
+        let mut custody = Custody::load(Arc::clone(&self.account), permit, frames.frames());
+        custody.gone_from_disk();
+        Batch::new(frames, connection, None, custody)
+    }
+
+    /// Leaves to the disk what was read and not given to the lane, if it is there. Returns the rest.
+    fn leave_unread(&mut self) -> Vec<Batch> {
+        let mut missing = Vec::new();
+        for (connection, frames, position) in self.outgoing.take_unread() {
+            if self.spool.as_mut().is_some_and(|spool| spool.leave_out_missing(position, frames.frames())) {
+                missing.push(self.in_memory_alone(connection, frames));
+            }
+        }
+        missing
+    }
+
+    /// Whether a batch of the lane is on disk. One whose file others have removed is in memory alone from now on.
+    fn is_on_disk(&mut self, batch: &mut Batch) -> bool {
+        let Some(position) = batch.log_position else { return false };
+        let is_orphan = position.segment() < self.orphans_before;
+        let frames = batch.frames().frames();
+        if is_orphan || self.spool.as_mut().is_some_and(|spool| spool.leave_out_missing(position, frames)) {
+            batch.gone_from_disk();
+        }
+        batch.log_position.is_some()
     }
 
     /// Whether the lane would take what has arrived, without passing anything older.
@@ -394,6 +467,23 @@ impl<S: Storage> Stage<S> {
     /// Whether the spool is there and was not found unwritable a moment ago.
     fn may_store(&self) -> bool {
         self.spool.is_some() && self.retry_at.is_none()
+    }
+
+    /// Drops what has waited in memory for longer than the spool keeps frames.
+    fn drop_old(&mut self, now: Moment) {
+        let max_age = self.config.settings.config.max_age;
+        let is_old = |read_at: Instant| now.instant.saturating_duration_since(read_at) > max_age;
+        let mut arrived = self.entrance.arrived();
+        while self.front.oldest().is_some_and(is_old)
+            && let Some(batch) = self.front.pop()
+        {
+            arrived.push_back(batch);
+        }
+        while arrived.front().is_some_and(|first| is_old(first.read_at()))
+            && let Some(batch) = arrived.pop_front()
+        {
+            batch.dropped(DropReason::SpoolAge);
+        }
     }
 
     /// Takes in what arrives: to the lane, to the spool, or both. Returns whether there was any.
@@ -641,6 +731,19 @@ impl<S: Storage> Stage<S> {
         self.account.spool().degraded.store(degraded, Relaxed);
     }
 
+    /// Tells if the clock was set.
+    fn tell_clock_step(&mut self) {
+        let step = self.spool.as_mut().map_or(0, Spool::poll_clock_step);
+        if step != 0 {
+            let (output, by) = (&self.config.output, Duration::from_nanos(step.unsigned_abs()));
+            let way = if step > 0 { "forward" } else { "back" };
+            warn!(
+                output,
+                "the clock was set {way} by {by:.0?}; frames in the spool are as old as they were before"
+            );
+        }
+    }
+
     /// What the stage waits for after a turn in which nothing moved.
     pub(super) fn waits(&self, now: Instant) -> Waits {
         let arrived = self.entrance.arrived();
@@ -678,19 +781,20 @@ impl<S: Storage> Stage<S> {
         let arrived: Vec<Batch> = self.entrance.arrived().drain(..).chain(waits).collect();
         let read_at = |batch: &Batch| batch.read_at();
         let oldest = self.left.iter().chain(&arrived).map(read_at).chain(self.outgoing.oldest()).min();
-        self.outgoing.leave();
+        let unread = self.leave_unread();
         // In order: what the lane had is older than what arrived. What is on disk stays there.
         let mut sent = Vec::new();
-        for batch in std::mem::take(&mut self.left) {
-            if let Some(position) = batch.log_position {
-                sent.push((position, batch.sent_frames()));
+        for mut batch in std::mem::take(&mut self.left) {
+            if self.is_on_disk(&mut batch) {
+                sent.extend(batch.log_position.map(|position| (position, batch.sent_frames())));
                 self.keep_on_disk(batch);
             } else {
                 self.entrance.arrived().push_back(batch);
             }
         }
         self.outgoing.offsets.keep_sent(&sent);
-        self.entrance.arrived().extend(arrived);
+        self.entrance.arrived().extend(unread.into_iter().chain(arrived));
+        self.drop_old(now);
         while !self.entrance.arrived().is_empty() && self.may_store() && self.store(clock()) {}
         for batch in self.entrance.arrived().drain(..) {
             batch.dropped(DropReason::Shutdown);
@@ -709,6 +813,16 @@ impl<S: Storage> Stage<S> {
             let frames_lost = in_memory.min(self.account.spooled_now());
             self.account.dropped_from_disk(DropReason::Shutdown, frames_lost);
             error!(output, frames_lost, "the spool was not closed in order: {error}");
+        }
+        if !spool.is_in_place() {
+            // The next run does not find it.
+            let frames_lost = self.account.spooled_now();
+            self.account.dropped_from_disk(DropReason::SpoolDamaged, frames_lost);
+            error!(
+                output,
+                frames_lost,
+                "the spool folder is not there any more, and the next run will not find its frames"
+            );
         }
         self.look_for_room_on_disk(now);
         let Some(spool) = &self.spool else { return };

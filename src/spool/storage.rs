@@ -11,6 +11,23 @@ pub trait Storage: Send {
     /// An open regular file.
     type File: Send;
 
+    /// What an operator should know about the folder.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether the folder is still where it was opened.
+    ///
+    /// # Errors
+    /// What the system says: then nobody knows.
+    fn standing(&self) -> io::Result<Standing>;
+
+    /// Whether an open file has this name in the folder.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn has_name(&self, file: &Self::File, name: &str) -> io::Result<bool>;
+
     /// What is in the folder, in any order.
     ///
     /// # Errors
@@ -89,6 +106,17 @@ pub trait Storage: Send {
     /// # Errors
     /// What the system says. Then nothing that was written since the last success can be relied on.
     fn sync(&self, file: &Self::File) -> io::Result<()>;
+}
+
+/// How the folder of a spool stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is where it was opened.
+    InPlace,
+    /// Nothing is there now: it was moved, or its file system is away.
+    Away,
+    /// It was removed, or another folder is there: nobody finds its files any more.
+    Gone,
 }
 
 /// A name in a folder.

@@ -1,5 +1,6 @@
 //! Spools on disks that hang, go away and come back while the relay runs.
 
+use std::fs;
 use std::path::Path;
 
 use tapster::observability::SpoolLedger;
@@ -10,6 +11,7 @@ use crate::support::numbered;
 use crate::support::relay::OutputBuilder;
 use crate::support::relay::TestRelay;
 use crate::support::relay::dropped;
+use crate::support::relay::dropped_for;
 use crate::support::relay::relay;
 use crate::support::relay::to;
 use crate::support::stream::Transport;
@@ -79,5 +81,119 @@ on_both_backends! {
         let output = relay.drain_to_disk().outputs.remove(0);
         drop(frozen);
         assert_eq!((output.frames_sent, output.sessions_finished), (2 * FRAMES, 1), "{output:?}");
+    }
+
+    /// What was in it is lost, counted and told; the next folder at that path is used.
+    fn a_folder_that_is_removed_is_noticed_and_the_next_one_is_used(backend) {
+        let folder = folder();
+        let path = folder.path().join("spool");
+        let mut reader = CollectingReader::start(Transport::Unix, folder.path());
+        reader.die();
+        let output = on_disk(&reader, folder.path()).queue(256 << 10).frame_len_max(8 << 10);
+        let relay = relay(backend).output(output.clone()).start();
+        let mut writer = relay.writer();
+        writer.send(&numbered::frames(0, 0..FRAMES));
+        eventually("much is on disk", || relay.output(0).frames_spooled > FRAMES / 2);
+        fs::remove_dir_all(&path).expect("a folder");
+        eventually("the loss is counted", || dropped_for(&relay.output(0), "spool_damaged") > 0);
+        // Its parent is there: tapster creates the folder again.
+        eventually("the new folder is used", || !spool(&relay).degraded && path.join("cursor").exists());
+        writer.send(&numbered::frames(0, FRAMES..2 * FRAMES));
+        writer.finish();
+        eventually("everything is taken", || relay.input().frames == 2 * FRAMES);
+        let first = relay.drain_to_disk().outputs.remove(0);
+        // What was rescued takes room in memory, and the queue may drop others for it.
+        assert_eq!(first.frames_spooled + dropped(&first), 2 * FRAMES, "{first:?}");
+        assert_eq!(dropped(&first), dropped_for(&first, "spool_damaged") + dropped_for(&first, "queue_full"));
+        reader.revive();
+        let relay = self::relay(backend).output(output).start();
+        relay.wait_until_written();
+        let (_, collected) = relay.drain_into(reader);
+        let mut sequence = numbered::sequences(collected.payloads()).remove(&0).expect("frames");
+        assert_eq!(sequence.len() as u64, first.frames_spooled, "the next run finds what the ledger names");
+        // What was in memory alone went to disk last.
+        sequence.sort();
+        assert!(sequence.ends_with(&(2 * FRAMES - 1000..2 * FRAMES).collect::<Vec<_>>()), "each once");
+    }
+
+    /// Nothing is lost: it is the same folder when it is back.
+    fn a_folder_that_is_away_for_a_while_is_used_again(backend) {
+        let folder = folder();
+        let (path, away) = (folder.path().join("spool"), folder.path().join("away"));
+        let mut reader = CollectingReader::start(Transport::Unix, folder.path());
+        reader.die();
+        let relay = relay(backend).output(on_disk(&reader, folder.path())).start();
+        let mut writer = relay.writer();
+        writer.send(&numbered::frames(0, 0..FRAMES));
+        eventually("everything is taken", || relay.input().frames == FRAMES);
+        fs::rename(&path, &away).expect("a folder");
+        eventually("it is degraded", || spool(&relay).degraded);
+        writer.send(&numbered::frames(0, FRAMES..FRAMES + 1000));
+        eventually("everything is taken", || relay.input().frames == FRAMES + 1000);
+        assert!(!path.exists());
+        fs::rename(&away, &path).expect("a folder");
+        eventually("it is not", || !spool(&relay).degraded);
+        reader.revive();
+        writer.finish();
+        relay.wait_until_written();
+        let (ledger, collected) = relay.drain_into(reader);
+        assert_eq!(dropped(&ledger.outputs[0]), 0, "{:?}", ledger.outputs[0]);
+        numbered::assert_complete(collected.payloads(), &[(0, 0..FRAMES + 1000)]);
+    }
+
+    /// Frames are written to another file, and the ledger names those that went with the old ones.
+    fn segments_that_are_removed_are_noticed(backend) {
+        let folder = folder();
+        let path = folder.path().join("spool");
+        let mut reader = CollectingReader::start(Transport::Unix, folder.path());
+        reader.die();
+        let output = on_disk(&reader, folder.path()).queue(256 << 10).frame_len_max(8 << 10);
+        let relay = relay(backend).output(output.clone()).start();
+        let mut writer = relay.writer();
+        writer.send(&numbered::frames(0, 0..FRAMES));
+        eventually("much is on disk", || relay.output(0).frames_spooled > FRAMES / 2);
+        for file in fs::read_dir(&path).expect("a folder") {
+            fs::remove_file(file.expect("a file").path()).expect("a file");
+        }
+        eventually("the loss is counted", || dropped_for(&relay.output(0), "spool_damaged") > 0);
+        writer.send(&numbered::frames(0, FRAMES..2 * FRAMES));
+        writer.finish();
+        eventually("everything is taken", || relay.input().frames == 2 * FRAMES);
+        let first = relay.drain_to_disk().outputs.remove(0);
+        assert_eq!(first.frames_spooled + dropped(&first), 2 * FRAMES, "{first:?}");
+        reader.revive();
+        let relay = self::relay(backend).output(output).start();
+        relay.wait_until_written();
+        let (_, collected) = relay.drain_into(reader);
+        let mut sequence = numbered::sequences(collected.payloads()).remove(&0).expect("frames");
+        assert_eq!(sequence.len() as u64, first.frames_spooled, "the next run finds what the ledger names");
+        // What was in memory alone went to disk last.
+        sequence.sort();
+        assert!(sequence.ends_with(&(2 * FRAMES - 1000..2 * FRAMES).collect::<Vec<_>>()), "each once");
+    }
+
+    /// Also where the spool cannot be used at all.
+    fn frames_that_wait_in_memory_are_dropped_at_max_age_too(backend) {
+        let folder = folder();
+        fs::write(folder.path().join("spool"), "no folder").expect("a file");
+        let mut reader = CollectingReader::start(Transport::Unix, folder.path());
+        reader.die();
+        let output = on_disk(&reader, folder.path()).spool_config(|config| config.max_age = millis(1000));
+        let relay = relay(backend).output(output).start();
+        let mut writer = relay.writer();
+        writer.send(&numbered::frames(0, 0..FRAMES));
+        eventually("everything is taken", || relay.input().frames == FRAMES);
+        eventually("all of them are old", || relay.output(0).oldest_age_us > Some(2_000_000));
+        reader.revive();
+        writer.send(&numbered::frames(1, 0..100));
+        writer.finish();
+        relay.wait_until_written();
+        let (ledger, collected) = relay.drain_into(reader);
+        let sequences = numbered::sequences(collected.payloads());
+        assert_eq!(sequences[&1].len(), 100);
+        // What the lane had taken before is on its way.
+        let old = sequences.get(&0).map_or(0, Vec::len) as u64;
+        assert_eq!(dropped_for(&ledger.outputs[0], "spool_age"), FRAMES - old);
+        assert!(old < FRAMES / 2, "{old} old frames were sent");
     }
 }

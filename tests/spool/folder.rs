@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::chown;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,6 +22,8 @@ use tapster::spool::SpoolError;
 use tapster::spool::SyncPolicy;
 use tapster::spool::inspect;
 
+use crate::skips::Cause;
+use crate::skips::skip;
 use crate::support::batch;
 use crate::support::numbers;
 use crate::support::small;
@@ -219,4 +224,62 @@ fn a_folder_that_cannot_be_had_is_a_clear_error() {
     let missing = dir.path.join("a/b");
     let error = Spool::open(&missing, config, None, Moment::now()).unwrap_err();
     assert!(error.to_string().starts_with("cannot create the folder "), "{error}");
+}
+
+#[test]
+fn the_mode_of_a_folder_that_is_there_stays_and_is_remarked() {
+    for (mode, remarks) in [(0o700, 0), (0o770, 0), (0o755, 1), (0o1777, 1)] {
+        let dir = Dir::new();
+        fs::set_permissions(&dir.path, Permissions::from_mode(mode)).unwrap();
+        let (spool, report) = dir.open().expect("the folder is ours");
+        assert_eq!(report.remarks.len(), remarks, "{mode:o}: {:?}", report.remarks);
+        assert_eq!(fs::metadata(&dir.path).unwrap().permissions().mode() & 0o7777, mode);
+        drop(spool);
+        let probed = Folder::probe(&dir.path).expect("the folder is ours");
+        assert_eq!(probed.remarks, report.remarks, "a look says the same");
+    }
+    let dir = Dir::new();
+    assert_eq!(
+        fs::metadata(&dir.path).unwrap().permissions().mode() & 0o7777,
+        0o700,
+        "one that tapster creates"
+    );
+}
+
+#[test]
+fn a_folder_behind_a_link_of_ours_is_the_same_folder() {
+    let dir = Dir::new();
+    let link = dir.path.with_file_name("link");
+    symlink(&dir.path, &link).unwrap();
+    assert_eq!(Folder::place_of(&dir.path), Folder::place_of(&link));
+    assert_eq!(Folder::place_of(&dir.path), Folder::place_of(&dir.path.join("../spool")));
+    let new = |name: &str| Folder::place_of(&dir.path.with_file_name(name));
+    assert!(new("a").is_some() && new("a") != new("b"));
+    let config = small(SyncPolicy::Batch, OnFull::Block);
+    let opened = Spool::open(&link, config.clone(), Some(ContentType::DNSTAP), Moment::now());
+    let (_spool, report) = opened.expect("a link of ours");
+    assert_eq!(report.frames, 6);
+    let again = Spool::open(&dir.path, config, Some(ContentType::DNSTAP), Moment::now());
+    assert!(matches!(again, Err(SpoolError::InUse { .. })));
+}
+
+#[test]
+fn a_folder_of_another_user_is_refused_unless_its_group_is_ours() {
+    if !rustix::process::geteuid().is_root() {
+        return skip(Cause::Missing, "giving a folder to another user needs root");
+    }
+    let dir = Dir::new();
+    let give = |user, group, mode| {
+        chown(&dir.path, Some(user), Some(group)).unwrap();
+        fs::set_permissions(&dir.path, Permissions::from_mode(mode)).unwrap();
+    };
+    let ours = rustix::process::getegid().as_raw();
+    give(65_533, ours, 0o700);
+    let error = dir.open().unwrap_err();
+    assert!(matches!(error, SpoolError::OtherOwner { user: 65_533, .. }), "{error}");
+    assert_eq!(Folder::probe(&dir.path).unwrap_err().to_string(), error.to_string());
+    give(65_533, 65_534, 0o770);
+    assert!(matches!(dir.open(), Err(SpoolError::OtherOwner { .. })));
+    give(65_533, ours, 0o2770);
+    assert_eq!(dir.open().expect("given to our group").1.remarks.len(), 1);
 }

@@ -7,5 +7,7 @@ mod corruption;
 mod faults;
 mod folder;
 mod model;
+#[path = "../common/skips.rs"]
+mod skips;
 mod support;
 mod upkeep;

@@ -39,6 +39,12 @@ impl Clock {
         self.0
     }
 
+    /// Sets the clock: no time passes.
+    pub(crate) fn step(&mut self, by: Duration, forward: bool) {
+        let by = u64::try_from(by.as_nanos()).expect("within the test's time");
+        self.0.unix = if forward { self.0.unix.saturating_add(by) } else { self.0.unix.saturating_sub(by) };
+    }
+
     pub(crate) fn advance(&mut self, by: Duration) {
         self.0.instant += by;
         self.0.unix += u64::try_from(by.as_nanos()).expect("within the test's time");

@@ -90,3 +90,64 @@ fn thousands_of_old_segments_go_a_few_at_a_time_with_one_write_of_the_cursor_eac
         "{operations} operations in {turns} turns"
     );
 }
+
+/// The clock is set while frames wait: they are as old as the time that has passed.
+#[test]
+fn a_clock_that_is_set_drops_nothing_young_and_keeps_nothing_old() {
+    let years = Duration::from_secs(50 * 365 * 24 * 3600);
+    for step in [Duration::from_secs(3600), years] {
+        for forward in [true, false] {
+            let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+            clock.step(years, true); // room for a step back
+            let config = SpoolConfig { max_age: Duration::from_secs(60), ..config(8 << 20) };
+            let mut spool = open(&folder, &config, clock.now()).unwrap();
+            let batch = books.batch(2, 100, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+            clock.advance(Duration::from_secs(10));
+            clock.step(step, forward);
+            upkeep(&mut spool, clock);
+            let told = i128::from(spool.poll_clock_step());
+            assert_eq!(told, i128::try_from(step.as_nanos()).unwrap() * if forward { 1 } else { -1 });
+            let batch = books.batch(2, 100, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+            clock.advance(Duration::from_secs(20));
+            upkeep(&mut spool, clock);
+            assert_eq!(spool.frames(), 4, "{step:?} {forward}");
+            for age in [30, 20] {
+                let (batch, _) = spool.next(clock.now()).unwrap().expect("two batches");
+                assert_eq!(
+                    clock.now().instant - batch.read_at(),
+                    Duration::from_secs(age),
+                    "{step:?} {forward}"
+                );
+            }
+            clock.advance(Duration::from_secs(100));
+            upkeep(&mut spool, clock);
+            books.losses(&mut spool);
+            assert_eq!((spool.frames(), books.lost["spool_age"]), (0, 4), "{step:?} {forward}");
+        }
+    }
+}
+
+/// Times in the future, and from before the clock was set at boot, say nothing: they count as now.
+#[test]
+fn frames_that_a_wrong_clock_dated_go_in_time_and_not_before() {
+    let year = Duration::from_secs(365 * 24 * 3600);
+    for (off, forward) in [(year, true), (50 * year, false)] {
+        let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let config = SpoolConfig { max_age: Duration::from_secs(60), ..config(8 << 20) };
+        clock.step(off, forward);
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        let batch = books.batch(2, 100, clock.now());
+        books.append(&mut spool, &[batch], clock.now()).unwrap();
+        spool.close(clock.now()).unwrap();
+        clock.step(off, !forward);
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        clock.advance(Duration::from_secs(50));
+        upkeep(&mut spool, clock);
+        assert_eq!(spool.frames(), 2);
+        clock.advance(Duration::from_secs(50));
+        upkeep(&mut spool, clock);
+        assert_eq!(spool.frames(), 0);
+    }
+}
