@@ -1,10 +1,13 @@
 //! An output over connections: one loop that runs the delivery, and has its connections.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use tracing::debug;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -32,6 +35,8 @@ use crate::session::write::WriteFault;
 use crate::session::write::WriteStream;
 use crate::transport::Address;
 use crate::transport::Backend;
+use crate::transport::dial::ADDRESSES_MAX;
+use crate::transport::own_listeners::OwnListeners;
 use crate::transport::socket::ConnectOptions;
 
 /// One lane over connections: to one reader, or to those of a group.
@@ -44,6 +49,8 @@ pub(crate) struct StreamLane {
     pub(crate) streams: StreamsConfig,
     /// Accounts of the members of a group, in order; none for one reader.
     pub(crate) members: Vec<Arc<MemberAccount>>,
+    /// Where no output may lead.
+    pub(crate) own: Arc<OwnListeners>,
 }
 
 impl StreamLane {
@@ -83,8 +90,8 @@ impl StreamLane {
             balance: group.map(|group| group.balance).unwrap_or_default(),
             acknowledge,
             answers: mode.is_bidirectional(),
-            // The opening has the same limit, and says what it waited for.
-            connect_timeout: self.streams.handshake_timeout + CONNECT_SLACK,
+            // The opening has limits of its own, for each address, and says what it waited for.
+            connect_timeout: self.streams.handshake_timeout.saturating_mul(OPENING_PARTS),
             finish_timeout: mode.finish_timeout(),
             stall_timeout: group.map(|group| group.stall_timeout),
             slow_start: group.map_or(Duration::ZERO, |group| group.slow_start),
@@ -111,6 +118,8 @@ struct Driver {
     deadline: Deadline,
     // What was told last of each member that cannot be reached.
     told: Vec<Option<String>>,
+    // The address of each member whose last connection did not last.
+    brief: Vec<Option<SocketAddr>>,
 }
 
 impl Driver {
@@ -127,6 +136,7 @@ impl Driver {
         let addresses = lane.addresses();
         Self {
             told: vec![None; addresses.len()],
+            brief: vec![None; addresses.len()],
             addresses,
             writer,
             backend,
@@ -211,9 +221,11 @@ impl Driver {
         let address = self.addresses[stream.member].clone();
         let unsent_max = (lane.buffer.policy() == WhenFull::Sample)
             .then(|| lane.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
+        let brief = self.brief[stream.member];
         let opening = async move {
-            let options = ConnectOptions { user_timeout: lane.streams.user_timeout };
-            let open = WriteStream::open(&address, &options, writer, backend).await?;
+            let StreamsConfig { handshake_timeout, user_timeout, .. } = lane.streams;
+            let options = ConnectOptions { timeout: handshake_timeout, user_timeout };
+            let open = WriteStream::open(&address, brief, &options, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
                 // The queue would fall at once by what the socket takes at once.
                 open.set_unsent_max(bytes);
@@ -227,11 +239,17 @@ impl Driver {
         match event {
             LinkEvent::Connected => {
                 self.told[stream.member] = None;
-                info!(output = self.output(), to = %self.to(stream), "connected");
+                let remark = self.links.get(stream).map(|open| open.remark().to_owned()).unwrap_or_default();
+                match &remark[..] {
+                    "" => info!(output = self.output(), to = %self.to(stream), "connected"),
+                    _ => {
+                        info!(output = self.output(), to = %self.to(stream), "connected; passed over {remark}")
+                    }
+                }
                 self.delivery.handle_connected(stream, now);
             }
             LinkEvent::Refused(fault) => {
-                self.tell_refusal(stream, fault.to_string());
+                self.tell_refusal(stream, &fault);
                 self.delivery.handle_refused(stream, now);
             }
             LinkEvent::Written(count) => self.delivery.handle_written(stream, count, now),
@@ -248,6 +266,7 @@ impl Driver {
         if let Some(open) = self.links.get(stream) {
             let arrived = open.arrived_bytes();
             let bytes_unconfirmed = open.unconfirmed_bytes();
+            self.brief[stream.member] = open.brief_peer(now);
             self.delivery.handle_progress(stream, arrived, now);
             self.tell_end(stream, bytes_unconfirmed, &fault.to_string());
         }
@@ -259,7 +278,8 @@ impl Driver {
         let words = match reason {
             CloseReason::Ended => None,
             CloseReason::ConnectTimeout => {
-                self.tell_refusal(stream, "cannot connect in time".to_owned());
+                let late = io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
+                self.tell_refusal(stream, &WriteFault::Connect(late));
                 None
             }
             CloseReason::FinishTimeout => {
@@ -294,11 +314,18 @@ impl Driver {
     }
 
     /// Tells once that a reader cannot be reached, and again when the reason changes.
-    fn tell_refusal(&mut self, stream: StreamId, words: String) {
-        if self.told[stream.member].as_ref() != Some(&words) {
+    fn tell_refusal(&mut self, stream: StreamId, fault: &WriteFault) {
+        let words = fault.to_string();
+        let again = self.told[stream.member].as_ref() == Some(&words);
+        if matches!(fault, WriteFault::OwnInput(_)) {
+            self.lane.source.account.own_input();
+            if !again {
+                error!(output = self.output(), to = %self.to(stream), "{words}");
+            }
+        } else if !again {
             warn!(output = self.output(), to = %self.to(stream), "{words}; tapster tries again");
-            self.told[stream.member] = Some(words);
         }
+        self.told[stream.member] = Some(words);
     }
 
     fn tell_refused(&mut self) {
@@ -330,5 +357,5 @@ const PROBE_LEN: usize = 256 << 10;
 /// The part of a sampled queue that sockets may take.
 const SAMPLE_SOCKET_PART: usize = 16;
 
-/// An opening that hangs is given up so much later than it should have given up by itself.
-const CONNECT_SLACK: Duration = Duration::from_millis(500);
+/// An opening ends by itself: after a lookup, and for each address a connect and a handshake, each within the same time.
+const OPENING_PARTS: u32 = 1 + 2 * (ADDRESSES_MAX as u32 + 1);

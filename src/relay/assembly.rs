@@ -34,6 +34,7 @@ use crate::spool::stage::Stage;
 use crate::spool::stage::StageConfig;
 use crate::transport::Address;
 use crate::transport::listener::BoundListener;
+use crate::transport::own_listeners::OwnListeners;
 
 /// What one worker gets of inputs and outputs.
 #[derive(Default)]
@@ -52,19 +53,21 @@ pub(crate) struct Assembly {
     pub(crate) accounts: Accounts,
     /// Of every queue.
     pub(crate) budgets: Vec<Arc<Budget>>,
+    own: Arc<OwnListeners>,
     inputs: Scope,
     outputs: Scope,
 }
 
 impl Assembly {
-    /// Nothing yet, for so many workers, below the scopes of all inputs and of all outputs.
-    pub(crate) fn new(workers: usize, inputs: Scope, outputs: Scope) -> Self {
+    /// Nothing yet, for so many workers, below the scopes of all inputs and of all outputs. No output may lead to one of `own`.
+    pub(crate) fn new(workers: usize, own: OwnListeners, inputs: Scope, outputs: Scope) -> Self {
         Self {
             workers: (0..workers).map(|_| WorkerParts::default()).collect(),
             files: Vec::new(),
             stages: Vec::new(),
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
             budgets: Vec::new(),
+            own: Arc::new(own),
             inputs,
             outputs,
         }
@@ -151,7 +154,8 @@ impl Assembly {
                     }
                 }
                 let (buffer, streams) = (config.buffer.clone(), streams.clone());
-                let lane = StreamLane { source, content_type, buffer, streams, members };
+                let own = Arc::clone(&self.own);
+                let lane = StreamLane { source, content_type, buffer, streams, members, own };
                 self.workers[owner].lanes.push(WorkerLane { lane, scope });
             }
         }

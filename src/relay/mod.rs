@@ -39,6 +39,7 @@ use crate::transport::backend;
 use crate::transport::listener;
 use crate::transport::listener::Bound;
 use crate::transport::listener::SocketFile;
+use crate::transport::own_listeners::OwnListeners;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +151,11 @@ impl Relay {
         let bound = bind_inputs(&config.inputs, workers)?;
         let scope = Scope::root("relay");
         let (inputs, outputs) = (scope.child("inputs"), scope.child("outputs"));
-        let mut assembly = Assembly::new(workers, inputs.clone(), outputs.clone());
+        let mut own = OwnListeners::default();
+        for (input, bound) in &bound {
+            own.add(&config.inputs[*input].name, bound);
+        }
+        let mut assembly = Assembly::new(workers, own, inputs.clone(), outputs.clone());
         for input in config.inputs {
             assembly.add_input(input);
         }
@@ -319,9 +324,12 @@ fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bou
     let mut all = Vec::new();
     for (index, input) in inputs.iter().enumerate() {
         for address in &input.listen {
-            let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
-                StartError::Listen { input: input.name.clone(), address: address.clone(), source }
-            })?;
+            let beside_ipv4 =
+                inputs.iter().flat_map(|input| &input.listen).any(|other| other.is_ipv4_beside(address));
+            let bound =
+                listener::bind(address, workers, input.socket_mode, beside_ipv4).map_err(|source| {
+                    StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+                })?;
             all.extend(bound.into_iter().map(|bound| (index, bound)));
         }
     }

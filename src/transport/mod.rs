@@ -1,6 +1,6 @@
 //! Byte streams and listeners, on io_uring or epoll.
 //!
-//! Accepting (`listener`), connecting and handshakes (`socket`) run on `tokio::net`, which both backends have. A socket
+//! Accepting (`listener`), connecting (`dial`) and handshakes (`socket`) run on `tokio::net`, which both backends have. A socket
 //! becomes a `Stream` of its backend when its data begins; `uring` and `epoll` are the only files that differ.
 //!
 //! A stream knows whether it is TCP or unix, and tells by itself how far its peer is. Nothing above this module holds a
@@ -11,9 +11,11 @@ pub mod backend;
 pub(crate) mod buffer;
 pub(crate) mod cancel;
 pub(crate) mod detached;
+pub(crate) mod dial;
 mod epoll;
 pub(crate) mod listener;
 mod liveness;
+pub(crate) mod own_listeners;
 mod resolve;
 pub(crate) mod socket;
 pub(crate) mod stream;

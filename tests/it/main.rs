@@ -31,6 +31,7 @@ mod latency;
 mod ledger;
 mod limits;
 mod log;
+mod loops;
 mod many_connections;
 mod memory;
 mod panics;
