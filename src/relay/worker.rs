@@ -37,6 +37,7 @@ use crate::transport::listener::Listener;
 use crate::transport::socket::Socket;
 use crate::transport::sys::trim_heap;
 use crate::transport::timer::Timer;
+use crate::transport::turn::TurnShare;
 
 /// Everything that one worker gets.
 pub(crate) struct Worker {
@@ -254,7 +255,9 @@ impl Drop for Open {
 async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, log: Arc<ListenerLog>) {
     let scope = serving.inputs[input].scope.clone();
     let mut phases = scope.phases();
+    let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
     loop {
+        share.spend().await;
         let draining = phases.seen() != Phase::Running;
         let accepted = tokio::select! {
             biased;
@@ -303,7 +306,9 @@ async fn accept(serving: Rc<Serving>, input: usize, listener: Listener, log: Arc
 /// Serves what other workers accepted, until every listener has ended.
 async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>, scope: Scope) {
     let mut phases = scope.phases();
+    let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
     loop {
+        share.spend().await;
         let draining = phases.seen() != Phase::Running;
         let handover = tokio::select! {
             biased;
@@ -336,6 +341,9 @@ async fn tidy_up(serving: Rc<Serving>) {
     }
 }
 
+/// So many connections begin in one turn of a worker, for each listener: those that come by the thousand leave the others
+/// their time.
+const CONNECTIONS_PER_TURN: u32 = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At the end a backlog without a connection for so long is empty.
 const BACKLOG_QUIET: Duration = Duration::from_millis(10);

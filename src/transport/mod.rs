@@ -21,6 +21,7 @@ pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod sys;
 pub(crate) mod timer;
+pub(crate) mod turn;
 mod uring;
 
 pub use address::Address;

@@ -18,6 +18,7 @@ mod data;
 mod delivery;
 mod drain;
 mod dump;
+mod fairness;
 mod fanout;
 mod files;
 mod full_queue;
