@@ -240,11 +240,11 @@ impl Driver {
             LinkEvent::Connected => {
                 self.told[stream.member] = None;
                 let remark = self.links.get(stream).map(|open| open.remark().to_owned()).unwrap_or_default();
-                match &remark[..] {
-                    "" => info!(output = self.output(), to = %self.to(stream), "connected"),
-                    _ => {
-                        info!(output = self.output(), to = %self.to(stream), "connected; passed over {remark}")
-                    }
+                let (output, to) = (self.output(), self.to(stream));
+                if remark.is_empty() {
+                    info!(output, %to, "connected");
+                } else {
+                    info!(output, %to, "connected; passed over {remark}");
                 }
                 self.delivery.handle_connected(stream, now);
             }
