@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 use std::collections::HashSet;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::config::keys::Entry;
 use crate::config::section::Findings;
@@ -94,18 +98,63 @@ pub(super) fn check_spools(outputs: &[Entry<OutputConfig>], findings: &mut Findi
     }
 }
 
-/// Whether a connection to `to` ends up at `listen`, as far as can be told without resolving names.
+/// Whether a connection to `to` ends up at `listen`, as far as can be told without asking name servers.
 fn reaches(to: &Address, listen: &Address) -> bool {
     match (to, listen) {
         (Address::Tcp { host, port }, Address::Tcp { host: bound, port: bound_port }) => {
-            let wildcard = matches!(bound.as_str(), "0.0.0.0" | "::");
-            let here =
-                host == bound || (wildcard && matches!(host.as_str(), "localhost" | "127.0.0.1" | "::1"));
-            port == bound_port && here
+            port == bound_port && *port != 0 && host_reaches(host, bound)
         }
-        _ => to == listen,
+        (Address::Unix(to), Address::Unix(listen)) => {
+            to == listen || without_links(to) == without_links(listen)
+        }
+        _ => false,
     }
 }
+
+fn host_reaches(to: &str, bound: &str) -> bool {
+    let (to_ips, bound_ips) = (known_ips(to), known_ips(bound));
+    let same_name = to.trim_end_matches('.').eq_ignore_ascii_case(bound.trim_end_matches('.'));
+    // A connection to a wildcard goes to the loopback address of its family.
+    let arrives_at = |to: &IpAddr| match to {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => *ip,
+    };
+    let takes = |bound: &IpAddr, to: IpAddr| match bound {
+        IpAddr::V4(ip) if ip.is_unspecified() => to.is_ipv4() && to.is_loopback(),
+        IpAddr::V6(ip) if ip.is_unspecified() => to.is_loopback(),
+        ip => *ip == to,
+    };
+    same_name || to_ips.iter().any(|to| bound_ips.iter().any(|bound| takes(bound, arrives_at(to))))
+}
+
+/// The addresses of a host, where they are written down or fixed.
+fn known_ips(host: &str) -> Vec<IpAddr> {
+    if host.trim_end_matches('.').eq_ignore_ascii_case("localhost") {
+        return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    host.parse().map(|ip: IpAddr| vec![ip.to_canonical()]).unwrap_or_default()
+}
+
+/// Where a path leads, although nothing may be there yet.
+fn without_links(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let (Ok(folder), Some(name)) = (folder.canonicalize(), path.file_name()) {
+            path = folder.join(name);
+        }
+        match path.read_link() {
+            // One that is absolute takes the place of the folder.
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => break,
+        }
+    }
+    path
+}
+
+/// As many links as the kernel follows.
+const LINKS_MAX: usize = 40;
 
 /// Types that go in and do not come out, or should come out and never go in.
 pub(super) fn check_content_types(
@@ -130,6 +179,67 @@ pub(super) fn check_content_types(
                 let message = format!("no output takes {name}: its frames are counted as unrouted");
                 findings.warn(origin, "content_types", message);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_leads_to_a_listener_is_seen_however_it_is_written() {
+        let leads = |to: &str, listen: &str| {
+            let [to, listen] = [to, listen].map(|text| format!("tcp://{text}").parse().unwrap());
+            reaches(&to, &listen)
+        };
+        for (to, listen) in [
+            ("127.0.0.1:6000", "127.0.0.1:6000"),
+            ("localhost:6000", "127.0.0.1:6000"),
+            ("LOCALHOST.:6000", "127.0.0.1:6000"),
+            ("localhost:6000", "[::1]:6000"),
+            ("127.0.0.1:6000", "localhost:6000"),
+            ("0.0.0.0:6000", "127.0.0.1:6000"),
+            ("0.0.0.0:6000", "0.0.0.0:6000"),
+            ("[::]:6000", "[::1]:6000"),
+            ("127.0.0.2:6000", "0.0.0.0:6000"),
+            ("127.0.0.2:6000", "[::]:6000"),
+            ("[::ffff:127.0.0.1]:6000", "127.0.0.1:6000"),
+            ("[0:0:0:0:0:0:0:1]:6000", "[::1]:6000"),
+            ("siem.example:6000", "SIEM.example:6000"),
+        ] {
+            assert!(leads(to, listen), "{to} leads to {listen}");
+        }
+        for (to, listen) in [
+            ("127.0.0.1:6001", "127.0.0.1:6000"),
+            ("127.0.0.2:6000", "127.0.0.1:6000"),
+            ("192.0.2.1:6000", "0.0.0.0:6000"),
+            ("[::1]:6000", "0.0.0.0:6000"),
+            ("siem.example:6000", "0.0.0.0:6000"),
+            ("siem.example:6000", "collector.example:6000"),
+        ] {
+            assert!(!leads(to, listen), "{to} does not lead to {listen}");
+        }
+    }
+
+    #[test]
+    fn links_of_unix_paths_are_followed_also_where_nothing_listens_yet() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("run")).unwrap();
+        symlink("run", at("folder")).unwrap();
+        symlink("folder/in.sock", at("relative")).unwrap();
+        symlink(at("relative"), at("absolute")).unwrap();
+        symlink("ring", at("ring")).unwrap();
+        let leads = |to: &str| reaches(&Address::Unix(at(to)), &Address::Unix(at("run/in.sock")));
+        for to in ["run/in.sock", "run/../run/in.sock", "folder/in.sock", "relative", "absolute"] {
+            assert!(leads(to), "{to}");
+        }
+        for to in ["run/other.sock", "ring", "nowhere/in.sock"] {
+            assert!(!leads(to), "{to}");
         }
     }
 }

@@ -54,6 +54,8 @@ struct Seat {
     turn: f64,
     // Bytes given and not written.
     unwritten: u64,
+    // Writer connections in `connections` whose home this is.
+    homed: u32,
 }
 
 /// One writer connection.
@@ -78,6 +80,7 @@ impl Balancer {
             returned_at: None,
             turn: 0.0,
             unwritten: 0,
+            homed: 0,
         };
         let members = weights.iter().map(seat).collect();
         let (turn, connections, sweep_at) = (0.0, HashMap::new(), SWEEP_MIN);
@@ -179,13 +182,35 @@ impl Balancer {
             return None;
         }
         if self.connections.len() >= self.sweep_at {
-            self.connections.retain(|_, seen| seen.unwritten > 0 || now - seen.used_at < IDLE);
-            self.sweep_at = SWEEP_MIN.max(2 * self.connections.len());
+            self.sweep(now);
         }
         let native = known.map_or(home, |seen| seen.native);
         let unwritten = known.map_or(0, |seen| if seen.home == home { seen.unwritten } else { 0 });
-        self.connections.insert(connection, Seen { home, native, unwritten, used_at: now });
+        let before = self.connections.insert(connection, Seen { home, native, unwritten, used_at: now });
+        if let Some(before) = before {
+            self.members[before.home].homed -= 1;
+        }
+        self.members[home].homed += 1;
         Some(home)
+    }
+
+    /// Forgets connections that have been idle for a minute; where too many are left, those that have been idle for less. One
+    /// that comes back afterwards has a home as a new one has, and nothing of it is under way that could be overtaken.
+    fn sweep(&mut self, now: Instant) {
+        let mut idle = IDLE;
+        loop {
+            self.connections.retain(|_, seen| seen.unwritten > 0 || now - seen.used_at < idle);
+            if self.connections.len() <= CONNECTIONS_MAX / 2 || idle.is_zero() {
+                break;
+            }
+            idle = if idle > IDLE_MIN { idle / 2 } else { Duration::ZERO };
+        }
+        self.members.iter_mut().for_each(|seat| seat.homed = 0);
+        for seen in self.connections.values() {
+            self.members[seen.home].homed += 1;
+        }
+        let len = self.connections.len();
+        self.sweep_at = (2 * len).clamp(SWEEP_MIN, CONNECTIONS_MAX).max(len + SWEEP_MIN);
     }
 
     /// The member that a writer connection should have; `None` while nobody is there.
@@ -198,9 +223,10 @@ impl Balancer {
             Some(seen) if self.members[seen.native].up => Some(seen.native),
             Some(seen) if self.members[seen.home].up => Some(seen.home),
             _ => {
-                let mut connections = vec![0_u32; self.members.len()];
-                self.connections.values().for_each(|seen| connections[seen.home] += 1);
-                let load = |member: usize| f64::from(connections[member] + 1) / self.members[member].weight;
+                let load = |member: usize| {
+                    let seat = &self.members[member];
+                    f64::from(seat.homed + 1) / seat.weight
+                };
                 up.min_by(|&a, &b| load(a).total_cmp(&load(b)))
             }
         }
@@ -235,6 +261,10 @@ const CATCH_UP: f64 = (16_u64 << 20) as f64;
 /// From so many writer connections on those that are idle are forgotten.
 const SWEEP_MIN: usize = 1024;
 const IDLE: Duration = Duration::from_secs(60);
+/// Where too many connections are left, those are forgotten that have been idle for at least so long, and then all idle ones.
+const IDLE_MIN: Duration = Duration::from_millis(100);
+/// Writer connections that are remembered, except for those with batches under way: a few MiB.
+const CONNECTIONS_MAX: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -414,5 +444,27 @@ mod tests {
             balancer.written(member, ConnectionId::new(connection), 1);
         }
         assert_eq!(balancer.connections.len(), SWEEP_MIN);
+    }
+
+    #[test]
+    fn connections_that_came_and_went_leave_no_trace() {
+        let (mut balancer, now) = group(Balance::Sticky, &[2, 1]);
+        balancer.give(ConnectionId::new(0), 1, now).unwrap();
+        let given = 5 * CONNECTIONS_MAX as u32;
+        let mut homes = [0; 2];
+        for connection in 1..given {
+            let at = now + connection * Duration::from_micros(20);
+            let member = balancer.give(ConnectionId::new(connection), 1, at).unwrap();
+            balancer.written(member, ConnectionId::new(connection), 1);
+            homes[member] += 1;
+            assert!(balancer.connections.len() <= CONNECTIONS_MAX);
+        }
+        assert!(balancer.connections.contains_key(&ConnectionId::new(0)), "its batch is under way");
+        assert_eq!(balancer.connections[&ConnectionId::new(given - 1)].unwritten, 0);
+        assert!((given / 3).abs_diff(homes[1]) < given / 100, "{homes:?}");
+        for (member, seat) in balancer.members.iter().enumerate() {
+            let homed = balancer.connections.values().filter(|seen| seen.home == member).count();
+            assert_eq!(seat.homed as usize, homed);
+        }
     }
 }

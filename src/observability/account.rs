@@ -46,6 +46,7 @@ pub(crate) struct OutputAccount {
     resent: AtomicU64,
     connections: AtomicU64,
     sessions_finished: AtomicU64,
+    own_input: AtomicU64,
     /// How old frames are that wait, and were when they were delivered.
     pub(crate) ages: Ages,
     spool: OnceLock<SpoolAccount>,
@@ -81,6 +82,7 @@ impl OutputAccount {
             resent: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             sessions_finished: AtomicU64::new(0),
+            own_input: AtomicU64::new(0),
             ages: Ages::default(),
             spool: OnceLock::new(),
         }
@@ -225,6 +227,11 @@ impl OutputAccount {
         self.sessions_finished.fetch_add(1, Relaxed);
     }
 
+    /// A connection led back to an input of this relay.
+    pub(crate) fn own_input(&self) {
+        self.own_input.fetch_add(1, Relaxed);
+    }
+
     /// The spool of this lane, which has one from the first call on.
     pub(crate) fn spool(&self) -> &SpoolAccount {
         self.spool.get_or_init(SpoolAccount::default)
@@ -292,6 +299,7 @@ impl OutputAccount {
             frames_resent: self.resent.load(Relaxed),
             connections: self.connections.load(Relaxed),
             sessions_finished: self.sessions_finished.load(Relaxed),
+            connections_to_own_input: self.own_input.load(Relaxed),
             ..OutputLedger::default()
         }
     }

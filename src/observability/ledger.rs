@@ -83,6 +83,8 @@ pub struct OutputLedger {
     pub connections: u64,
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
+    /// Connections that led back to an input of this relay, and were closed before a frame was written: told at ERROR.
+    pub connections_to_own_input: u64,
     /// Tasks of this output that ended with a panic, and began again: a bug, told at ERROR.
     pub panics: u64,
     /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
@@ -200,5 +202,6 @@ impl OutputLedger {
         self.bytes_unconfirmed += lane.bytes_unconfirmed;
         self.connections += lane.connections;
         self.sessions_finished += lane.sessions_finished;
+        self.connections_to_own_input += lane.connections_to_own_input;
     }
 }

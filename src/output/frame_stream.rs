@@ -1,10 +1,13 @@
 //! An output over connections: one loop that runs the delivery, and has its connections.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use tracing::debug;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -33,6 +36,8 @@ use crate::session::write::WriteFault;
 use crate::session::write::WriteStream;
 use crate::transport::Address;
 use crate::transport::Backend;
+use crate::transport::dial::ADDRESSES_MAX;
+use crate::transport::own_listeners::OwnListeners;
 use crate::transport::socket::ConnectOptions;
 
 /// One lane over connections: to one reader, or to those of a group.
@@ -45,6 +50,8 @@ pub(crate) struct StreamLane {
     pub(crate) streams: StreamsConfig,
     /// Accounts of the members of a group, in order; none for one reader.
     pub(crate) members: Vec<Arc<MemberAccount>>,
+    /// Where no output may lead.
+    pub(crate) own: Arc<OwnListeners>,
 }
 
 impl StreamLane {
@@ -85,8 +92,8 @@ impl StreamLane {
             balance: group.map(|group| group.balance).unwrap_or_default(),
             acknowledge,
             answers: mode.is_bidirectional(),
-            // The opening has the same limit, and says what it waited for.
-            connect_timeout: self.streams.handshake_timeout + CONNECT_SLACK,
+            // The opening has limits of its own, for each address, and says what it waited for.
+            connect_timeout: self.streams.handshake_timeout.saturating_mul(OPENING_PARTS),
             finish_timeout: mode.finish_timeout(),
             stall_timeout: group.map(|group| group.stall_timeout),
             slow_start: group.map_or(Duration::ZERO, |group| group.slow_start),
@@ -113,6 +120,8 @@ struct Driver {
     deadline: Deadline,
     // For each member that cannot be reached: the reasons that were told since it was there.
     told: Vec<Vec<String>>,
+    // The address of each member whose last connection did not last.
+    brief: Vec<Option<SocketAddr>>,
 }
 
 impl Driver {
@@ -129,6 +138,7 @@ impl Driver {
         let addresses = lane.addresses();
         Self {
             told: vec![Vec::new(); addresses.len()],
+            brief: vec![None; addresses.len()],
             addresses,
             writer,
             backend,
@@ -213,9 +223,11 @@ impl Driver {
         let address = self.addresses[stream.member].clone();
         let unsent_max = (lane.buffer.policy() == WhenFull::Sample)
             .then(|| lane.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
+        let brief = self.brief[stream.member];
         let opening = async move {
-            let options = ConnectOptions { user_timeout: lane.streams.user_timeout };
-            let open = WriteStream::open(&address, &options, writer, backend).await?;
+            let StreamsConfig { handshake_timeout, user_timeout, .. } = lane.streams;
+            let options = ConnectOptions { timeout: handshake_timeout, user_timeout };
+            let open = WriteStream::open(&address, brief, &options, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
                 // The queue would fall at once by what the socket takes at once.
                 open.set_unsent_max(bytes);
@@ -229,16 +241,21 @@ impl Driver {
         match event {
             LinkEvent::Connected => {
                 self.told[stream.member].clear();
+                let remark = self.links.get(stream).map(|open| open.remark().to_owned()).unwrap_or_default();
                 let (output, to, account) =
                     (self.output(), self.to(stream).to_string(), &self.lane.source.account);
                 account.absences.is_there(&to);
                 if let Some(left_out) = account.log.admit(OutputEvent::Connected, &to, now) {
-                    info!(output, to, left_out, "connected");
+                    if remark.is_empty() {
+                        info!(output, to, left_out, "connected");
+                    } else {
+                        info!(output, to, left_out, "connected; passed over {remark}");
+                    }
                 }
                 self.delivery.handle_connected(stream, now);
             }
             LinkEvent::Refused(fault) => {
-                self.tell_refusal(stream, &fault.to_string(), now);
+                self.tell_refusal(stream, &fault, now);
                 self.delivery.handle_refused(stream, now);
             }
             LinkEvent::Written(count) => self.delivery.handle_written(stream, count, now),
@@ -255,6 +272,7 @@ impl Driver {
         if let Some(open) = self.links.get(stream) {
             let arrived = open.arrived_bytes();
             let bytes_unconfirmed = open.unconfirmed_bytes();
+            self.brief[stream.member] = open.brief_peer(now);
             self.delivery.handle_progress(stream, arrived, now);
             self.tell_end(stream, bytes_unconfirmed, &fault.to_string(), now);
         }
@@ -266,7 +284,8 @@ impl Driver {
         let words = match reason {
             CloseReason::Ended => None,
             CloseReason::ConnectTimeout => {
-                self.tell_refusal(stream, "cannot connect in time", now);
+                let late = io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
+                self.tell_refusal(stream, &WriteFault::Connect(late), now);
                 None
             }
             CloseReason::FinishTimeout => {
@@ -313,19 +332,27 @@ impl Driver {
 
     /// Tells that a reader cannot be reached: once for each reason until it is there. It is away, unless another connection to
     /// it is open.
-    fn tell_refusal(&mut self, stream: StreamId, words: &str, now: Instant) {
-        let (to, account) = (self.to(stream).to_string(), &self.lane.source.account);
+    fn tell_refusal(&mut self, stream: StreamId, fault: &WriteFault, now: Instant) {
+        let (to, words, account) =
+            (self.to(stream).to_string(), fault.to_string(), &self.lane.source.account);
+        let is_own_input = matches!(fault, WriteFault::OwnInput(_));
+        if is_own_input {
+            account.own_input();
+        }
         if !self.links.is_open_to(stream.member) {
-            account.absences.failed(&to, words, now);
+            account.absences.failed(&to, &words, now);
         }
         let told = &mut self.told[stream.member];
-        if told.iter().any(|told| told == words) {
+        if told.contains(&words) {
             return;
         }
         if told.len() < REASONS_MAX {
-            told.push(words.to_owned());
+            told.push(words.clone());
         }
-        if let Some(left_out) = account.log.admit(OutputEvent::Unreachable, &to, now) {
+        let Some(left_out) = account.log.admit(OutputEvent::Unreachable, &to, now) else { return };
+        if is_own_input {
+            error!(output = self.output(), to, left_out, "{words}");
+        } else {
             warn!(output = self.output(), to, left_out, "{words}; tapster tries again");
         }
     }
@@ -366,5 +393,5 @@ const PROBE_PAUSE: Duration = Duration::from_millis(1);
 /// The part of a sampled queue that sockets may take.
 const SAMPLE_SOCKET_PART: usize = 16;
 
-/// An opening that hangs is given up so much later than it should have given up by itself.
-const CONNECT_SLACK: Duration = Duration::from_millis(500);
+/// An opening ends by itself: after a lookup, and for each address a connect and a handshake, each within the same time.
+const OPENING_PARTS: u32 = 1 + 2 * (ADDRESSES_MAX as u32 + 1);

@@ -38,6 +38,7 @@ use crate::spool::stage::Stage;
 use crate::spool::stage::StageConfig;
 use crate::transport::Address;
 use crate::transport::listener::BoundListener;
+use crate::transport::own_listeners::OwnListeners;
 
 /// What one worker gets of inputs and outputs.
 #[derive(Default)]
@@ -58,13 +59,14 @@ pub(crate) struct Assembly {
     pub(crate) budgets: Vec<Arc<Budget>>,
     /// Asks file outputs to end their files and to begin new ones.
     pub(crate) reopen: watch::Sender<u64>,
+    own: Arc<OwnListeners>,
     inputs: Scope,
     outputs: Scope,
 }
 
 impl Assembly {
-    /// Nothing yet, for so many workers, below the scopes of all inputs and of all outputs.
-    pub(crate) fn new(workers: usize, inputs: Scope, outputs: Scope) -> Self {
+    /// Nothing yet, for so many workers, below the scopes of all inputs and of all outputs. No output may lead to one of `own`.
+    pub(crate) fn new(workers: usize, own: OwnListeners, inputs: Scope, outputs: Scope) -> Self {
         Self {
             workers: (0..workers).map(|_| WorkerParts::default()).collect(),
             files: Vec::new(),
@@ -72,6 +74,7 @@ impl Assembly {
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
             budgets: Vec::new(),
             reopen: watch::Sender::new(0),
+            own: Arc::new(own),
             inputs,
             outputs,
         }
@@ -165,7 +168,8 @@ impl Assembly {
                     }
                 }
                 let (buffer, streams) = (config.buffer.clone(), streams.clone());
-                let lane = StreamLane { source, content_type, buffer, streams, members };
+                let own = Arc::clone(&self.own);
+                let lane = StreamLane { source, content_type, buffer, streams, members, own };
                 self.workers[owner].lanes.push(WorkerLane { lane, scope });
             }
         }

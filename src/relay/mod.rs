@@ -48,6 +48,7 @@ use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::listener;
 use crate::transport::listener::Bound;
+use crate::transport::own_listeners::OwnListeners;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +164,11 @@ impl Relay {
         let reserve = descriptors::reserve(&config, workers);
         let scope = Scope::root("relay");
         let (inputs, outputs) = (scope.child("inputs"), scope.child("outputs"));
-        let mut assembly = Assembly::new(workers, inputs.clone(), outputs.clone());
+        let mut own = OwnListeners::default();
+        for (input, bound) in &bound {
+            own.add(&config.inputs[*input].name, bound);
+        }
+        let mut assembly = Assembly::new(workers, own, inputs.clone(), outputs.clone());
         for input in config.inputs {
             assembly.add_input(input);
         }
@@ -412,7 +417,9 @@ fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bou
         if faults::hit("start hangs", &input.name) {
             thread::sleep(Duration::from_secs(60));
         }
-        let bound = listener::bind(address, workers, input.socket_mode).map_err(|source| {
+        let mut others = inputs.iter().flat_map(|input| &input.listen);
+        let beside_ipv4 = others.any(|other| other.is_ipv4_beside(address));
+        let bound = listener::bind(address, workers, input.socket_mode, beside_ipv4).map_err(|source| {
             StartError::Listen { input: input.name.clone(), address: address.clone(), source }
         })?;
         all.extend(bound.into_iter().map(|bound| (place, bound)));

@@ -42,6 +42,7 @@ use crate::transport::process::Process;
 use crate::transport::socket::Socket;
 use crate::transport::sys::trim_heap;
 use crate::transport::timer::Timer;
+use crate::transport::turn::TurnShare;
 
 /// Everything that one worker gets.
 pub(crate) struct Worker {
@@ -297,7 +298,9 @@ async fn accept(serving: Rc<Serving>, input: usize, mut listener: Listener, log:
     let scope = serving.inputs[input].scope.clone();
     let mut phases = scope.phases();
     let mut draining_since = None;
+    let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
     loop {
+        share.spend().await;
         let draining = phases.seen() != Phase::Running;
         if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
             return;
@@ -359,7 +362,9 @@ fn peer_name(peer: AcceptedPeer) -> PeerName {
 /// Serves what other workers accepted, until every listener has ended.
 async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>, scope: Scope) {
     let mut phases = scope.phases();
+    let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
     loop {
+        share.spend().await;
         let draining = phases.seen() != Phase::Running;
         let handover = tokio::select! {
             biased;
@@ -393,6 +398,9 @@ async fn tidy_up(serving: Rc<Serving>) {
     }
 }
 
+/// So many connections begin in one turn of a worker, for each listener: those that come by the thousand leave the others
+/// their time.
+const CONNECTIONS_PER_TURN: u32 = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Peers that connect without pause keep tapster from its end no longer than this, and the next process from its address.
 const BACKLOG_TIME: Duration = Duration::from_secs(1);

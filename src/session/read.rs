@@ -226,9 +226,10 @@ where
     let mut tail = Tail::new(BytesMut::from(&started.received[..]));
     let mut end = started.fault;
     let mut small_read = false;
+    let mut share = ReadShare::new(read_len_max);
     let mut drain: Option<Drain> = None;
     let mut read = |session: &mut ReaderSession, len_max: usize| {
-        let result = buffer.borrow_mut().with_room(&mut tail, len_max, |bytes| {
+        let result = buffer.borrow_mut().with_room(&mut tail, read_len_max, |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
@@ -242,6 +243,7 @@ where
     loop {
         let delivering = drain.as_ref().map(|_| Instant::now());
         while let Some(event) = session.poll_event() {
+            share.took_event();
             match event {
                 ReaderEvent::Data(batch) => {
                     coalescer.took(batch.read_at(), batch.frames());
@@ -273,6 +275,9 @@ where
         if small_read && drain.is_none() {
             coalescer.wait().await;
         }
+        if share.is_used_up() {
+            stream.give_way().await;
+        }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
         // No await from here to the operation: a drain that is asked for later finds something to cancel.
@@ -292,9 +297,10 @@ where
                 _ => wait_for_consumers().await,
             },
         }
-        match read(session, read_len_max) {
+        match read(session, share.len()) {
             Ok(count) => {
                 small_read = count < SMALL_READ;
+                share.read(count, session.counters().control_frames_ignored);
                 if let Some(drain) = &mut drain {
                     drain.took(count);
                 }
@@ -302,6 +308,49 @@ where
             Err(ReadEnd::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(other) => end = Some(other),
         }
+    }
+}
+
+/// What a connection may read in one turn of its worker: as many bytes as are quickly taken. Control frames between data frames
+/// cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
+struct ReadShare {
+    len: usize,
+    len_max: usize,
+    // Of the last read: whether it found all that it asked for, batches and control frames.
+    is_full: bool,
+    events: u64,
+    control_frames: u64,
+}
+
+impl ReadShare {
+    fn new(len_max: usize) -> Self {
+        let len = len_max.min(SHARE_BEGIN);
+        Self { len, len_max, is_full: false, events: 0, control_frames: 0 }
+    }
+
+    /// How much to read now.
+    fn len(&mut self) -> usize {
+        if self.events > SHARE_EVENTS {
+            self.len = (self.len / 4).max(SHARE_MIN.min(self.len_max));
+        } else if self.is_full {
+            self.len = (2 * self.len).min(self.len_max);
+        }
+        self.len
+    }
+
+    /// Tells of a read, and of the control frames that the session has ignored until now.
+    fn read(&mut self, count: usize, control_frames: u64) {
+        self.is_full = count >= self.len;
+        self.events = control_frames - self.control_frames;
+        self.control_frames = control_frames;
+    }
+
+    fn took_event(&mut self) {
+        self.events += 1;
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.is_full
     }
 }
 
@@ -388,6 +437,13 @@ const SMALL_READ: usize = 16 << 10;
 /// A batch below this many bytes is not worth a block.
 const SMALL_BATCH: usize = 4 << 10;
 
+/// The first share of a connection, in bytes. It doubles with each read that uses it up.
+const SHARE_BEGIN: usize = 64 << 10;
+/// With more batches and control frames in a read, the next one is shorter.
+const SHARE_EVENTS: u64 = 256;
+/// No share is smaller: these are some 250 data frames of a byte with a control frame before each.
+const SHARE_MIN: usize = 4 << 10;
+
 /// How long a connection that drains is read from at least, for STOP to arrive.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 /// A connection that drains has nothing more to say after this time without a byte.
@@ -395,3 +451,31 @@ const DRAIN_QUIET: Duration = Duration::from_millis(50);
 
 /// Most bytes of one read at the end.
 const ARRIVED_READ_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
+        let mut share = ReadShare::new(1 << 20);
+        let mut read = |count: fn(usize) -> usize, control_frames| {
+            let len = share.len();
+            share.read(count(len), control_frames);
+            share.took_event();
+            len
+        };
+        assert_eq!([0; 6].map(|_| read(|len| len, 0) >> 10), [64, 128, 256, 512, 1024, 1024]);
+        assert_eq!([0; 2].map(|_| read(|_| 100, 0) >> 10), [1024, 1024]);
+        let mut ignored = 0;
+        let lens = [0; 7].map(|_| {
+            ignored += 1000;
+            read(|len| len, ignored) >> 10
+        });
+        assert_eq!(lens, [1024, 256, 64, 16, 4, 4, 4]);
+        assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
+        let mut small = ReadShare::new(1000);
+        small.read(1000, 5000);
+        assert_eq!(small.len(), 1000);
+    }
+}

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -22,6 +24,8 @@ use crate::session::half_closed::HalfClosed;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
+use crate::transport::dial::Dial;
+use crate::transport::own_listeners::OwnListeners;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Progress;
@@ -33,6 +37,8 @@ use crate::transport::sys::SendList;
 pub(crate) enum WriteFault {
     /// No connection.
     Connect(io::Error),
+    /// The connection leads to an input of this relay, which has this name.
+    OwnInput(String),
     /// The reader broke the protocol, was too slow, or closed.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -43,6 +49,11 @@ impl fmt::Display for WriteFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
+            Self::OwnInput(input) => write!(
+                f,
+                "this address leads to input `{input}` of this same tapster, so that every frame would go round without end; \
+                 no frame is written there; change the address of the output"
+            ),
             Self::Protocol(error) => write!(f, "{error}"),
             // The peer's host is gone: the error says that, in words of its own.
             Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),
@@ -68,6 +79,10 @@ type Operation<T> = Pin<Box<dyn Future<Output = (io::Result<usize>, T)>>>;
 /// A session in its data phase. [`WriteStream::poll_event`] drives it.
 pub(crate) struct WriteStream {
     stream: Stream,
+    // TCP.
+    peer: Option<SocketAddr>,
+    opened_at: Instant,
+    remark: String,
     session: WriterSession,
     bidirectional: bool,
     // What the write under way, or the next one, writes.
@@ -98,21 +113,69 @@ enum Stop {
 }
 
 impl WriteStream {
-    /// Connects and shakes hands. Cancel-safe: the connection is given up. It is the caller who limits the time.
+    /// Connects and shakes hands. Every address of a name is tried until one gives a session; `last` comes after the others.
+    /// Cancel-safe: the connection is given up. Each address has its own deadline, for connecting and once more for the handshake.
     pub(crate) async fn open(
         address: &Address,
+        last: Option<SocketAddr>,
         options: &ConnectOptions,
+        own: &OwnListeners,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
-        let bidirectional = config.bidirectional;
-        let mut socket = Socket::connect(address, options).await.map_err(WriteFault::Connect)?;
+        let dial = Dial::new(address, *options, last).await.map_err(WriteFault::Connect)?;
+        Self::open_one_of(dial, own, config, backend).await
+    }
+
+    async fn open_one_of(
+        mut dial: Dial,
+        own: &OwnListeners,
+        config: Arc<WriterConfig>,
+        backend: Backend,
+    ) -> Result<Self, WriteFault> {
+        let mut own_input = None;
+        loop {
+            let socket = match dial.next().await {
+                Ok(socket) => socket,
+                Err(error) => return Err(own_input.unwrap_or(WriteFault::Connect(error))),
+            };
+            let peer = socket.peer();
+            let fault = match own.behind(&socket) {
+                Some(input) => WriteFault::OwnInput(input.to_owned()),
+                None => match Self::begin(socket, Arc::clone(&config), backend).await {
+                    Ok(mut stream) => {
+                        stream.remark = dial.remark();
+                        return Ok(stream);
+                    }
+                    Err(fault) => fault,
+                },
+            };
+            if !dial.has_more() && dial.remark().is_empty() {
+                return Err(fault);
+            }
+            dial.failed(peer, &fault.to_string());
+            if matches!(fault, WriteFault::OwnInput(_)) {
+                own_input = Some(fault);
+            }
+        }
+    }
+
+    /// Shakes hands.
+    async fn begin(
+        mut socket: Socket,
+        config: Arc<WriterConfig>,
+        backend: Backend,
+    ) -> Result<Self, WriteFault> {
+        let (bidirectional, peer) = (config.bidirectional, socket.peer());
         let mut session = WriterSession::new(config, Instant::now()).map_err(WriteFault::Protocol)?;
         handshake(&mut socket, &mut session).await?;
         let stream = socket.into_stream(backend).map_err(WriteFault::Connection)?;
         let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
         Ok(Self {
             stream,
+            peer,
+            opened_at: Instant::now(),
+            remark: String::new(),
             session,
             bidirectional,
             list: Some(SendList::new()),
@@ -124,6 +187,16 @@ impl WriteStream {
             stop: Stop::Not,
             closing: false,
         })
+    }
+
+    /// Addresses of the name that were tried before this one, and what was wrong with each. Empty where there was none.
+    pub(crate) fn remark(&self) -> &str {
+        &self.remark
+    }
+
+    /// TCP: the address of a connection that did not last: another one is better tried first.
+    pub(crate) fn brief_peer(&self, now: Instant) -> Option<SocketAddr> {
+        self.peer.filter(|_| now.saturating_duration_since(self.opened_at) < LASTING)
     }
 
     /// Writes `buffers`, or goes on with those that were not written last time. Returns how many bytes the socket took at
@@ -366,6 +439,9 @@ impl Drop for WriteStream {
     }
 }
 
+/// A connection that ends sooner did not last.
+const LASTING: Duration = Duration::from_secs(1);
+
 /// FINISH is 12 bytes; a control frame of a reader that errs is at most 520.
 const INCOMING_LEN: usize = 1024;
 
@@ -390,5 +466,61 @@ async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(
             Ok(Err(error)) => return Err(WriteFault::Connection(error)),
             Err(_) => session.handle_timeout(Instant::now()).map_err(WriteFault::Protocol)?,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::protocol::ContentType;
+    use crate::protocol::ControlFrame;
+    use crate::transport::backend::Runtime;
+
+    /// What a listener does with a connection.
+    fn serving(serve: impl Fn(std::net::TcpStream) + Send + 'static) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || serve(listener.accept().unwrap().0));
+        address
+    }
+
+    /// A load balancer before a dead host accepts, and resets.
+    #[test]
+    fn an_address_that_ends_the_handshake_is_followed_by_the_next_one() {
+        let reset =
+            serving(|stream| socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap());
+        let closed = serving(drop);
+        let silent = serving(|_stream| thread::sleep(Duration::from_secs(60)));
+        let there = serving(|mut stream| {
+            stream.write_all(&ControlFrame::accept(&[ContentType::DNSTAP]).encode().unwrap()).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let config = Arc::new(WriterConfig {
+            content_types: vec![ContentType::DNSTAP],
+            bidirectional: true,
+            handshake_timeout: Duration::from_millis(300),
+            finish_timeout: Duration::from_secs(1),
+        });
+        let own = OwnListeners::default();
+        Runtime::new(Backend::Epoll).unwrap().block_on(async {
+            let open = async |addresses: &[SocketAddr]| {
+                let options = ConnectOptions {
+                    timeout: Duration::from_secs(10),
+                    user_timeout: Duration::from_secs(10),
+                };
+                let dial = Dial::to(addresses, options);
+                WriteStream::open_one_of(dial, &own, Arc::clone(&config), Backend::Epoll).await
+            };
+            let stream = open(&[reset, closed, silent, there]).await.unwrap();
+            assert_eq!(stream.brief_peer(Instant::now()), Some(there));
+            for address in [reset, closed, silent] {
+                assert!(stream.remark().contains(&address.to_string()), "{}", stream.remark());
+            }
+        });
     }
 }

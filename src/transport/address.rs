@@ -1,6 +1,7 @@
 //! Addresses as users write them: `tcp://HOST:PORT`, `unix:PATH`.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -44,6 +45,18 @@ pub enum AddressError {
     /// `file:PATH`, with its path: a file is written, and neither listened on nor connected to.
     #[error("`file:{0}` is a file: write tcp://HOST:PORT or unix:PATH")]
     File(String),
+}
+
+impl Address {
+    /// Whether this is another address on the port of `address` that is, or may be, one of IPv4.
+    pub(crate) fn is_ipv4_beside(&self, address: &Self) -> bool {
+        match (self, address) {
+            (Self::Tcp { host, port }, Self::Tcp { host: other, port: other_port }) => {
+                host != other && port == other_port && *port != 0 && host.parse::<Ipv6Addr>().is_err()
+            }
+            _ => false,
+        }
+    }
 }
 
 impl FromStr for Address {

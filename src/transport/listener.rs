@@ -12,6 +12,7 @@ use socket2::Type;
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tracing::warn;
 
 use crate::transport::Address;
 use crate::transport::descriptors;
@@ -31,6 +32,8 @@ pub(crate) struct Bound {
     pub(crate) address: Address,
     /// One for each worker.
     pub(crate) listeners: Vec<BoundListener>,
+    /// Whether it takes connections of IPv4 and of IPv6.
+    pub(crate) dual_stack: bool,
     /// Of a unix socket: removes its file when dropped.
     pub(crate) path: Option<SocketPath>,
 }
@@ -47,42 +50,51 @@ pub(crate) struct BoundListener {
 
 /// Binds `address` for `workers` workers: a TCP listener with SO_REUSEPORT for each, a unix listener shared by all.
 ///
-/// A host name binds every address that it resolves to, on the same port. A unix socket that nobody listens on is
+/// A host name binds every address that it resolves to, on the same port, except those of a family that this host lacks. `::`
+/// takes IPv4 too, except where something else is `beside_ipv4` on the same port. A unix socket that nobody listens on is
 /// replaced; one of a live process is not.
 ///
 /// # Errors
 /// `AddrInUse` when another process listens there; what the system says.
-pub(crate) fn bind(address: &Address, workers: usize, mode: Option<u32>) -> io::Result<Vec<Bound>> {
+pub(crate) fn bind(
+    address: &Address,
+    workers: usize,
+    mode: Option<u32>,
+    beside_ipv4: bool,
+) -> io::Result<Vec<Bound>> {
     match address {
-        Address::Tcp { host, port } => bind_tcp(host, *port, workers),
+        Address::Tcp { host, port } => bind_tcp(host, *port, workers, beside_ipv4),
         Address::Unix(path) => Ok(vec![bind_unix(path, workers, mode)?]),
     }
 }
 
-fn bind_tcp(host: &str, mut port: u16, workers: usize) -> io::Result<Vec<Bound>> {
+fn bind_tcp(host: &str, mut port: u16, workers: usize, beside_ipv4: bool) -> io::Result<Vec<Bound>> {
     let mut bound = Vec::new();
-    for mut address in (host, port).to_socket_addrs()? {
+    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    // A name of both families takes both in listeners of their own.
+    let ipv6_only = beside_ipv4 || addresses.iter().any(SocketAddr::is_ipv4);
+    let mut lacking = None;
+    for mut address in addresses {
         address.set_port(port);
-        // SO_REUSEPORT would share the port with another process that sets it too: ask without it first.
-        if port != 0 {
-            tcp_socket(address)?.bind(&address.into())?;
-        }
-        let mut listeners = Vec::new();
-        for _ in 0..workers {
-            let socket = tcp_socket(address)?;
-            socket.set_reuse_port(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            if address.port() == 0 {
-                port = socket.local_addr()?.as_socket().map_or(0, |chosen| chosen.port());
-                address.set_port(port);
+        match bind_address(&mut address, workers, ipv6_only) {
+            Ok(listeners) => {
+                port = address.port();
+                let dual_stack = address.is_ipv6() && address.ip().is_unspecified() && !ipv6_only;
+                let address = Address::Tcp { host: host_of(address), port };
+                bound.push(Bound { address, listeners, dual_stack, path: None });
             }
-            listeners.push(BoundListener { fd: socket.into(), kind: Kind::Tcp, renewals: None });
+            Err(error) if is_lacking(&error) => lacking = Some((address, error)),
+            Err(error) => return Err(error),
         }
-        let address = Address::Tcp { host: host_of(address), port };
-        bound.push(Bound { address, listeners, path: None });
     }
-    Ok(bound)
+    match lacking {
+        Some((_, error)) if bound.is_empty() => Err(error),
+        Some((address, error)) => {
+            warn!("{host} is {address} too, which this host lacks ({error}): tapster does not listen there");
+            Ok(bound)
+        }
+        None => Ok(bound),
+    }
 }
 
 /// The host as it is written in an address: a link-local one means nothing without its zone.
@@ -93,9 +105,37 @@ fn host_of(address: SocketAddr) -> String {
     }
 }
 
-fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
+/// One listener for each worker. Port 0 becomes the one that the kernel chose.
+fn bind_address(address: &mut SocketAddr, workers: usize, ipv6_only: bool) -> io::Result<Vec<BoundListener>> {
+    // SO_REUSEPORT would share the port with another process that sets it too: ask without it first.
+    if address.port() != 0 {
+        tcp_socket(*address, ipv6_only)?.bind(&(*address).into())?;
+    }
+    let mut listeners = Vec::new();
+    for _ in 0..workers {
+        let socket = tcp_socket(*address, ipv6_only)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&(*address).into())?;
+        socket.listen(BACKLOG)?;
+        if address.port() == 0 {
+            address.set_port(socket.local_addr()?.as_socket().map_or(0, |chosen| chosen.port()));
+        }
+        listeners.push(BoundListener { fd: socket.into(), kind: Kind::Tcp, renewals: None });
+    }
+    Ok(listeners)
+}
+
+/// Whether the host has no such address, or nothing of its family.
+fn is_lacking(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn tcp_socket(address: SocketAddr, ipv6_only: bool) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(ipv6_only)?;
+    }
     Ok(socket)
 }
 
@@ -107,7 +147,8 @@ fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound
         kind: Kind::Unix,
         renewals: Some(renewals),
     });
-    Ok(Bound { address: Address::Unix(path.to_owned()), listeners: listeners.collect(), path: Some(file) })
+    let address = Address::Unix(path.to_owned());
+    Ok(Bound { address, listeners: listeners.collect(), dual_stack: false, path: Some(file) })
 }
 
 /// One worker's listener in its reactor.
@@ -204,10 +245,28 @@ mod tests {
 
     #[test]
     fn a_tcp_port_is_shared_among_our_workers_and_with_nobody_else() {
-        let bound = bind_tcp("127.0.0.1", 0, 3).unwrap();
+        let bound = bind_tcp("127.0.0.1", 0, 3, false).unwrap();
         let Address::Tcp { port, .. } = bound[0].address else { panic!("not tcp") };
         assert_eq!(bound[0].listeners.len(), 3);
         assert_ne!(port, 0);
-        assert_eq!(bind_tcp("127.0.0.1", port, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind_tcp("127.0.0.1", port, 1, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn the_wildcards_of_both_families_share_a_port_and_one_alone_takes_both() {
+        let Ok(both) = bind_tcp("::", 0, 1, false) else { return };
+        let Address::Tcp { port, .. } = both[0].address else { panic!("not tcp") };
+        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert!(both[0].dual_stack);
+        drop(both);
+        for order in [["::", "0.0.0.0"], ["0.0.0.0", "::"]] {
+            let first = bind_tcp(order[0], 0, 2, true).unwrap();
+            let Address::Tcp { port, .. } = first[0].address else { panic!("not tcp") };
+            let second = bind_tcp(order[1], port, 2, true).unwrap();
+            assert!(!first[0].dual_stack && !second[0].dual_stack);
+            for host in ["127.0.0.1", "::1"] {
+                std::net::TcpStream::connect((host, port)).unwrap();
+            }
+        }
     }
 }

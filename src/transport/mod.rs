@@ -1,6 +1,6 @@
 //! Byte streams and listeners, on io_uring or epoll.
 //!
-//! Accepting (`listener`), connecting and handshakes (`socket`) run on `tokio::net`, which both backends have. A socket
+//! Accepting (`listener`), connecting (`dial`) and handshakes (`socket`) run on `tokio::net`, which both backends have. A socket
 //! becomes a `Stream` of its backend when its data begins; `uring` and `epoll` are the only files that differ.
 //!
 //! A stream knows whether it is TCP or unix, and tells by itself how far its peer is. Nothing above this module holds a
@@ -12,9 +12,11 @@ pub(crate) mod buffer;
 pub(crate) mod cancel;
 mod descriptors;
 pub(crate) mod detached;
+pub(crate) mod dial;
 mod epoll;
 pub(crate) mod listener;
 mod liveness;
+pub(crate) mod own_listeners;
 pub(crate) mod process;
 mod resolve;
 mod safe_path;
@@ -23,6 +25,7 @@ pub(crate) mod socket_path;
 pub(crate) mod stream;
 pub(crate) mod sys;
 pub(crate) mod timer;
+pub(crate) mod turn;
 mod uring;
 
 pub use address::Address;

@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
+use std::path::Path;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -20,19 +22,15 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
-use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
-use crate::transport::resolve::resolve;
 use crate::transport::safe_path::refuse_foreign_links;
 use crate::transport::stream::Stream;
 
 /// A send buffer of this size saves a relay 15 % of its time on unix sockets. The kernel gives what
 /// `net.core.wmem_max` allows.
 const UNIX_SEND_BUFFER: usize = 1 << 20;
-/// How long an address is tried while there is another: the caller, whose time is limited, is to see the others too.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shorter user timeouts count as this.
 const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// A writer that is gone without a word is noticed after about 90 s.
@@ -53,9 +51,18 @@ pub(crate) struct Socket {
 /// How a connection is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectOptions {
+    /// How long a lookup may take, and each address.
+    pub(crate) timeout: Duration,
     /// TCP: a connection ends when its peer's host does not answer for so long, whether frames flow or not. A host that
     /// answers and takes nothing is not concerned. At least a second: the kernel's timers are no finer.
     pub(crate) user_timeout: Duration,
+}
+
+/// The far end of a connection that was opened.
+#[derive(Debug)]
+pub(super) enum Remote {
+    Tcp { local: SocketAddr, peer: SocketAddr },
+    Unix { path: PathBuf, process: i32 },
 }
 
 #[derive(Debug)]
@@ -65,27 +72,43 @@ enum Io {
 }
 
 impl Socket {
-    /// Connects. A name is looked up each time, and every address that it has is tried, one after the other. Cancel-safe.
-    ///
-    /// # Errors
-    /// Of the lookup; of the last address.
-    pub(crate) async fn connect(address: &Address, options: &ConnectOptions) -> io::Result<Self> {
-        match address {
-            Address::Tcp { host, port } => {
-                let stream = connect_tcp(&resolve(host, *port).await?).await?;
-                let user_timeout = options.user_timeout.max(USER_TIMEOUT_MIN);
-                tune_tcp(&stream, &keepalive_within(user_timeout));
-                // Does not fail on a connected socket.
-                let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(user_timeout));
-                // The kernel counts the SYN of the side that connects.
-                Ok(Self { io: Io::Tcp(stream), acked_at_most: 1, user_timeout: Some(user_timeout) })
+    /// Takes a TCP connection that was opened.
+    pub(super) fn connected_tcp(stream: TcpStream, options: &ConnectOptions) -> Self {
+        let user_timeout = options.user_timeout.max(USER_TIMEOUT_MIN);
+        tune_tcp(&stream, &keepalive_within(user_timeout));
+        // Does not fail on a connected socket.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(user_timeout));
+        // The kernel counts the SYN of the side that connects.
+        Self { io: Io::Tcp(stream), acked_at_most: 1, user_timeout: Some(user_timeout) }
+    }
+
+    /// Connects to a unix socket. Cancel-safe.
+    pub(super) async fn connect_unix(path: &Path) -> io::Result<Self> {
+        refuse_foreign_links(path)?;
+        let stream = UnixStream::connect(path).await?;
+        // Best effort: smaller buffers work, more slowly.
+        let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);
+        Ok(Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None })
+    }
+
+    /// TCP: the address of the peer.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match &self.io {
+            Io::Tcp(stream) => stream.peer_addr().ok(),
+            Io::Unix(_) => None,
+        }
+    }
+
+    /// Where the listener is that this connection was opened to; `None` where that cannot be told.
+    pub(super) fn remote(&self) -> Option<Remote> {
+        match &self.io {
+            Io::Tcp(stream) => {
+                Some(Remote::Tcp { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
             }
-            Address::Unix(path) => {
-                refuse_foreign_links(path)?;
-                let stream = UnixStream::connect(path).await?;
-                // Best effort: smaller buffers work, more slowly.
-                let _ = SockRef::from(&stream).set_send_buffer_size(UNIX_SEND_BUFFER);
-                Ok(Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None })
+            Io::Unix(stream) => {
+                // As the listener was bound, whatever links led to it; and the process that called `listen`.
+                let path = stream.peer_addr().ok()?.as_pathname()?.to_owned();
+                Some(Remote::Unix { path, process: stream.peer_cred().ok()?.pid()? })
             }
         }
     }
@@ -198,25 +221,6 @@ fn poll_read_unix(stream: &UnixStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'
     }
 }
 
-/// Connects to the first address that answers.
-async fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut result = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
-    for (index, &address) in addresses.iter().enumerate() {
-        let connect = TcpStream::connect(address);
-        result = if index + 1 == addresses.len() {
-            connect.await
-        } else {
-            tokio::time::timeout(ADDRESS_TIMEOUT, connect)
-                .await
-                .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
-        };
-        if result.is_ok() {
-            break;
-        }
-    }
-    result
-}
-
 /// Probes an idle connection so early that the last answer is awaited when the user timeout ends. The kernel counts in whole
 /// seconds, and lets the user timeout decide in place of a number of retries.
 fn keepalive_within(user_timeout: Duration) -> TcpKeepalive {
@@ -231,26 +235,4 @@ fn tune_tcp(stream: &TcpStream, keepalive: &TcpKeepalive) {
     // Neither fails on a connected socket; if one does, data flows all the same.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(keepalive);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::transport::epoll;
-
-    #[test]
-    fn every_address_of_a_name_is_tried() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let there = listener.local_addr().unwrap();
-        // Nobody listens there: it is bound, and no more.
-        let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        let nowhere = bound.local_addr().unwrap().as_socket().unwrap();
-        epoll::runtime().unwrap().block_on(async {
-            let stream = connect_tcp(&[nowhere, there, nowhere]).await.unwrap();
-            assert_eq!(stream.peer_addr().unwrap(), there);
-            let error = connect_tcp(&[nowhere, nowhere]).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        });
-    }
 }

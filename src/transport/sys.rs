@@ -239,6 +239,11 @@ pub(crate) fn ring_cancel(socket: Rc<OwnedFd>) -> impl Future<Output = ()> {
     submit(opcode::AsyncCancel2::new(all_on_fd).build(), socket, |_, _| ())
 }
 
+/// NOP: until the ring has been handed over to the kernel, and has answered.
+pub(crate) fn ring_nop() -> impl Future<Output = ()> {
+    submit(opcode::Nop::new().build(), (), |(), _| ())
+}
+
 fn submit<D: Unpin + 'static, O>(
     entry: squeue::Entry,
     data: D,

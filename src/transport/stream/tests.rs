@@ -13,14 +13,17 @@ use rustix::net::sendmsg;
 use tokio::io::AsyncWriteExt;
 
 use super::*;
+use crate::transport::Address;
 use crate::transport::backend::Runtime;
 use crate::transport::cancel::is_cancelled;
+use crate::transport::dial::Dial;
 use crate::transport::listener;
 use crate::transport::listener::Listener;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 
-const OPTIONS: ConnectOptions = ConnectOptions { user_timeout: Duration::from_secs(30) };
+const OPTIONS: ConnectOptions =
+    ConnectOptions { timeout: Duration::from_secs(10), user_timeout: Duration::from_secs(30) };
 
 /// Runs `test` with a unix stream and its peer, on every backend that this machine has.
 fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(Stream, UnixStream, Backend) -> F) {
@@ -45,9 +48,13 @@ fn on_every_backend_over_tcp<F: Future<Output = ()>>(test: impl Fn(Socket, TcpSt
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         socket2::SockRef::from(&listener).set_recv_buffer_size(16 << 10).unwrap();
         let address = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let socket = Socket::connect(&address, &OPTIONS).await.unwrap();
+        let socket = connect(&address).await.unwrap();
         test(socket, listener.accept().unwrap().0, backend).await;
     });
+}
+
+async fn connect(address: &Address) -> io::Result<Socket> {
+    Dial::new(address, OPTIONS, None).await?.next().await
 }
 
 async fn eventually(mut condition: impl FnMut() -> bool) {
@@ -223,9 +230,9 @@ fn a_handshake_that_was_not_acknowledged_is_no_byte_of_the_stream() {
 fn the_side_that_accepts_counts_its_bytes_as_exactly() {
     on_every_backend(|_, _, backend| async move {
         let address = "tcp://127.0.0.1:0".parse().unwrap();
-        let mut bound = listener::bind(&address, 1, None).unwrap().remove(0);
+        let mut bound = listener::bind(&address, 1, None, false).unwrap().remove(0);
         let mut listener = Listener::new(bound.listeners.remove(0), 0).unwrap();
-        let (socket, accepted) = tokio::join!(Socket::connect(&bound.address, &OPTIONS), listener.accept());
+        let (socket, accepted) = tokio::join!(connect(&bound.address), listener.accept());
         let (_peer, mut socket) = (socket.unwrap(), accepted.unwrap().0);
         socket.write_all(&[1; 10]).await.unwrap();
         let stream = Socket::attach(socket.detach().unwrap()).unwrap().into_stream(backend).unwrap();

@@ -1,0 +1,99 @@
+//! The addresses that this relay listens on: an output that leads to one of them would send every frame round without end.
+//!
+//! The kernel tells where a connection has arrived, whatever name, link or wildcard led there. On TCP that is the address of
+//! the peer. On unix it is the path that the listener was bound to, and the process that listens.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::transport::Address;
+use crate::transport::listener::Bound;
+use crate::transport::socket::Remote;
+use crate::transport::socket::Socket;
+
+/// What one relay listens on, with the names of its inputs.
+#[derive(Debug, Default)]
+pub(crate) struct OwnListeners(Vec<OwnListener>);
+
+#[derive(Debug)]
+struct OwnListener {
+    input: String,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Tcp { address: SocketAddr, dual_stack: bool },
+    Unix(PathBuf),
+}
+
+impl OwnListeners {
+    /// Input `input` listens there.
+    pub(crate) fn add(&mut self, input: &str, bound: &Bound) {
+        let place = match &bound.address {
+            Address::Unix(path) => Place::Unix(path.clone()),
+            Address::Tcp { host, port } => match host.parse() {
+                Ok(ip) => Place::Tcp { address: SocketAddr::new(ip, *port), dual_stack: bound.dual_stack },
+                Err(_) => return,
+            },
+        };
+        self.0.push(OwnListener { input: input.to_owned(), place });
+    }
+
+    /// The input that a connection of ours has arrived at.
+    pub(crate) fn behind(&self, socket: &Socket) -> Option<&str> {
+        let remote = socket.remote()?;
+        self.0.iter().find(|listener| listener.place.is(&remote)).map(|listener| &listener.input[..])
+    }
+}
+
+impl Place {
+    fn is(&self, remote: &Remote) -> bool {
+        match (self, remote) {
+            (Self::Tcp { address, dual_stack }, Remote::Tcp { local, peer }) => {
+                takes(*address, *dual_stack, *local, *peer)
+            }
+            (Self::Unix(bound), Remote::Unix { path, process }) => {
+                bound == path && u32::try_from(*process) == Ok(std::process::id())
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a listener at `bound` has accepted the connection from `local` to `peer`.
+fn takes(bound: SocketAddr, dual_stack: bool, local: SocketAddr, peer: SocketAddr) -> bool {
+    if bound.port() != peer.port() {
+        return false;
+    }
+    let (peer, local) = (peer.ip().to_canonical(), local.ip().to_canonical());
+    if !bound.ip().is_unspecified() {
+        return bound.ip().to_canonical() == peer;
+    }
+    // A wildcard takes what comes to this host: on the loopback, or from one of its addresses to the same one.
+    let here = peer.is_loopback() || peer == local;
+    here && (bound.is_ipv6() == peer.is_ipv6() || bound.is_ipv6() && dual_stack)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_takes_what_comes_to_this_host_and_an_address_what_comes_to_it() {
+        let is = |bound: &str, dual_stack, local: &str, peer: &str| {
+            let [bound, local, peer] = [bound, local, peer].map(|text| text.parse().unwrap());
+            takes(bound, dual_stack, local, peer)
+        };
+        assert!(is("127.0.0.1:6000", false, "127.0.0.1:40000", "127.0.0.1:6000"));
+        assert!(!is("127.0.0.1:6000", false, "127.0.0.1:40000", "127.0.0.1:6001"));
+        assert!(!is("127.0.0.1:6000", false, "127.0.0.1:40000", "127.0.0.2:6000"));
+        assert!(is("0.0.0.0:6000", false, "127.0.0.1:40000", "127.0.0.2:6000"));
+        assert!(is("0.0.0.0:6000", false, "192.0.2.1:40000", "192.0.2.1:6000"));
+        assert!(!is("0.0.0.0:6000", false, "192.0.2.1:40000", "192.0.2.2:6000"));
+        assert!(!is("0.0.0.0:6000", false, "[::1]:40000", "[::1]:6000"));
+        assert!(is("[::]:6000", false, "[::1]:40000", "[::1]:6000"));
+        assert!(is("[::]:6000", true, "127.0.0.1:40000", "127.0.0.1:6000"));
+        assert!(!is("[::]:6000", false, "127.0.0.1:40000", "127.0.0.1:6000"));
+    }
+}
