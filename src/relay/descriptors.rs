@@ -3,13 +3,14 @@
 //! A writer more is a writer that waits; an output that cannot reconnect, or a file that cannot be rotated, loses frames. So
 //! connections of writers leave the last descriptors alone.
 
+use crate::input::InputConfig;
 use crate::output::Destination;
 use crate::output::Lanes;
-use crate::relay::RelayConfig;
+use crate::output::OutputConfig;
 
-/// How many descriptors the outputs of this relay need at most, with what its listeners hold back.
-pub(crate) fn reserve(config: &RelayConfig, workers: usize) -> usize {
-    let outputs = config.outputs.iter().map(|output| {
+/// How many descriptors these outputs need at most, with what the listeners of these inputs hold back.
+pub(crate) fn reserve(inputs: &[InputConfig], outputs: &[OutputConfig], workers: usize) -> usize {
+    let outputs = outputs.iter().map(|output| {
         let lanes = match output.buffer.lanes() {
             Lanes::One => 1,
             Lanes::PerWorker => workers,
@@ -21,7 +22,7 @@ pub(crate) fn reserve(config: &RelayConfig, workers: usize) -> usize {
         lanes * destination + output.buffer.spool().map_or(0, |_| SPOOL)
     });
     // A listener that finds none but these has one connection in hand.
-    let listeners: usize = config.inputs.iter().map(|input| input.listen.len()).sum();
+    let listeners: usize = inputs.iter().map(|input| input.listen.len()).sum();
     outputs.sum::<usize>() + listeners * workers + BESIDE
 }
 
@@ -38,16 +39,14 @@ const BESIDE: usize = 8;
 mod tests {
     use super::*;
     use crate::output::Endpoints;
-    use crate::output::OutputConfig;
     use crate::output::StreamsConfig;
 
     #[test]
     fn every_output_has_its_part() {
-        let file = RelayConfig::default();
-        assert_eq!(reserve(&file, 4), 2 + 4 + 8);
+        let inputs = [InputConfig::default()];
+        assert_eq!(reserve(&inputs, &[OutputConfig::default()], 4), 2 + 4 + 8);
         let collector = StreamsConfig::new(Endpoints::One("tcp://127.0.0.1:1".parse().unwrap()));
         let output = OutputConfig { to: Destination::Streams(collector), ..OutputConfig::default() };
-        let both = RelayConfig { outputs: vec![output, OutputConfig::default()], ..file };
-        assert_eq!(reserve(&both, 1), 4 + 2 + 1 + 8);
+        assert_eq!(reserve(&inputs, &[output, OutputConfig::default()], 1), 4 + 2 + 1 + 8);
     }
 }

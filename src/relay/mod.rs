@@ -161,7 +161,7 @@ impl Relay {
         }
         let workers = placement::worker_count(config.workers);
         let bound = bind_inputs(&config.inputs, workers)?;
-        let reserve = descriptors::reserve(&config, workers);
+        let reserve = descriptors::reserve(&config.inputs, &config.outputs, workers);
         let scope = Scope::root("relay");
         let (inputs, outputs) = (scope.child("inputs"), scope.child("outputs"));
         let mut own = OwnListeners::default();

@@ -15,6 +15,7 @@ use tapster::transport::Address;
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
 use crate::support::peer::Peer;
+use crate::support::peers::free_address;
 use crate::support::process::tapster;
 use crate::support::relay::InputBuilder;
 use crate::support::relay::TestRelay;
@@ -22,6 +23,8 @@ use crate::support::relay::listening_on;
 use crate::support::relay::relay;
 use crate::support::relay::tcp;
 use crate::support::relay::to;
+use crate::support::stream::Stream;
+use crate::support::stream::Transport;
 use crate::support::stream::folder;
 use crate::support::stream::tcp_address;
 use crate::support::wait::eventually;
@@ -213,26 +216,31 @@ on_both_backends! {
     }
 
     /// A service manager starts the next process while the old one drains for as long as its collector lets it.
-    fn a_new_process_has_the_path_while_the_old_one_drains_and_keeps_it(backend) {
+    fn a_new_process_has_the_addresses_while_the_old_one_drains_and_keeps_them(backend) {
         let (folder, reader) = (folder(), CollectingReader::tcp());
         let (path, silent) = (folder.path().join("dnstap.sock"), folder.path().join("silent.sock"));
-        let address = Address::Unix(path.clone());
+        let (address, port) = (Address::Unix(path.clone()), free_address(Transport::Tcp, folder.path()));
         let _silent = UnixListener::bind(&silent).expect("a socket");
         let mut old = tapster(backend)
             .arg("--drain-timeout").arg("2s")
             .listen(&address)
+            .listen(&port)
             .to(&Address::Unix(silent), "when_full=block&handshake_timeout=1h")
             .start();
         works_at(&address, 0);
+        // It stays connected to the old process.
+        let _writer = Peer::writer(&port);
         old.process.signal(Signal::TERM);
         eventually("the old process removes its path", || !path.exists());
+        eventually("the old process closes its port", || Stream::connect(&port).is_err());
         assert!(old.process.poll_exit().is_none(), "it drains");
-        let mut new = tapster(backend).listen(&address).to(&reader.address(), "").start();
+        let mut new = tapster(backend).listen(&address).listen(&port).to(&reader.address(), "").start();
         works_at(&address, 1);
+        works_at(&port, 3);
         old.process.wait_for_success(Duration::from_secs(15));
         works_at(&address, 2);
         new.terminate();
-        numbered::assert_complete(reader.close().payloads(), &[(1, 0..10), (2, 0..10)]);
+        numbered::assert_complete(reader.close().payloads(), &[(1, 0..10), (2, 0..10), (3, 0..10)]);
     }
 
     fn a_path_whose_owner_hangs_with_a_full_backlog_is_in_use_at_once(backend) {
@@ -261,7 +269,7 @@ on_both_backends! {
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o555)).expect("ours");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
         let address = Address::Unix(path.clone());
-        let mut program = tapster(backend).as_nobody(folder.path())
+        let mut program = tapster(backend).run_by_nobody(folder.path())
             .arg("--listen").arg(address.to_string())
             .to(&Address::Unix("/nonexistent/collector".into()), "")
             .spawn();

@@ -262,12 +262,15 @@ impl TapsterCommand {
     }
 
     /// Runs it as a user who may do nothing special, with a copy of the program in `folder`, which every user can reach.
-    pub(crate) fn as_nobody(mut self, folder: &Path) -> Self {
+    pub(crate) fn run_by_nobody(mut self, folder: &Path) -> Self {
         if !rustix::process::geteuid().is_root() {
             return self;
         }
         let program = folder.join("tapster");
-        fs::copy(self.command.get_program(), &program).expect("a copy");
+        // Not by this process: a child that another test begins meanwhile would hold the copy open to write, and the kernel
+        // runs no such file.
+        let copied = Command::new("cp").arg(self.command.get_program()).arg(&program).status();
+        assert!(copied.expect("cp").success());
         let mut command = Command::new(program);
         command.args(self.command.get_args()).uid(NOBODY).gid(NOBODY);
         for (name, value) in self.command.get_envs() {
@@ -279,7 +282,7 @@ impl TapsterCommand {
 
     /// As a user who may have so many threads; with a copy of the program in `folder`.
     pub(crate) fn with_threads(mut self, user: u32, threads: usize, folder: &Path) -> Self {
-        self = self.as_nobody(folder);
+        self = self.run_by_nobody(folder);
         let mut command = Command::new("prlimit");
         command.arg(format!("--nproc={threads}:{threads}")).arg(self.command.get_program());
         command.args(self.command.get_args()).uid(user).gid(NOBODY);
