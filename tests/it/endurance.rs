@@ -21,6 +21,7 @@ use crate::support::numbered;
 use crate::support::peer::Peer;
 use crate::support::process::Process;
 use crate::support::process::tapster;
+use crate::support::relay::RelayBuilder;
 use crate::support::relay::dropped;
 use crate::support::relay::listening_on;
 use crate::support::relay::relay;
@@ -65,7 +66,7 @@ on_both_backends! {
         reader.die();
         let spools = (0..OUTPUTS).map(|output| folder.path().join(format!("spool-{output}")));
         let outputs = spools.map(|spool| to(&reader).on_disk(&spool));
-        let relay = outputs.fold(relay(backend), |relay, output| relay.output(output)).start();
+        let relay = outputs.fold(relay(backend), RelayBuilder::output).start();
         let mut writer = relay.writer();
         writer.send(&numbered::frames(0, 0..EACH));
         writer.finish();
