@@ -74,7 +74,7 @@ Examples:
 running. `tapster replay DIR` sends a spool to a reader.";
 
 const CHECK_NOTES: &str = "\
-A torn end, as a crash or a write under way leaves it, is told and is no
+A torn end, as a crash or a write under way leaves it, is named and is no
 damage. Missing are frames that nobody has acknowledged and that no segment
 has: the relay will count them as lost, reason `spool_damaged`. It also passes
 over what is damaged, and sets the file aside when it is done with it.

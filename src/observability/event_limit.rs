@@ -40,7 +40,7 @@ impl<P: Eq + Hash> EventLimit<P> {
         self.windows.get_mut(event)?.admit(peer, now)
     }
 
-    /// The events of minutes that are over by `now`, and how many of them got no line: each is told now, with the first line
+    /// The events of minutes that are over by `now`, and how many of them got no line: each gets its line now, with the first one
     /// of the next minute. `None`: of all minutes, and no line is gained by it.
     pub(crate) fn take_left_out(&mut self, now: Option<Instant>) -> Vec<(usize, u64)> {
         let mut left_out = Vec::new();

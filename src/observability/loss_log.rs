@@ -1,7 +1,7 @@
 //! The lines about lost frames: the first loss at once, then one line a minute for as long as more frames are lost, and one
 //! line when that has ended. For each reason apart.
 //!
-//! Nothing is told where a loss is counted. [`LossLog::look`] is called at regular intervals with the counts of all lanes or
+//! Nothing is logged where a loss is counted. [`LossLog::look`] is called at regular intervals with the counts of all lanes or
 //! workers together: so the data path pays nothing, and an output has one line, however many lanes it has.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) struct LossKind {
     /// The reason as it stands in the ledger.
     reason: &'static str,
     help: &'static str,
-    // What the end of the relay costs is told once, when all of it is known.
+    // The log has what the end of the relay costs once, when all of it is known.
     at_end_only: bool,
 }
 

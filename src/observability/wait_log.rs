@@ -1,5 +1,5 @@
 //! The lines about those who hold up frames: readers that are away, outputs that take nothing, inputs that wait for an output
-//! that blocks. Each is told again every minute, with the age of its oldest frame, for as long as it lasts.
+//! that blocks. The log names each of them every minute, with the age of its oldest frame, for as long as it lasts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -97,7 +97,7 @@ impl OutputWaitLog {
     }
 
     fn look_for_progress(&mut self, wait: &OutputWait, now: Instant) {
-        // Who is away is told already.
+        // The log names who is away already.
         let waits = wait.oldest.is_some_and(|age| age >= STILL_AFTER) && wait.absent.is_empty();
         if !waits || wait.progress != self.progress {
             if let Some((_, Repeat(Some(_)))) = self.still.take() {

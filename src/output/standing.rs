@@ -47,7 +47,7 @@ impl Standing {
         Ok(Self { file: own, folder_device, moved: false })
     }
 
-    /// Looks what has become of the file, to which `len` bytes were written. A move is told once.
+    /// Looks what has become of the file, to which `len` bytes were written. A move is reported once.
     pub(crate) fn look(&mut self, file: &File, path: &Path, len: u64) -> io::Result<Option<Change>> {
         let own = file.metadata()?;
         if own.nlink() == 0 {

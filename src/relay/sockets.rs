@@ -101,5 +101,5 @@ pub(crate) fn start(mut paths: Vec<Watched>, scope: &Scope) -> io::Result<()> {
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is tried to bind a path where somebody else has a file.
 const ANOTHER_LOOK: Duration = Duration::from_secs(10);
-/// How often it is told that a path cannot be bound.
+/// How often the log says that a path cannot be bound.
 const TELL_AGAIN: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! Where batches wait for the disk of a stage, and who passes them on while that disk hangs.
 //!
-//! A call of the disk may last for ever (a frozen file system, a dead server): the thread of the stage sits in the kernel, and
+//! A call of the disk may last without end (a frozen file system, a dead server): the thread of the stage sits in the kernel, and
 //! what it has taken out of the front queue sits there with it. So these batches are in an [`Entrance`], which another thread
 //! reaches too: that of the [`StandIn`]s.
 //!

@@ -66,7 +66,7 @@ on_both_backends! {
         assert!(sequence.iter().copied().filter(|number| *number < 4 * FRAMES).eq(0..4 * FRAMES), "each once");
     }
 
-    /// The relay ends while the disk hangs: the collector has everything, and is told with STOP.
+    /// The relay ends while the disk hangs: the collector has everything, and gets STOP.
     fn an_output_whose_disk_hangs_ends_in_order(backend) {
         let folder = folder();
         let Some(disk) = Disk::mount(folder.path()) else { return };

@@ -199,7 +199,7 @@ on_both_backends! {
         numbered::assert_complete(reader.close().payloads(), &expected);
     }
 
-    /// It is told, and nothing of somebody else is touched.
+    /// The log says so, and nothing of somebody else is touched.
     fn a_path_that_somebody_else_has_taken_is_left_to_him_and_bound_again_when_he_is_gone(backend) {
         let (folder, reader) = (folder(), CollectingReader::tcp());
         let path = folder.path().join("dnstap.sock");
