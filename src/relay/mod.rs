@@ -201,9 +201,7 @@ impl Relay {
         sockets::start(paths, &relay.sockets).map_err(StartError::Worker)?;
         start_stand_ins(assembly.stages.iter().map(|(stage, _)| stage.stand_in()).collect())
             .map_err(StartError::Worker)?;
-        for (stage, scope) in assembly.stages {
-            start_stage(stage, &scope).map_err(StartError::Worker)?;
-        }
+        start_stages(assembly.stages).map_err(StartError::Worker)?;
         for (lane, scope) in assembly.files {
             start_file(lane, &scope).map_err(StartError::Worker)?;
         }
@@ -367,11 +365,24 @@ fn tell_epoll(reason: &str) {
 }
 
 /// Runs a spool's stage on a thread of its own.
-fn start_stage(stage: Stage<Folder>, scope: &Scope) -> io::Result<()> {
+fn start_stage(stage: Stage<Folder>, scope: &Scope, opens: mpsc::Sender<()>) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_time().build()?;
     let stage_scope = scope.clone();
-    scope
-        .spawn_thread("tapster-spool", "spool", move || runtime.block_on(stage_loop::run(stage, stage_scope)))
+    let run = move || runtime.block_on(stage_loop::run(stage, stage_scope, opens));
+    scope.spawn_thread("tapster-spool", "spool", run)
+}
+
+/// Starts the stages, and waits until their spools are open: the first frames find them so. A disk that hangs holds up the start
+/// for a moment only.
+fn start_stages(stages: Vec<(Stage<Folder>, Scope)>) -> io::Result<()> {
+    let (opens, all_open) = mpsc::channel();
+    for (stage, scope) in stages {
+        start_stage(stage, &scope, opens.clone())?;
+    }
+    drop(opens);
+    // It ends with an error in either way: nobody sends, or the time is over.
+    let _ = all_open.recv_timeout(OPEN_PATIENCE);
+    Ok(())
 }
 
 /// Runs the stand-ins of all stages on one thread, which ends soon after the last stage.
@@ -392,6 +403,9 @@ fn start_file(lane: FileLane, scope: &Scope) -> io::Result<()> {
     let lane_scope = scope.clone();
     scope.spawn_thread("tapster-file", "file", move || runtime.block_on(lane.run(lane_scope)))
 }
+
+/// How long the start waits for spools to be open. A disk that takes longer counts as one that hangs.
+const OPEN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The part of a drain that inputs may take where an output blocks.
 const INPUTS_PART: f64 = 0.75;

@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -196,7 +197,12 @@ impl<S: Storage> Stage<S> {
         let (open_spool, config) = (self.open_spool, &self.config);
         // Whatever is on disk comes behind what arrives until it can be read.
         let lane_takes = !self.reports.lane_ended();
-        let (opened, _) = self.entrance.call(now.instant, lane_takes, || open_spool(config, now));
+        let (opened, _) = self.entrance.call(now.instant, lane_takes, || {
+            if faults::hit("spool opens late", &config.output) {
+                thread::sleep(Duration::from_millis(300));
+            }
+            open_spool(config, now)
+        });
         match opened {
             Ok((mut spool, report)) => {
                 spool.begin_segments_at(self.orphans_before);

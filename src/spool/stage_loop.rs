@@ -1,5 +1,6 @@
 //! The loop that runs a [`Stage`]: it reads the clock, and waits.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -12,10 +13,11 @@ use crate::spool::entrance::StandIn;
 use crate::spool::stage::Stage;
 
 /// Runs a stage until the lane has ended. Blocks its thread on file work. If the stage panics, it begins again, and opens the
-/// spool once more.
-pub(crate) async fn run<S: Storage>(mut stage: Stage<S>, scope: Scope) {
+/// spool once more. Drops `opens` when it has tried to open the spool for the first time.
+pub(crate) async fn run<S: Storage>(mut stage: Stage<S>, scope: Scope, opens: mpsc::Sender<()>) {
     let mut phases = scope.phases();
-    while scope.guard("spool").supervise(run_until_end(&mut stage)).await.is_none() {
+    let mut opens = Some(opens);
+    while scope.guard("spool").supervise(run_until_end(&mut stage, opens.take())).await.is_none() {
         stage.begin_again();
         tokio::select! {
             () = tokio::time::sleep(FAILURE_PAUSE) => {}
@@ -25,8 +27,9 @@ pub(crate) async fn run<S: Storage>(mut stage: Stage<S>, scope: Scope) {
     stage.end(Moment::now);
 }
 
-async fn run_until_end<S: Storage>(stage: &mut Stage<S>) {
+async fn run_until_end<S: Storage>(stage: &mut Stage<S>, opens: Option<mpsc::Sender<()>>) {
     stage.open(Moment::now());
+    drop(opens);
     while !stage.reports.lane_ended() {
         if !stage.turn(Moment::now) {
             wait(stage).await;

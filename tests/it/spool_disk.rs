@@ -3,8 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use tapster::faults;
 use tapster::observability::SpoolLedger;
 
+use crate::skips::Cause;
+use crate::skips::skip;
+use crate::support::backend::word;
 use crate::support::collector::CollectingReader;
 use crate::support::disk::Disk;
 use crate::support::numbered;
@@ -31,6 +35,19 @@ fn spool(relay: &TestRelay) -> SpoolLedger {
 }
 
 on_both_backends! {
+    /// On a busy disk a spool opens late. What came before had room in memory alone.
+    fn the_first_frames_find_the_spool_open(backend) {
+        if !faults::ENABLED {
+            return skip(Cause::Missing, "a release build has no faults");
+        }
+        let folder = folder();
+        let reader = CollectingReader::start(Transport::Unix, folder.path());
+        let prefix = format!("opens late {} ", word(backend));
+        faults::arm("spool opens late", &format!("{prefix}output0"), 0);
+        let _relay = relay(backend).named(&prefix).output(on_disk(&reader, folder.path())).start();
+        assert!(folder.path().join("spool").is_dir(), "it is open when the relay has started");
+    }
+
     /// Its collector is well: the output goes on in memory, in order, and uses the disk again once that answers.
     fn a_disk_that_hangs_does_not_stop_its_own_output(backend) {
         let folder = folder();
