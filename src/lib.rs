@@ -25,7 +25,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`protocol`] | Frame Streams as pure functions of bytes and time: no I/O, no clock. Also the public library. |
-//! | `lifecycle` | Scopes with a phase and tasks that are counted and supervised: the end, asked for once and seen everywhere. |
+//! | `lifecycle` | The tree of scopes: phases, the end, and tasks that are counted and whose panics are contained. |
 //! | [`transport`] | Byte streams and listeners, on io_uring or on epoll; blocks to read into. A stream tells by itself how far its peer is. The one file with `unsafe` code is here. |
 //! | [`input`] | Ways in: connections that run reader sessions. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
@@ -39,7 +39,6 @@
 //! | [`config`] | From text to values that cannot be wrong. |
 //! | [`observability`] | Accounts, ages, the ledger, the log, the status line. |
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
-//! | `lifecycle` | The tree of scopes: phases, the end, and tasks whose panics are contained. |
 //! | `faults` | Debug builds only: faults that a test asks for. |
 //!
 //! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `batch` ← `queue delivery session` ←
