@@ -82,6 +82,7 @@
 //!   the spool writes them again, to another segment, under the same numbers.
 
 mod appended;
+mod arrangement;
 mod aside;
 mod config;
 mod contents;
@@ -122,6 +123,8 @@ mod whereabouts;
 pub use crate::batch::connection::ConnectionId;
 pub use crate::batch::position::LogPosition;
 pub use appended::Appended;
+pub use arrangement::InspectedSegment;
+pub use arrangement::LeftOut;
 pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
@@ -137,7 +140,6 @@ pub use error::SpoolError;
 pub use folder::Folder;
 pub use folder::Probed;
 pub use inspect::Inspected;
-pub use inspect::InspectedSegment;
 pub use inspect::SegmentItems;
 pub use inspect::inspect;
 pub use loss::LossReason;

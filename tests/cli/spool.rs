@@ -225,9 +225,12 @@ fn list_takes_whatever_a_folder_holds() {
     let output = tapster(&["spool", "list", "/nonexistent", path]);
     assert_exit(&output, 1);
     assert!(stderr(&output).contains("/nonexistent"), "{}", stderr(&output));
-    for part in
-        ["cursor: damaged", "header damaged, 0 frames", "foreign: seg-0000000000000003.fsr", "\\u{1b}[31m"]
-    {
+    for part in [
+        "cursor: damaged",
+        "no sound record in it, 0 frames",
+        "foreign: seg-0000000000000003.fsr",
+        "\\u{1b}[31m",
+    ] {
         assert!(stdout(&output).contains(part), "{part:?} in {}", stdout(&output));
     }
 }
