@@ -44,8 +44,8 @@ impl<S: Storage> Spool<S> {
             self.end_segment(now)?;
         }
         let segments = self.log.fronts_older(unix, STEP);
-        self.drop_fronts(segments, LossReason::Age)?;
-        Ok(files + segments > 0)
+        // An open segment without records may be old, and stays.
+        Ok(self.drop_fronts(segments, LossReason::Age)? || files > 0)
     }
 
     /// Drops the oldest frames as long as there are more bytes than the spool may hold: `max` was higher when they were stored.
