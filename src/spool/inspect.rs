@@ -102,7 +102,8 @@ impl Inspected {
 /// Lists a folder, and reads cursor, headers and footers, and the records of segments that were not closed in order.
 ///
 /// # Errors
-/// [`SpoolError::Io`] for the folder itself. Files that cannot be read count as damaged.
+/// [`SpoolError::Io`] for the folder itself. A segment that cannot be read stays in its place: [`Contents`](crate::spool::Contents) tries
+/// again, and tells.
 pub fn inspect<S: Storage>(storage: &S) -> Result<Inspected, SpoolError> {
     survey(storage, |_| Ok(()))
 }

@@ -69,6 +69,8 @@
 //!
 //! - **The segments alone decide what is there.** Frames are numbered through all segments. So the spool skips a record
 //!   that it has seen before, and knows how many frames are missing. A cursor that is lost or old costs duplicates.
+//! - **A look and a recovery are one reading.** [`inspect`] decides which files are segments, in which order, and where the frames end;
+//!   a recovery mends what it found.
 //! - **Damage is passed over.** Whatever is damaged, a spool opens, finds every sound record, and goes on. A torn tail is what
 //!   a crash leaves, and no damage. What cannot be read now is no damage either: opening and reading fail, and are tried again.
 //! - **What is not for this program stays as it is**: files of a later version, frames of another content type.
