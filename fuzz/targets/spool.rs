@@ -7,7 +7,9 @@ use tapster::protocol::FrameBatch;
 use tapster::spool::Content;
 use tapster::spool::Contents;
 use tapster::spool::CursorSlot;
+use tapster::spool::Flaw;
 use tapster::spool::Found;
+use tapster::spool::Inspected;
 use tapster::spool::Moment;
 use tapster::spool::Part;
 use tapster::spool::SEGMENT_HEADER_LEN;
@@ -47,7 +49,7 @@ pub(crate) fn segment(input: &[u8]) {
 }
 
 /// A sound folder, and edits of it in groups of five bytes: which file, what is done, where, with what. It is looked at,
-/// opens, gives only frames that were put in, balances, takes more, and opens again.
+/// opens if the look says so, gives the frames that the look found, balances, takes more, and opens again.
 pub(crate) fn folder(input: &[u8]) {
     let folder = sound_folder();
     for edit in input.chunks_exact(5).take(64) {
@@ -73,11 +75,14 @@ pub(crate) fn folder(input: &[u8]) {
         }
         folder.put(name, bytes);
     }
-    let looked = look(&folder);
+    let (looked, missed) = look(&folder);
+    // A number that was damaged may look like that of a later version.
+    let refused = inspect(&folder).expect("nothing fails").refusal(Some(&ContentType::DNSTAP)).is_some();
     for round in 0..2 {
         let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
-        let (mut spool, report) =
-            Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now).expect("it opens");
+        let opened = Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now);
+        assert_eq!(opened.is_err(), refused, "a look says whether it opens");
+        let Ok((mut spool, report)) = opened else { return };
         let drain = |spool: &mut Spool<SimFolder>| {
             let mut frames = 0;
             while let Some((batch, position)) = spool.next(now).expect("nothing fails") {
@@ -87,10 +92,13 @@ pub(crate) fn folder(input: &[u8]) {
             frames
         };
         let mut frames = drain(&mut spool);
-        assert!(round > 0 || frames <= looked, "{frames} frames, of which a look found {looked}");
+        let mut lost = lost_by(&mut spool);
+        if round == 0 {
+            assert_eq!((frames, lost), (looked, missed), "frames and losses, of which a look found these");
+        }
         spool.append(&[batch(round)], now).expect("nothing fails");
         frames += drain(&mut spool);
-        let lost: u64 = std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum();
+        lost += lost_by(&mut spool);
         assert_eq!((frames + lost, spool.frames()), (report.frames + FRAMES, 0));
         spool.close(now).expect("nothing fails");
     }
@@ -99,41 +107,34 @@ pub(crate) fn folder(input: &[u8]) {
 /// A folder of any content. Each file is a name, in one byte, what it begins with, in one byte, a length in two bytes, and
 /// as many bytes.
 ///
-/// Looking changes nothing. Whether it opens or not, it gives no more frames than there is room for, and what is appended
-/// to it comes out; then it opens again.
+/// Looking changes nothing, and tells whether the spool opens, which frames come out, and how many are lost. What is appended to it comes
+/// out; then it opens again.
 pub(crate) fn any_folder(input: &[u8]) {
     let folder = folder_of(input);
     let before: Vec<_> = folder.names().iter().map(|name| folder.content(name)).collect();
     let frames_max = folder.bytes() / FRAME_LEN_MIN;
     let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
-    if let Ok(inspected) = inspect(&folder) {
-        for part in [Part::Waiting, Part::Segments, Part::All] {
-            let mut frames = 0;
-            for content in Contents::new(&folder, &inspected, part, now) {
-                match content {
-                    Content::Batch(header, batch) => {
-                        assert_eq!(header.frames, batch.frames());
-                        frames += u64::from(batch.frames());
-                    }
-                    Content::Flaw(flaw) => assert!(!flaw.to_string().chars().any(char::is_control)),
-                }
-            }
-            assert!(frames <= frames_max, "{frames} frames in {} bytes", folder.bytes());
-        }
-    }
+    let inspected = inspect(&folder).expect("nothing fails");
+    let looked = [Part::Waiting, Part::Segments, Part::All].map(|part| {
+        let (frames, missed) = contents(&folder, &inspected, part, now, |_| {});
+        assert!(frames <= frames_max, "{frames} frames in {} bytes", folder.bytes());
+        (frames, missed)
+    });
+    let refusal = inspected.refusal(Some(&ContentType::DNSTAP));
     assert!(before.iter().eq(&folder.names().iter().map(|name| folder.content(name)).collect::<Vec<_>>()));
     for round in 0..2 {
-        let Ok((mut spool, _)) = Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now)
-        else {
-            return;
-        };
+        let opened = Spool::open_in(folder.clone(), config(), Some(ContentType::DNSTAP), now);
+        assert_eq!(opened.is_err(), refusal.is_some(), "a look says whether it opens");
+        let Ok((mut spool, _)) = opened else { return };
         let mut frames = drain(&mut spool, now);
-        assert!(frames <= frames_max, "{frames} frames came out");
+        let lost = lost_by(&mut spool);
+        if round == 0 {
+            assert_eq!((frames, lost), looked[0], "frames and losses, of which a look found these");
+        }
         if spool.append(&[batch(round)], now).is_ok() {
             frames = drain(&mut spool, now);
             assert!(frames >= FRAMES, "what is appended comes out");
         }
-        let _ = std::iter::from_fn(|| spool.poll_loss()).count();
         let _ = spool.close(now);
     }
 }
@@ -184,26 +185,51 @@ fn folder_of(mut input: &[u8]) -> SimFolder {
     folder
 }
 
-/// Whatever is looked at, only frames are found that were put in, and nothing is changed. Returns how many wait.
-fn look(folder: &SimFolder) -> u64 {
+/// Whatever is looked at, only frames are found that were put in, and nothing is changed. Returns how many wait, and how many are
+/// missing of those.
+fn look(folder: &SimFolder) -> (u64, u64) {
     let now = Moment { instant: Instant::now(), unix: 1_700_000_000_000_000_000 };
     let before: Vec<_> = folder.names().iter().map(|name| folder.content(name)).collect();
     let inspected = inspect(folder).expect("nothing fails");
-    let frames_of = |part| -> u64 {
-        let contents = Contents::new(folder, &inspected, part, now);
-        let frames = contents.map(|content| match content {
-            Content::Batch(header, batch) => {
-                batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
-                u64::from(header.frames)
-            }
-            Content::Flaw(_) => 0,
-        });
-        frames.sum()
+    let check = |batch: &FrameBatch| {
+        batch.payloads().for_each(|payload| assert!(payload.starts_with(b"frame "), "{payload:?}"));
     };
-    let (waiting, all) = (frames_of(Part::Waiting), frames_of(Part::All));
-    assert!(waiting <= all);
+    let waiting = contents(folder, &inspected, Part::Waiting, now, check);
+    contents(folder, &inspected, Part::Segments, now, check);
+    contents(folder, &inspected, Part::All, now, check);
     assert!(before.iter().eq(&folder.names().iter().map(|name| folder.content(name)).collect::<Vec<_>>()));
     waiting
+}
+
+/// Counts the frames that a look finds, and those that it misses.
+fn contents(
+    folder: &SimFolder,
+    inspected: &Inspected,
+    part: Part,
+    now: Moment,
+    check: impl Fn(&FrameBatch),
+) -> (u64, u64) {
+    let (mut frames, mut missed) = (0, 0);
+    for content in Contents::new(folder, inspected, part, now) {
+        match content {
+            Content::Batch(header, batch) => {
+                assert_eq!(header.frames, batch.frames());
+                check(&batch);
+                frames += u64::from(batch.frames());
+            }
+            Content::Flaw(flaw) => {
+                assert!(!flaw.to_string().chars().any(char::is_control));
+                if let Flaw::Missing { frames, .. } = flaw {
+                    missed += frames;
+                }
+            }
+        }
+    }
+    (frames, missed)
+}
+
+fn lost_by(spool: &mut Spool<SimFolder>) -> u64 {
+    std::iter::from_fn(|| spool.poll_loss()).map(|(_, frames)| frames).sum()
 }
 
 /// Moves the cursor on by `frames` frames.

@@ -1,6 +1,7 @@
 //! The frames in the folder of a spool, and what is wrong with them, without touching it: in use or not.
 //!
-//! What waits is what [`Spool::next`](crate::spool::Spool::next) would give, found by the same rules.
+//! What waits is what [`Spool::next`](crate::spool::Spool::next) would give, found by the same rules: which files are segments, in
+//! which order, and where the frames end is decided in [`inspect`], and whether a record is sound in the record.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,16 +11,20 @@ use serde::Serialize;
 use crate::observability::printable;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
+use crate::spool::arrangement::InspectedSegment;
+use crate::spool::arrangement::LeftOut;
 use crate::spool::cursor::CURSOR_NAME;
 use crate::spool::cursor::Cursor;
 use crate::spool::cursor::FoundCursor;
 use crate::spool::inspect::Inspected;
 use crate::spool::inspect::SegmentItems;
+use crate::spool::inspect::inspect;
 use crate::spool::moment::Moment;
 use crate::spool::numbered::without_first;
 use crate::spool::record::RecordHeader;
 use crate::spool::scan::Found;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
+use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::segment_of;
 use crate::spool::storage::Storage;
 
@@ -108,6 +113,14 @@ pub enum Flaw {
         /// The type, for people.
         content_type: String,
     },
+    /// A file with the name of a segment that is not read for another reason.
+    #[error("{}: {reason}, and it is left out", printable(file))]
+    LeftOut {
+        /// Name of the file.
+        file: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// The rest of a file cannot be read.
     #[error("{}: cannot be read from offset {offset} on: {error}", printable(file))]
     Unreadable {
@@ -137,11 +150,13 @@ pub struct Contents<'a, S: Storage> {
     spool: Option<[u8; 16]>,
     /// Files to come.
     files: VecDeque<File>,
-    current: Option<(String, SegmentItems<'a, S>)>,
+    current: Option<(File, SegmentItems<'a, S>)>,
     /// Frames below it are not missed.
     acknowledged: Option<u64>,
     /// Number of the next frame. `None` before the first.
     position: Option<u64>,
+    /// Number of the frame after the last one of this spool, as far as can be seen before all is read.
+    head: u64,
     /// Found, and not given yet.
     found: VecDeque<Content>,
 }
@@ -154,6 +169,8 @@ struct File {
     number: u64,
     /// Number of its first frame.
     frame_seq: u64,
+    /// Number of the frame after the last one that a record of it may have.
+    frame_seq_end: u64,
     /// Where to begin, in bytes.
     offset: u64,
 }
@@ -161,8 +178,8 @@ struct File {
 impl<'a, S: Storage> Contents<'a, S> {
     /// The contents of the spool that `inspected` tells of.
     pub fn new(storage: &'a S, inspected: &Inspected, part: Part, now: Moment) -> Self {
-        let cursor = inspected.cursor.map(|slot| slot.position);
-        let acknowledged = cursor.map(|position| position.frame_seq);
+        let start = inspected.cursor.map(|slot| slot.position).filter(|_| part == Part::Waiting);
+        let acknowledged = inspected.first_waiting();
         let mut contents = Self {
             storage,
             now,
@@ -172,31 +189,31 @@ impl<'a, S: Storage> Contents<'a, S> {
             current: None,
             acknowledged,
             position: acknowledged.filter(|_| part == Part::Waiting),
+            head: inspected.head,
             found: VecDeque::new(),
         };
         if inspected.cursor_damaged {
             contents.found(Flaw::Cursor);
         }
+        for (segment, reason) in &inspected.left_out {
+            contents.leave_out(segment, *reason, part);
+        }
         for segment in &inspected.segments {
-            if let Some(version) = segment.other_version {
-                contents.found(Flaw::OtherVersion { file: segment.file.name.clone(), version });
-                continue;
-            }
-            let number = segment.header.as_ref().map_or(segment.number, |header| header.segment);
-            let start = cursor.filter(|_| part == Part::Waiting);
-            if start.is_none_or(|start| start.segment <= number) {
-                let start = start.filter(|start| start.segment == number).map(|start| start.offset);
-                contents.add(&segment.file.name, number, start, part == Part::All);
+            if start.is_none_or(|start| start.segment <= segment.number) {
+                let offset = start.filter(|start| start.segment == segment.number).map(|start| start.offset);
+                contents.add_segment(segment, offset);
             }
         }
-        for entry in inspected.bad.iter().filter(|_| part == Part::All) {
-            if let Some(number) = segment_of(&entry.name) {
-                contents.add(&entry.name, number, None, true);
+        if part == Part::All {
+            for entry in &inspected.bad {
+                if let Some(number) = segment_of(&entry.name) {
+                    contents.add_other(&entry.name, number);
+                }
             }
+            let own = contents.spool;
+            let files = contents.files.make_contiguous();
+            files.sort_by_key(|file| (file.spool != own, file.spool, file.frame_seq, file.number));
         }
-        let own = contents.spool;
-        let files = contents.files.make_contiguous();
-        files.sort_by_key(|file| (file.spool != own, file.spool, file.frame_seq, file.number));
         contents
     }
 
@@ -205,36 +222,53 @@ impl<'a, S: Storage> Contents<'a, S> {
         self.content_type.as_ref()
     }
 
-    /// Takes a file into the list, if its frames are wanted.
-    fn add(&mut self, name: &str, number: u64, offset: Option<u64>, other_spools: bool) {
+    /// Tells of a file that is no segment of the spool. Where everything is wanted, it is read too.
+    fn leave_out(&mut self, segment: &InspectedSegment, reason: LeftOut, part: Part) {
+        let file = segment.file.name.clone();
+        match reason {
+            LeftOut::OtherVersion(version) => self.found(Flaw::OtherVersion { file, version }),
+            // It never had a record: begun just now, or left by a crash.
+            LeftOut::Short if segment.file.len == 0 => {}
+            LeftOut::Short => self.found(Flaw::Torn { file, offset: 0, bytes: segment.file.len }),
+            LeftOut::NotRegular => self.found(Flaw::LeftOut { file, reason: reason.as_str() }),
+            _ if part == Part::All => self.add_other(&file, segment.number),
+            LeftOut::OtherSpool => self.found(Flaw::OtherSpool { file }),
+            _ => self.found(Flaw::LeftOut { file, reason: reason.as_str() }),
+        }
+    }
+
+    fn add_segment(&mut self, segment: &InspectedSegment, offset: Option<u64>) {
+        let file = segment.file.name.clone();
+        match &segment.header {
+            Some(header) if !self.is_of_content_type(header) => return self.other_content_type(file, header),
+            None if !segment.unread => self.found(Flaw::Header { file: file.clone() }),
+            _ => {}
+        }
+        self.files.push_back(File {
+            name: file,
+            spool: self.spool,
+            number: segment.number,
+            frame_seq: segment.first_frame().unwrap_or(u64::MAX),
+            frame_seq_end: segment.frame_seq_end.map_or(u64::MAX, |_| segment.end()),
+            offset: offset.unwrap_or(SEGMENT_HEADER_LEN as u64),
+        });
+    }
+
+    /// Takes a file into the list that is no segment, of whatever spool.
+    fn add_other(&mut self, name: &str, number: u64) {
         let file = name.to_owned();
         let mut items = match SegmentItems::open(self.storage, name) {
             Ok(items) => items,
             Err(error) => return self.cannot_read(file, 0, &error),
         };
-        let start = items.offset();
+        let offset = items.offset();
         let (spool, number, frame_seq) = match items.header() {
-            Some(header) if Some(header.spool) != self.spool && !other_spools => {
-                return self.found(Flaw::OtherSpool { file });
+            Some(header) if !self.is_of_content_type(header) => {
+                let header = header.clone();
+                return self.other_content_type(file, &header);
             }
-            Some(header) => {
-                // Where no segment tells the type, the first file does.
-                let content_type = self.content_type.get_or_insert_with(|| header.content_type.clone());
-                if *content_type != header.content_type {
-                    let other = header.content_type.as_ref();
-                    let content_type = other.map_or_else(|| "none".to_owned(), ToString::to_string);
-                    return self.found(Flaw::OtherContentType { file, content_type });
-                }
-                (Some(header.spool), header.segment, header.frame_seq)
-            }
-            None if items.len() < SEGMENT_HEADER_LEN as u64 => {
-                // It never had a record: begun just now, or left by a crash.
-                let bytes = items.len();
-                if bytes > 0 {
-                    self.found(Flaw::Torn { file, offset: 0, bytes });
-                }
-                return;
-            }
+            Some(header) => (Some(header.spool), header.segment, header.frame_seq),
+            None if items.len() <= offset => return,
             None => {
                 self.found(Flaw::Header { file: file.clone() });
                 let first = items.find_map(|item| match item {
@@ -245,7 +279,18 @@ impl<'a, S: Storage> Contents<'a, S> {
                 (self.spool, number, first.unwrap_or(u64::MAX))
             }
         };
-        self.files.push_back(File { name: file, spool, number, frame_seq, offset: offset.unwrap_or(start) });
+        self.files.push_back(File { name: file, spool, number, frame_seq, frame_seq_end: u64::MAX, offset });
+    }
+
+    /// Whether the frames are of the type of the spool. Where no segment tells the type, the first file does.
+    fn is_of_content_type(&mut self, header: &SegmentHeader) -> bool {
+        *self.content_type.get_or_insert_with(|| header.content_type.clone()) == header.content_type
+    }
+
+    fn other_content_type(&mut self, file: String, header: &SegmentHeader) {
+        let content_type =
+            header.content_type.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        self.found(Flaw::OtherContentType { file, content_type });
     }
 
     fn found(&mut self, flaw: Flaw) {
@@ -262,24 +307,43 @@ impl<'a, S: Storage> Contents<'a, S> {
         self.acknowledged = self.acknowledged.max(slot.map(|slot| slot.position.frame_seq));
     }
 
+    /// Goes on with the next file. `None` if there is none, and everything is told.
     fn open_next(&mut self) -> Option<()> {
-        let file = self.files.pop_front()?;
+        let Some(file) = self.files.pop_front() else {
+            self.end();
+            return (!self.found.is_empty()).then_some(());
+        };
         if file.spool != self.spool {
+            self.end();
             // Its numbers have nothing to do with those before.
             (self.spool, self.position, self.acknowledged) = (file.spool, None, None);
         }
         match SegmentItems::open(self.storage, &file.name) {
             Ok(mut items) => {
                 items.seek(file.offset);
-                self.current = Some((file.name, items));
+                self.current = Some((file, items));
             }
             Err(error) => self.cannot_read(file.name, 0, &error),
         }
         Some(())
     }
 
+    /// Notes what is missing at the end of a spool.
+    fn end(&mut self) {
+        let mut head = std::mem::take(&mut self.head);
+        if self.position.max(self.acknowledged).is_some_and(|position| position < head)
+            && let Ok(again) = inspect(self.storage)
+            && again.spool == self.spool
+        {
+            // A spool at work may have gone on, or taken numbers back: the second look counts.
+            head = head.min(again.head);
+            self.acknowledged = self.acknowledged.max(again.cursor.map(|slot| slot.position.frame_seq));
+        }
+        self.expect(head);
+    }
+
     /// Goes on by one record or stretch of damage.
-    fn go_on(&mut self, file: String, mut items: SegmentItems<'a, S>) {
+    fn go_on(&mut self, file: File, mut items: SegmentItems<'a, S>) {
         let offset = items.offset();
         let Some(mut item) = items.next() else { return };
         if matches!(item, Ok(Found::Damage { .. })) && !items.is_at_end() {
@@ -287,30 +351,41 @@ impl<'a, S: Storage> Contents<'a, S> {
             items.seek(offset);
             item = items.next().unwrap_or(item);
         }
-        let bytes = items.offset() - offset;
+        let (name, bytes) = (file.name.clone(), items.offset() - offset);
         match item {
+            Ok(Found::Record(header, _)) if header.footer => {
+                // Of files that are no segments nothing else tells where they end.
+                self.head = self
+                    .head
+                    .max(Some(header.frame_seq).filter(|end| *end <= file.frame_seq_end).unwrap_or(0));
+            }
             Ok(Found::Record(header, payload)) => {
-                self.expect(header.frame_seq);
-                let end = header.frame_seq_end();
-                let is_new = self.position < Some(end);
-                if is_new && !header.footer {
-                    match FrameBatch::parse(payload, u32::MAX, self.now.instant_of(header.received)) {
-                        Ok(batch) if batch.frames() == header.frames => {
-                            let first = self.position.max(Some(header.frame_seq)).unwrap_or_default();
-                            self.position = Some(end);
-                            self.found.push_back(rest_from(first, header, batch));
-                        }
-                        _ => self.found(Flaw::Damaged { file: file.clone(), offset, bytes }),
-                    }
+                let read_at = self.now.instant_of(header.received);
+                match header.batch_of(payload, file.frame_seq_end, read_at) {
+                    Some(batch) => self.take(header, batch),
+                    None => self.found(Flaw::Damaged { file: name, offset, bytes }),
                 }
             }
             Ok(Found::Damage { .. }) if items.is_at_end() => {
-                self.found(Flaw::Torn { file: file.clone(), offset, bytes });
+                self.found(Flaw::Torn { file: name, offset, bytes });
             }
-            Ok(Found::Damage { .. }) => self.found(Flaw::Damaged { file: file.clone(), offset, bytes }),
-            Err(error) => return self.found(Flaw::Unreadable { file, offset, error: error.to_string() }),
+            Ok(Found::Damage { .. }) => self.found(Flaw::Damaged { file: name, offset, bytes }),
+            Err(error) => {
+                return self.found(Flaw::Unreadable { file: name, offset, error: error.to_string() });
+            }
         }
         self.current = Some((file, items));
+    }
+
+    /// Takes the frames of a record that were not found before.
+    fn take(&mut self, header: RecordHeader, batch: FrameBatch) {
+        let end = header.frame_seq_end();
+        if self.position < Some(end) {
+            self.expect(header.frame_seq);
+            let first = self.position.max(Some(header.frame_seq)).unwrap_or_default();
+            self.position = Some(end);
+            self.found.push_back(rest_from(first, header, batch));
+        }
     }
 
     /// Notes what is missing before frame `frame_seq`.

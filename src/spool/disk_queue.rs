@@ -56,7 +56,7 @@ pub struct Spool<S: Storage = Folder> {
 impl Spool {
     /// Opens the spool in `folder`, which is created (mode 0700) where it is missing, and goes on with what is there.
     ///
-    /// Reads the header of every segment and, if it was not closed in order, the last one.
+    /// Reads header and footer of every segment, and the whole of those that were not closed in order: the last one, after a crash.
     ///
     /// # Errors
     /// [`SpoolError::InUse`] and [`SpoolError::Io`]; [`SpoolError::OtherVersion`] and [`SpoolError::OtherContentType`], which leave

@@ -23,6 +23,7 @@ use rustix::process::getegid;
 use rustix::process::geteuid;
 use rustix::process::getgroups;
 
+use crate::faults;
 use crate::spool::error::SpoolError;
 use crate::spool::storage::Entry;
 use crate::spool::storage::Standing;
@@ -165,7 +166,9 @@ fn check_owner(path: &Path, stat: &Stat, remarks: &mut Vec<String>) -> Result<()
 
 /// Locks a folder for as long as it is open. Some file systems have no locks.
 fn lock(folder: &OwnedFd, path: &Path, remarks: &mut Vec<String>) -> Result<(), SpoolError> {
-    match fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
+    let locked =
+        unless_refused("flock", path, || fs::flock(folder, FlockOperation::NonBlockingLockExclusive));
+    match locked {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(SpoolError::InUse { folder: path.to_owned() }),
         // NFS cannot lock what is open to be read alone.
@@ -190,16 +193,21 @@ fn sync_parent(path: &Path) -> Result<(), Errno> {
     match fs::open(parent_of(path), flags, Mode::empty()) {
         // It may be written to, and not read.
         Err(Errno::ACCESS) => Ok(()),
-        opened => sync_directory(&opened?),
+        opened => sync_directory(&opened?, path),
     }
 }
 
 /// Some file systems cannot sync a folder.
-fn sync_directory(folder: &OwnedFd) -> Result<(), Errno> {
-    match fs::fsync(folder) {
+fn sync_directory(folder: &OwnedFd, path: &Path) -> Result<(), Errno> {
+    match unless_refused("fsync of a folder", path, || fs::fsync(folder)) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
         synced => synced,
     }
+}
+
+/// A call that some file systems refuse; a test asks for that, for the folder at `path`.
+fn unless_refused(call: &str, path: &Path, make: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    if faults::hit(call, &path.to_string_lossy()) { Err(Errno::INVAL) } else { make() }
 }
 
 impl Storage for Folder {
@@ -271,7 +279,10 @@ impl Storage for Folder {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        match fs::renameat_with(&self.folder, from, &self.folder, to, RenameFlags::NOREPLACE) {
+        let renamed = unless_refused("rename without replacing", &self.path, || {
+            fs::renameat_with(&self.folder, from, &self.folder, to, RenameFlags::NOREPLACE)
+        });
+        match renamed {
             // NFS, 9p and FUSE do not know the flag. The folder is ours: nobody takes the name meanwhile.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 match fs::statat(&self.folder, to, AtFlags::SYMLINK_NOFOLLOW) {
@@ -289,7 +300,7 @@ impl Storage for Folder {
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        Ok(sync_directory(&self.folder)?)
+        Ok(sync_directory(&self.folder, &self.path)?)
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -310,7 +321,9 @@ impl Storage for Folder {
     }
 
     fn reserve(&self, file: &OwnedFd, len: u64) -> io::Result<()> {
-        Ok(fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, len)?)
+        Ok(unless_refused("fallocate", &self.path, || {
+            fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, len)
+        })?)
     }
 
     fn truncate(&self, file: &OwnedFd, len: u64) -> io::Result<()> {

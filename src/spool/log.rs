@@ -69,6 +69,8 @@ pub(super) struct Readable {
     pub(super) len: u64,
     /// The segment is written to: more may come.
     pub(super) grows: bool,
+    /// Number of the frame after the last one that a record of it may have.
+    pub(super) frame_seq_end: u64,
     /// What its times are to be moved by, in nanoseconds: the clock was set since they were written.
     pub(super) clock_moved_by: i64,
 }
@@ -355,8 +357,9 @@ impl<S: Storage> Log<S> {
         let index = self.files.segments.partition_point(|segment| segment.number < number);
         let segment = self.files.segments.get(index)?;
         let grows = index + 1 == self.files.segments.len() && self.open.is_some();
-        let clock_moved_by = segment.clock_moved_by;
-        Some(Readable { number: segment.number, len: segment.len, grows, clock_moved_by })
+        let &Segment { number, len, frame_seq_end, clock_moved_by, .. } = segment;
+        let frame_seq_end = if frame_seq_end > 0 { frame_seq_end } else { u64::MAX };
+        Some(Readable { number, len, grows, frame_seq_end, clock_moved_by })
     }
 
     /// The clock was set by so many nanoseconds: what was written before is as old as it was.
@@ -435,6 +438,12 @@ impl<S: Storage> Log<S> {
             Some(next) => segment_start(next.number, next.frame_seq),
             None => segment_start(self.files.segment_next, self.head()),
         })
+    }
+
+    /// Whether the oldest segment is closed, and has no frame from number `frame_seq` on. It may have some that the next one has too.
+    pub(super) fn front_is_before(&self, frame_seq: u64) -> bool {
+        let own_end = self.files.segments.front().map_or(0, |front| front.frame_seq_end);
+        self.end_of(1).is_some_and(|end| end.frame_seq.max(own_end) <= frame_seq)
     }
 
     /// How many of the oldest segments, `count_max` at most, have nothing that was read at `unix` or later, in nanoseconds of Unix

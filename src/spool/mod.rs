@@ -69,6 +69,8 @@
 //!
 //! - **The segments alone decide what is there.** Frames are numbered through all segments. So the spool skips a record
 //!   that it has seen before, and knows how many frames are missing. A cursor that is lost or old costs duplicates.
+//! - **A look and a recovery are one reading.** [`inspect`] decides which files are segments, in which order, and where the frames end;
+//!   a recovery mends what it found.
 //! - **Damage is passed over.** Whatever is damaged, a spool opens, finds every sound record, and goes on. A torn tail is what
 //!   a crash leaves, and no damage. What cannot be read now is no damage either: opening and reading fail, and are tried again.
 //! - **What is not for this program stays as it is**: files of a later version, frames of another content type.
@@ -82,6 +84,7 @@
 //!   the spool writes them again, to another segment, under the same numbers.
 
 mod appended;
+mod arrangement;
 mod aside;
 mod config;
 mod contents;
@@ -122,6 +125,8 @@ mod whereabouts;
 pub use crate::batch::connection::ConnectionId;
 pub use crate::batch::position::LogPosition;
 pub use appended::Appended;
+pub use arrangement::InspectedSegment;
+pub use arrangement::LeftOut;
 pub use config::OnFull;
 pub use config::SpoolConfig;
 pub use config::SpoolConfigError;
@@ -137,7 +142,6 @@ pub use error::SpoolError;
 pub use folder::Folder;
 pub use folder::Probed;
 pub use inspect::Inspected;
-pub use inspect::InspectedSegment;
 pub use inspect::SegmentItems;
 pub use inspect::inspect;
 pub use loss::LossReason;

@@ -110,8 +110,8 @@ impl<F> ReadHead<F> {
                 Some(Found::Record(header, payload)) if !header.footer => {
                     // The frames of a record that makes no sense are missed when the next one is read.
                     let received = header.received.saturating_add_signed(segment.clock_moved_by);
-                    match FrameBatch::parse(payload, u32::MAX, now.instant_of(received)) {
-                        Ok(batch) if batch.frames() == header.frames => {
+                    match header.batch_of(payload, segment.frame_seq_end, now.instant_of(received)) {
+                        Some(batch) => {
                             let end = self.offset();
                             let offset = end.saturating_sub(header.record_len());
                             let position =
@@ -119,7 +119,7 @@ impl<F> ReadHead<F> {
                             self.position.offset = end;
                             return Ok(Some(ReadRecord { header, batch, position }));
                         }
-                        _ => log.mark_damaged(segment.number),
+                        None => log.mark_damaged(segment.number),
                     }
                 }
                 Some(Found::Record(..)) => {}

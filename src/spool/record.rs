@@ -1,9 +1,13 @@
 //! A record: one batch of frames behind a header that is checked with it.
 
+use std::time::Instant;
+
 use bytes::Buf;
 use bytes::BufMut;
+use bytes::Bytes;
 
 use crate::batch::connection::ConnectionId;
+use crate::protocol::FrameBatch;
 use crate::spool::limits::FRAME_SEQ_MAX;
 
 /// What stands before the frames of a batch. The format is drawn in [`spool`](crate::spool).
@@ -77,6 +81,19 @@ impl RecordHeader {
     /// Number of the frame after the last one.
     pub fn frame_seq_end(&self) -> u64 {
         self.frame_seq + u64::from(self.frames) // frame_seq <= FRAME_SEQ_MAX
+    }
+
+    /// The frames of the record. `None` where there are none, they are not what the header says, or they go beyond those of the
+    /// segment, which end before number `frame_seq_end`.
+    pub(super) fn batch_of(
+        &self,
+        payload: Bytes,
+        frame_seq_end: u64,
+        read_at: Instant,
+    ) -> Option<FrameBatch> {
+        let batch = FrameBatch::parse(payload, u32::MAX, read_at).ok()?;
+        (batch.frames() == self.frames && self.frames > 0 && self.frame_seq_end() <= frame_seq_end)
+            .then_some(batch)
     }
 
     /// Length of the whole record, in bytes.

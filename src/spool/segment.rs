@@ -96,6 +96,9 @@ pub(super) struct Segment {
     pub(super) number: u64,
     /// Number of its first frame.
     pub(super) frame_seq: u64,
+    /// Of a segment that a recovery has found: no record of it has frames from this number on. 0 in one that was begun since, whose
+    /// frames end where the next segment begins.
+    pub(super) frame_seq_end: u64,
     /// Bytes of the header and of the records.
     pub(super) len: u64,
     /// When it was created, in nanoseconds of Unix time.
@@ -113,7 +116,16 @@ impl Segment {
     pub(super) fn begun(header: &SegmentHeader) -> Self {
         let SegmentHeader { segment, frame_seq, created, .. } = *header;
         let len = SEGMENT_HEADER_LEN as u64;
-        Self { number: segment, frame_seq, len, created, youngest: 0, clock_moved_by: 0, damaged: false }
+        Self {
+            number: segment,
+            frame_seq,
+            frame_seq_end: 0,
+            len,
+            created,
+            youngest: 0,
+            clock_moved_by: 0,
+            damaged: false,
+        }
     }
 
     pub(super) fn has_no_records(&self) -> bool {

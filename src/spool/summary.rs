@@ -1,4 +1,4 @@
-//! What the records of one segment tell, when a spool is opened.
+//! What the records of one segment tell, where header and footer do not.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::spool::segment::read_footer;
 use crate::spool::storage::Storage;
 
 /// What the records of a segment tell.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary {
     /// Number of the first frame; `None` where there is no sound record.
     pub(super) first: Option<u64>,

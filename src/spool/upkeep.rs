@@ -4,7 +4,6 @@
 //! segments.
 
 use crate::batch::position::LogPosition;
-use crate::protocol::FrameBatch;
 use crate::spool::config::OnFull;
 use crate::spool::disk_queue::Spool;
 use crate::spool::error::SpoolError;
@@ -45,8 +44,8 @@ impl<S: Storage> Spool<S> {
             self.end_segment(now)?;
         }
         let segments = self.log.fronts_older(unix, STEP);
-        self.drop_fronts(segments, LossReason::Age)?;
-        Ok(files + segments > 0)
+        // An open segment without records may be old, and stays.
+        Ok(self.drop_fronts(segments, LossReason::Age)? || files > 0)
     }
 
     /// Drops the oldest frames as long as there are more bytes than the spool may hold: `max` was higher when they were stored.
@@ -90,12 +89,8 @@ impl<S: Storage> Spool<S> {
         let mut scan = scan.at(from);
         while let Some(found) = scan.next(self.log.storage(), &file, front.len).map_err(failed)? {
             let Found::Record(header, payload) = found else { continue };
-            let received = now.instant_of(header.received);
-            let Some(batch) =
-                FrameBatch::parse(payload, u32::MAX, received).ok().filter(|batch| batch.frames() > 0)
-            else {
-                continue;
-            };
+            let read_at = now.instant_of(header.received);
+            let Some(batch) = header.batch_of(payload, front.frame_seq_end, read_at) else { continue };
             let record = NumberedBatch {
                 frame_seq: header.frame_seq,
                 received: header.received,
@@ -125,7 +120,7 @@ impl<S: Storage> Spool<S> {
     /// Frees some of the disk, if there is something that nobody waits for. Returns whether it did.
     pub(super) fn make_room_without_loss(&mut self) -> bool {
         let acknowledged = self.progress.acknowledged().frame_seq;
-        if self.log.end_of(1).is_some_and(|end| end.frame_seq <= acknowledged) {
+        if self.log.front_is_before(acknowledged) {
             return self.progress.commit(self.log.storage()).and_then(|()| self.log.remove_front()).is_ok();
         }
         self.log.remove_aside()
@@ -161,7 +156,7 @@ impl<S: Storage> Spool<S> {
     pub(super) fn retire(&mut self) -> Result<bool, SpoolError> {
         let durable = self.progress.durable().frame_seq;
         for _ in 0..STEP {
-            if self.log.end_of(1).is_none_or(|end| end.frame_seq > durable) {
+            if !self.log.front_is_before(durable) {
                 return Ok(false);
             }
             self.log.remove_front()?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use serde_json::Value;
+use serde_json::json;
 use tapster::protocol::ContentType;
 use tapster::protocol::FrameBatch;
 use tapster::spool::Moment;
@@ -225,11 +226,38 @@ fn list_takes_whatever_a_folder_holds() {
     let output = tapster(&["spool", "list", "/nonexistent", path]);
     assert_exit(&output, 1);
     assert!(stderr(&output).contains("/nonexistent"), "{}", stderr(&output));
-    for part in
-        ["cursor: damaged", "header damaged, 0 frames", "foreign: seg-0000000000000003.fsr", "\\u{1b}[31m"]
-    {
+    for part in [
+        "cursor: damaged",
+        "no sound record in it, 0 frames",
+        "foreign: seg-0000000000000003.fsr",
+        "\\u{1b}[31m",
+    ] {
         assert!(stdout(&output).contains(part), "{part:?} in {}", stdout(&output));
     }
+}
+
+/// A damaged copy of the second segment, under the name of the first: every command finds what the relay would deliver.
+#[test]
+fn all_commands_find_what_a_spool_gives_and_name_what_it_leaves_out() {
+    let dir = Dir::new();
+    fs::copy(dir.file(SECOND), dir.file(FIRST)).unwrap();
+    dir.damage(FIRST, 4096 + 50);
+    let list = dir.json("list", 0);
+    assert_eq!((&list["frames"], &list["frames_waiting"]), (&json!(6), &json!(6)));
+    assert_eq!(list["segments"][0]["status"], "it has the name of another segment");
+    let check = dir.json("check", 1);
+    assert_eq!((&check["frames"], &check["frames_waiting"]), (&json!(6), &json!(6)));
+    let left_out =
+        json!({ "kind": "left_out", "file": FIRST, "reason": "it has the name of another segment" });
+    let missing = json!({ "kind": "missing", "first": 0, "frames": 6 });
+    assert_eq!(check["flaws"], json!([left_out, missing]));
+    assert_eq!(dir.dump(&[], 1).len(), 6);
+    let mut spool = dir.open();
+    let mut frames = 0;
+    while let Some((batch, _)) = spool.next(moment(BEGIN)).unwrap() {
+        frames += batch.frames();
+    }
+    assert_eq!((frames, spool.poll_loss().map(|(_, lost)| lost)), (6, Some(6)));
 }
 
 #[test]

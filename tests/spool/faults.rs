@@ -178,7 +178,7 @@ fn a_spool_that_cannot_be_read_when_it_is_opened_is_whole_afterwards() {
             while books.read(&mut spool, clock.now()).expect("nothing fails").is_some() {}
             assert_eq!((books.missing(), books.lost()), (0, 0), "{count} operations failed after {after}");
             if failures == 0 {
-                assert!(after > 10, "only {after} operations");
+                assert!(after >= 10, "only {after} operations");
                 break;
             }
             books.again();

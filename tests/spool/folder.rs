@@ -10,6 +10,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 
+use tapster::faults;
 use tapster::protocol::ContentType;
 use tapster::spool::Folder;
 use tapster::spool::Found;
@@ -147,6 +148,37 @@ fn a_renamed_segment_gets_its_name_back_and_a_copy_is_set_aside() {
     assert_eq!((read, lost), ((0..6).collect(), 0));
     assert_eq!(reasons(&report), ["it has the name of another segment"]);
     assert!(dir.segment(2).exists());
+}
+
+/// NFS, 9p and FUSE refuse some of these calls.
+#[test]
+fn a_spool_works_on_a_file_system_that_refuses_what_others_can() {
+    if !faults::ENABLED {
+        return skip(Cause::Missing, "this build has no faults");
+    }
+    for call in ["rename without replacing", "fallocate", "flock", "fsync of a folder"] {
+        let tempdir = tempfile::tempdir().unwrap();
+        let dir = Dir { path: tempdir.path().join("spool"), _tempdir: tempdir };
+        (0..1000).for_each(|_| faults::arm(call, dir.path.to_str().unwrap(), 0));
+        for first in [0, 2, 4] {
+            let now = Moment::now();
+            let (mut spool, report) = dir.open().unwrap();
+            let remarks = report.remarks.join("; ");
+            assert_eq!(remarks.contains("has no locks"), call == "flock", "{call}: {remarks}");
+            spool.append(&[batch(first, 2, 50, now)], now).unwrap();
+            spool.close(now).unwrap();
+        }
+        // Names are given back, and nothing that has a name is replaced.
+        fs::rename(dir.segment(2), dir.segment(77)).unwrap();
+        fs::copy(dir.segment(1), dir.segment(78)).unwrap();
+        let taken = dir.path.join("seg-000000000000004e.fsr.bad");
+        fs::write(&taken, "taken").unwrap();
+        let (read, lost, report) = dir.read();
+        assert_eq!((read, lost), ((0..6).collect(), 0), "{call}");
+        assert_eq!(reasons(&report), ["it has the name of another segment"], "{call}");
+        assert_eq!(fs::read(&taken).unwrap(), b"taken", "{call}");
+        assert!(dir.path.join("seg-000000000000004e.fsr.1.bad").exists(), "{call}");
+    }
 }
 
 #[test]

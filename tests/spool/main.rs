@@ -7,6 +7,7 @@ mod corruption;
 mod faults;
 mod folder;
 mod model;
+mod one_reading;
 #[path = "../common/skips.rs"]
 mod skips;
 mod support;

@@ -151,3 +151,19 @@ fn frames_that_a_wrong_clock_dated_go_in_time_and_not_before() {
         assert_eq!(spool.frames(), 0);
     }
 }
+
+/// What was appended was taken back: the segment is open, old, and there is nothing to remove from it.
+#[test]
+fn an_open_segment_without_records_that_gets_old_gives_no_work() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let mut spool = open(&folder, &config(8 << 20), clock.now()).unwrap();
+    let batch = books.batch(4, 1000, clock.now());
+    let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
+    spool.take_back(appended.positions[0]);
+    clock.advance(8 * 24 * Duration::from_secs(60 * 60));
+    for _ in 0..5 {
+        spool.handle_timeout(clock.now()).unwrap();
+    }
+    assert!(spool.poll_timeout() > clock.now().instant, "the upkeep does not end");
+    assert_eq!(spool.frames(), 0);
+}

@@ -14,6 +14,7 @@ use tapster::spool::Folder;
 use tapster::spool::Found;
 use tapster::spool::Inspected;
 use tapster::spool::InspectedSegment;
+use tapster::spool::LeftOut;
 use tapster::spool::SegmentItems;
 use tapster::spool::SpoolError;
 use tapster::spool::inspect;
@@ -100,13 +101,22 @@ pub(super) fn print_json(report: &impl Serialize) -> io::Result<()> {
 impl Listing {
     pub(super) fn of(folder: &Folder, path: &Path) -> Result<Self, SpoolError> {
         let inspected = inspect(folder)?;
-        let mut position = inspected.cursor.map_or(0, |slot| slot.position.frame_seq());
+        let cursor = inspected.cursor.map(|slot| slot.position);
+        let mut position = cursor.map_or(0, |position| position.frame_seq());
         let segments = inspected.segments.iter().filter_map(|segment| {
-            let listed = ListedSegment::of(folder, segment, position)?;
+            let mut listed = ListedSegment::of(folder, segment, position)?;
+            if cursor.is_some_and(|cursor| segment.number < cursor.segment()) {
+                listed.frames_waiting = 0;
+            }
             position = position.max(listed.first_frame.unwrap_or(0) + listed.frames);
             Some(listed)
         });
-        let segments: Vec<_> = segments.collect();
+        let mut segments: Vec<_> = segments.collect();
+        // A folder or a link is listed with what is foreign, whatever its name.
+        let (files, others): (Vec<_>, Vec<_>) =
+            inspected.left_out.iter().partition(|(segment, _)| segment.file.regular);
+        segments.extend(files.into_iter().map(|(segment, reason)| ListedSegment::left_out(segment, *reason)));
+        segments.sort_by(|one, other| one.file.cmp(&other.file));
         let Inspected { bad, foreign, cursor, cursor_damaged, .. } = &inspected;
         let content_type = inspected.newest_header().and_then(|header| header.content_type.as_ref());
         Ok(Self {
@@ -121,7 +131,11 @@ impl Listing {
             cursor_damaged: *cursor_damaged,
             segments,
             set_aside: bad.iter().map(ListedFile::from).collect(),
-            foreign: foreign.iter().map(ListedFile::from).collect(),
+            foreign: foreign
+                .iter()
+                .chain(others.into_iter().map(|(segment, _)| &segment.file))
+                .map(ListedFile::from)
+                .collect(),
         })
     }
 
@@ -165,11 +179,9 @@ fn span(oldest: Option<Time>, youngest: Option<Time>) -> String {
 }
 
 impl ListedSegment {
-    /// By header and footer; a segment that has not both is read. `None` if it has gone meanwhile.
+    /// By header and footer; a segment that has not both was read. `None` if it has gone meanwhile.
     fn of(folder: &Folder, segment: &InspectedSegment, position: u64) -> Option<Self> {
-        let header = segment.header.as_ref();
-        let closed = header.and(segment.frame_seq_end);
-        let status = match (header, closed) {
+        let status = match (&segment.header, segment.frame_seq_end) {
             (Some(_), Some(_)) => "closed",
             (Some(_), None) => "open",
             (None, _) => "header damaged",
@@ -185,16 +197,8 @@ impl ListedSegment {
             _ => None,
         });
         let first = headers.next();
-        let mut end = closed.or(first.map(|first| first.frame_seq_end()));
-        let mut youngest = segment.youngest.or(first.map(|first| first.received));
-        if closed.is_none() {
-            for header in headers {
-                end = end.max(Some(header.frame_seq_end()));
-                youngest = youngest.max(Some(header.received));
-            }
-        }
-        let first_frame = first.map(|first| header.map_or(first.frame_seq, |header| header.frame_seq));
-        let count_from = |from: u64| end.unwrap_or(0).saturating_sub(from);
+        let first_frame = first.and_then(|_| segment.first_frame());
+        let count_from = |from: u64| segment.end().saturating_sub(from);
         Some(Self {
             file: segment.file.name.clone(),
             status,
@@ -203,8 +207,22 @@ impl ListedSegment {
             frames_waiting: first_frame.map_or(0, |first| count_from(first.max(position))),
             bytes: segment.file.len,
             oldest: first.map(|first| Time(first.received)),
-            youngest: youngest.filter(|_| first.is_some()).map(Time),
+            youngest: segment.youngest().filter(|_| first.is_some()).map(Time),
         })
+    }
+
+    /// A file that is no segment of the spool.
+    fn left_out(segment: &InspectedSegment, reason: LeftOut) -> Self {
+        Self {
+            file: segment.file.name.clone(),
+            status: reason.as_str(),
+            first_frame: None,
+            frames: 0,
+            frames_waiting: 0,
+            bytes: segment.file.len,
+            oldest: None,
+            youngest: None,
+        }
     }
 }
 
