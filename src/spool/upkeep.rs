@@ -45,8 +45,8 @@ impl<S: Storage> Spool<S> {
             self.end_segment(now)?;
         }
         let segments = self.log.fronts_older(unix, STEP);
-        self.drop_fronts(segments, LossReason::Age)?;
-        Ok(files + segments > 0)
+        let dropped = self.drop_fronts(segments, LossReason::Age)?;
+        Ok(files > 0 || dropped)
     }
 
     /// Drops the oldest frames as long as there are more bytes than the spool may hold: `max` was higher when they were stored.
