@@ -67,6 +67,31 @@ fn a_max_that_was_lowered_applies_at_once_and_keeps_the_newest() {
     }
 }
 
+/// The header of a segment and the footer of the segment before it take room too: otherwise a spool that is exactly full drops its
+/// oldest frames at the next start.
+#[test]
+fn a_spool_never_exceeds_max_where_its_last_record_just_fits() {
+    for payload_len in 4000..4100 {
+        let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let config = config(256 << 10);
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        while spool.bytes() < config.max - 50_000 {
+            let batch = books.batch(1, payload_len, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+        }
+        let room = usize::try_from(config.max - spool.bytes()).unwrap();
+        let mut longest_first = (0..room).rev().map(|len| books.batch(1, len, clock.now()));
+        let longest = longest_first.find(|batch| spool.has_room_for(batch)).expect("there is room");
+        books.append(&mut spool, &[longest], clock.now()).unwrap();
+        spool.close(clock.now()).unwrap();
+        assert!(spool.bytes() <= config.max, "{payload_len}: {} bytes", spool.bytes());
+        let frames = spool.frames();
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        upkeep(&mut spool, clock);
+        assert_eq!((spool.frames(), spool.poll_loss()), (frames, None), "{payload_len}");
+    }
+}
+
 /// A segment whose records were taken back goes with the next segment. Until then it is not due again and again.
 #[test]
 fn an_old_segment_without_records_does_not_keep_the_spool_busy() {
