@@ -12,7 +12,8 @@ use std::panic::catch_unwind;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::task::Context;
 use std::task::Waker;
 
@@ -123,8 +124,7 @@ struct Storm {
     weather: Weather,
     config: SpoolConfig,
     folder: SimFolder,
-    /// How often the stand-in passed something on.
-    passed: Arc<AtomicU64>,
+    stood_in: Arc<Mutex<StoodIn>>,
     now: Moment,
     /// Number of the next frame.
     next: u64,
@@ -142,6 +142,15 @@ struct Storm {
     /// No run had anything that would let a frame be sent twice.
     exact: bool,
     totals: Totals,
+}
+
+/// What the stand-in has done.
+#[derive(Debug, Default)]
+struct StoodIn {
+    /// How often it passed something on.
+    passed: u64,
+    /// Frames that the stage was storing meanwhile. A disk that fails keeps this copy of them, and they are stored once more.
+    copied: BTreeSet<u64>,
 }
 
 /// One run of tapster.
@@ -210,7 +219,7 @@ impl Storm {
             weather,
             config,
             folder,
-            passed: Arc::default(),
+            stood_in: Arc::default(),
             now,
             next: 0,
             delivered: BTreeMap::new(),
@@ -250,7 +259,8 @@ impl Storm {
             self.totals.count("exact", 1);
         }
         self.totals.count("storms", 1);
-        self.totals.count("hung", self.passed.load(Relaxed));
+        let hung = self.stood_in().passed;
+        self.totals.count("hung", hung);
         let twice = self.delivered.values().filter(|times| **times > 1).count();
         self.totals.count("twice", twice as u64);
         self.totals.count("delivered", self.delivered.len() as u64);
@@ -414,12 +424,20 @@ impl Storm {
         let (entrance, later) =
             (Arc::clone(&life.stage.entrance), self.now.instant + Duration::from_secs(3600));
         let back = Arc::clone(&life.back);
-        let passed = Arc::clone(&self.passed);
+        let stood_in = Arc::clone(&self.stood_in);
         self.folder.meanwhile(hangs.then_some(Arc::new(move || {
-            let before = back.budget().charged();
+            let (before, arrived) = (back.budget().charged(), frames_of(&entrance.arrived()));
             entrance.stand_in(later, true);
-            passed.fetch_add(u64::from(back.budget().charged() > before), Relaxed);
+            if back.budget().charged() > before {
+                let mut stood_in = stood_in.lock().unwrap();
+                stood_in.passed += 1;
+                stood_in.copied.extend(arrived);
+            }
         })));
+    }
+
+    fn stood_in(&self) -> MutexGuard<'_, StoodIn> {
+        self.stood_in.lock().unwrap()
     }
 
     fn arrive(&mut self, life: &mut Life) {
@@ -493,12 +511,15 @@ impl Storm {
             life.last.clear();
         }
         for (index, (frame, connection)) in numbers(batch.frames()).into_iter().enumerate() {
-            assert!(!self.settled.contains(&frame), "frame {frame} comes again although it had ended");
+            // What a failing disk refused may be there all the same, and come twice; so does what the stand-in passed on while the
+            // disk took it, and out of order.
+            let copied = self.disk_has_failed && self.stood_in().copied.contains(&frame);
+            assert!(
+                copied || !self.settled.contains(&frame),
+                "frame {frame} comes again although it had ended"
+            );
             let key = (connection, self.displaced.contains(&frame));
-            // What a failing disk refused may be there all the same, and come twice.
-            // Or out of order, if the stand-in passed it on and the disk did not let go of the copy.
-            let copies = self.passed.load(Relaxed) > 0;
-            let twice = (!self.taken.insert(frame) || copies) && self.disk_has_failed;
+            let twice = !self.taken.insert(frame) && self.disk_has_failed || copied;
             let before = if twice { None } else { life.last.insert(key, frame) };
             assert!(before < Some(frame), "frame {frame} of connection {connection} comes behind {before:?}");
             if let Some(position) = batch.log_position {
@@ -729,6 +750,10 @@ impl Life {
         let back = self.back.budget();
         assert!(back.charged() <= back.max(), "{} of {} bytes", back.charged(), back.max());
     }
+}
+
+fn frames_of(batches: &VecDeque<Batch>) -> Vec<u64> {
+    batches.iter().flat_map(|batch| numbers(batch.frames())).map(|(frame, _)| frame).collect()
 }
 
 /// The frames of a batch: number and connection.
