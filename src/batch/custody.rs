@@ -138,6 +138,14 @@ impl Custody {
         self.written = 0;
     }
 
+    /// The same, and nobody waits for the acknowledgement of the others any more.
+    pub(crate) fn given_up(self, reason: DropReason) {
+        if self.kept {
+            self.account.never_acknowledged(u64::from(self.written));
+        }
+        self.dropped(reason);
+    }
+
     /// The frames that were never written are on disk, and nowhere else; the next run sends them, and those once more of
     /// which nobody knows whether they arrived.
     pub(crate) fn stored(mut self) {

@@ -199,6 +199,13 @@ impl Batch {
         acknowledgement
     }
 
+    /// Nobody sends the frames any more: those that were never sent are lost. Returns what the spool may forget.
+    pub(crate) fn given_up(self, reason: DropReason) -> Option<Acknowledgement> {
+        let acknowledgement = self.acknowledgement();
+        self.custody.given_up(reason);
+        acknowledgement
+    }
+
     /// The disk has lost the batch: it is in memory alone.
     pub(crate) fn gone_from_disk(&mut self) {
         self.log_position = None;

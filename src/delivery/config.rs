@@ -91,6 +91,8 @@ pub(crate) struct DeliveryConfig {
     pub(crate) held_max: usize,
     /// Bytes that one write takes.
     pub(crate) write_len_max: usize,
+    /// Batches that were read so long ago are dropped; `None`: they never grow too old.
+    pub(crate) max_age: Option<Duration>,
     /// Decides jitter.
     pub(crate) seed: u64,
 }

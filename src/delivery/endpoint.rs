@@ -137,6 +137,7 @@ impl Endpoint {
         if shared.phase == Phase::Over {
             return self.end(shared, now);
         }
+        self.flight.drop_old(shared, now);
         if self.rollover.finish_is_late(now) {
             self.ending_lost(shared, now, CloseReason::FinishTimeout);
         }

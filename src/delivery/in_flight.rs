@@ -62,6 +62,19 @@ impl InFlight {
         self.pending.insert(place.max(self.in_write), item);
     }
 
+    /// Drops the first of what is to be written, as far as it is too old. What is being written goes on.
+    pub(super) fn drop_old(&mut self, shared: &mut Shared, now: Instant) {
+        while !self.is_writing()
+            && let Some(item) = self.pending.pop_front_if(|item| shared.is_too_old(&item.batch, now))
+        {
+            shared.balancer.written(self.member, item.batch.connection, item.batch.charge() as u64);
+            if let Some(account) = &self.account {
+                account.unacknowledged(-i64::from(item.batch.sent_frames()));
+            }
+            shared.drop_old(item.batch);
+        }
+    }
+
     /// Whether there is something to write.
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty()

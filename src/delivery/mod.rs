@@ -11,6 +11,9 @@
 //! the machine. So every reconnect, checkpoint, stall and group decision is tested in virtual time (`storm`).
 
 pub(crate) mod action;
+#[cfg(test)]
+#[path = "age/tests.rs"]
+mod age;
 mod attempts;
 pub(crate) mod balance;
 mod checkpoint;
@@ -91,6 +94,9 @@ impl DeliveryMachine {
 
     /// Takes the next batch of the queue. Call [`DeliveryMachine::handle_source`] behind the last one.
     pub(crate) fn handle_batch(&mut self, batch: Batch, now: Instant) {
+        if self.shared.is_too_old(&batch, now) {
+            return self.shared.drop_old(batch);
+        }
         self.next_number += 1;
         let item = Item::new(batch, self.next_number);
         self.assign(item, now);
@@ -172,7 +178,8 @@ impl DeliveryMachine {
 
     /// When to call [`DeliveryMachine::handle_timeout`]; `None` while only events are awaited.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.members.iter().filter_map(|member| member.timeout(&self.shared)).min()
+        let by_members = self.members.iter().filter_map(|member| member.timeout(&self.shared));
+        by_members.chain(self.shared.first_too_old_at()).min()
     }
 
     /// Frames that the spool need not keep any more.
@@ -244,6 +251,7 @@ impl DeliveryMachine {
 
     /// Deals out what waits, and lets every member do what it can, until nothing changes any more.
     fn drive(&mut self, now: Instant) {
+        self.shared.drop_old_waiting(now);
         loop {
             while self.shared.phase != Phase::Over
                 && self.shared.balancer.has_room()

@@ -14,6 +14,7 @@ use crate::delivery::config::DeliveryConfig;
 use crate::delivery::item::Item;
 use crate::lifecycle::Phase;
 use crate::observability::account::OutputAccount;
+use crate::observability::drop_reason::DropReason;
 
 /// A frame that was left out because no reader takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,34 @@ impl Shared {
         }
         self.delivered.push(batch.read_at());
         self.acknowledged.extend(batch.delivered());
+    }
+
+    /// Whether a batch is too old to be sent.
+    pub(super) fn is_too_old(&self, batch: &Batch, now: Instant) -> bool {
+        self.too_old_at(batch).is_some_and(|at| at <= now)
+    }
+
+    fn too_old_at(&self, batch: &Batch) -> Option<Instant> {
+        batch.read_at().checked_add(self.config.max_age?)
+    }
+
+    /// When the first of the batches that wait is too old.
+    pub(super) fn first_too_old_at(&self) -> Option<Instant> {
+        self.waiting.values().next().and_then(|first| self.too_old_at(&first.batch))
+    }
+
+    /// Drops a batch that is too old.
+    pub(super) fn drop_old(&mut self, batch: Batch) {
+        self.acknowledged.extend(batch.given_up(DropReason::SpoolAge));
+    }
+
+    /// Drops what has waited for too long.
+    pub(super) fn drop_old_waiting(&mut self, now: Instant) {
+        while self.first_too_old_at().is_some_and(|at| at <= now)
+            && let Some((_, item)) = self.waiting.pop_first()
+        {
+            self.drop_old(item.batch);
+        }
     }
 
     /// A reader takes frames: one that it does not take is soon left out.

@@ -79,6 +79,7 @@ impl FileLane {
             queue_max: queue.budget().max(),
             held_max: queue.budget().held_max(),
             write_len_max: queue.write_len_max(),
+            max_age: self.source.max_age,
             seed: fastrand::u64(..),
         }
     }

@@ -103,6 +103,7 @@ impl StreamLane {
             queue_max,
             held_max: queue.budget().held_max(),
             write_len_max,
+            max_age: self.source.max_age,
             seed: fastrand::u64(..),
         }
     }

@@ -52,10 +52,6 @@ impl Source {
                 std::mem::forget(batch);
                 continue;
             }
-            if self.max_age.is_some_and(|max| now.saturating_duration_since(batch.read_at()) > max) {
-                self.acknowledge(batch.dropped(DropReason::SpoolAge).into_iter());
-                continue;
-            }
             delivery.handle_batch(batch, now);
             faults::point("lane", &self.output);
         }

@@ -509,8 +509,9 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
-/// Bytes of a segment beside its records.
-const SEGMENT_OVERHEAD: u64 = (SEGMENT_HEADER_LEN + RecordHeader::LEN) as u64;
+/// Bytes that records may need beside themselves: the header and the footer of a new segment, and the footer of the segment that
+/// is open before it.
+const SEGMENT_OVERHEAD: u64 = (SEGMENT_HEADER_LEN + 2 * RecordHeader::LEN) as u64;
 /// Most bytes and batches of one write, so that their checksums are made while they are in the cache.
 const WRITE_LEN_MAX: u64 = 256 << 10;
 const BATCHES_MAX: usize = 512;

@@ -144,6 +144,49 @@ on_both_backends! {
         assert_eq!(reader.close().sessions.len(), 1);
     }
 
+    /// The spool can open nothing, neither to read nor to begin a segment. What is on disk counts as spooled, and the next run has it.
+    fn without_descriptors_what_is_on_disk_counts_as_spooled(backend) {
+        const FRAMES: u64 = 10_000;
+        let (folder, mut reader) = (folder(), CollectingReader::tcp());
+        let address = Transport::Unix.fresh_address(folder.path());
+        let keys = format!(
+            "queue=256KiB&frame_len_max=8KiB&buffer=disk&spool.dir={}/spool&spool.min_free=0B",
+            folder.path().display()
+        );
+        let collector = reader.address();
+        let start = || {
+            tapster(backend)
+                .arg("--drain-timeout").arg("500ms")
+                .listen(&address)
+                .to(&collector, &keys)
+                .summary(folder.path().join("summary.json"))
+                .start()
+        };
+        reader.die();
+        let mut program = start();
+        let mut writer = Peer::writer(&address);
+        writer.send(&numbered::frames(0, 0..FRAMES / 2));
+        let spooled = || fs::read_dir(folder.path().join("spool")).map_or(0, |files| {
+            files.flatten().filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
+        });
+        eventually("the frames are on disk", || spooled() > FRAMES / 2 * 100);
+        let open = fs::read_dir(format!("/proc/{}/fd", program.process.id())).expect("it runs");
+        let numbers = open.flatten().filter_map(|file| file.file_name().to_str()?.parse::<u64>().ok());
+        program.process.limit_descriptors(numbers.max().expect("some are open") + 1);
+        writer.send(&numbered::frames(0, FRAMES / 2..FRAMES));
+        writer.finish();
+        program.terminate();
+        let summary = program.summary();
+        summary.assert_balanced();
+        let (spooled, queued) = (summary.output(0, "frames_spooled"), summary.output(0, "frames_queued"));
+        assert_eq!((spooled, queued, summary.output(0, "frames_sent")), (FRAMES, 0, 0), "{}", program.process.output());
+        reader.revive();
+        let mut program = start();
+        reader.wait_for_frames(FRAMES as usize);
+        program.terminate();
+        numbered::assert_complete(reader.close().payloads(), &[(0, 0..FRAMES)]);
+    }
+
     /// Each lookup has a thread of its own. Other processes of the user leave none for it.
     fn a_lookup_that_finds_no_thread_is_an_attempt_that_failed(backend) {
         if !rustix::process::geteuid().is_root() {

@@ -217,7 +217,7 @@ impl Pair {
 
     fn check(&mut self) {
         assert_eq!(self.spool.frames(), self.model.waiting.len() as u64); // I11
-        assert!(self.spool.bytes() <= self.config.max + (64 << 10)); // I6
+        assert!(self.spool.bytes() <= self.config.max); // I6
         assert_eq!(self.poll_lost(), 0);
         assert_eq!(self.spool.reader_caught_up(), self.model.read == self.model.waiting.len());
     }

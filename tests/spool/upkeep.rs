@@ -23,6 +23,7 @@ fn upkeep(spool: &mut Spool<SimFolder>, clock: Clock) -> usize {
     while spool.poll_timeout() <= clock.now().instant {
         spool.handle_timeout(clock.now()).expect("nothing fails");
         turns += 1;
+        assert!(turns < 10_000, "something stays due");
     }
     turns
 }
@@ -64,6 +65,44 @@ fn a_max_that_was_lowered_applies_at_once_and_keeps_the_newest() {
         assert_eq!(books.lost.get("spool_full").copied().unwrap_or(0), books.lost());
         assert_eq!(books.appended.last_key_value().map(|(_, times)| *times), Some(1), "the newest");
     }
+}
+
+/// The header of a segment and the footer of the segment before it take room too: otherwise a spool that is exactly full drops its
+/// oldest frames at the next start.
+#[test]
+fn a_spool_never_exceeds_max_where_its_last_record_just_fits() {
+    for payload_len in 4000..4100 {
+        let (folder, clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let config = config(256 << 10);
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        while spool.bytes() < config.max - 50_000 {
+            let batch = books.batch(1, payload_len, clock.now());
+            books.append(&mut spool, &[batch], clock.now()).unwrap();
+        }
+        let room = usize::try_from(config.max - spool.bytes()).unwrap();
+        let mut longest_first = (0..room).rev().map(|len| books.batch(1, len, clock.now()));
+        let longest = longest_first.find(|batch| spool.has_room_for(batch)).expect("there is room");
+        books.append(&mut spool, &[longest], clock.now()).unwrap();
+        spool.close(clock.now()).unwrap();
+        assert!(spool.bytes() <= config.max, "{payload_len}: {} bytes", spool.bytes());
+        let frames = spool.frames();
+        let mut spool = open(&folder, &config, clock.now()).unwrap();
+        upkeep(&mut spool, clock);
+        assert_eq!((spool.frames(), spool.poll_loss()), (frames, None), "{payload_len}");
+    }
+}
+
+/// A segment whose records were taken back goes with the next segment. Until then it is not due again and again.
+#[test]
+fn an_old_segment_without_records_does_not_keep_the_spool_busy() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let config = SpoolConfig { max_age: Duration::from_secs(60), ..config(8 << 20) };
+    let mut spool = open(&folder, &config, clock.now()).unwrap();
+    let batch = books.batch(1, 1000, clock.now());
+    let appended = books.append(&mut spool, &[batch], clock.now()).unwrap();
+    spool.take_back(appended.positions[0]);
+    clock.advance(Duration::from_secs(100));
+    assert!(upkeep(&mut spool, clock) < 5);
 }
 
 #[test]

@@ -57,6 +57,7 @@ fn run(reader: Reader, acknowledge: Acknowledge, time: Duration) -> (u64, Vec<us
         queue_max: 1 << 20,
         held_max: 1 << 19,
         write_len_max: 1 << 10,
+        max_age: None,
         seed: 7,
     };
     let (account, budget) = (Arc::<OutputAccount>::default(), Arc::new(Budget::new(1 << 20)));

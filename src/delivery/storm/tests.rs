@@ -267,6 +267,7 @@ impl Storm {
             queue_max,
             held_max: queue_max / 2,
             write_len_max: random.usize(1..400),
+            max_age: None,
             seed,
         };
         let fair = random.u32(0..4) == 0;

@@ -12,7 +12,8 @@ use std::panic::catch_unwind;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::task::Context;
 use std::task::Waker;
 
@@ -123,8 +124,9 @@ struct Storm {
     weather: Weather,
     config: SpoolConfig,
     folder: SimFolder,
-    /// How often the stand-in passed something on.
-    passed: Arc<AtomicU64>,
+    stood_in: Arc<Mutex<StoodIn>>,
+    /// Frames that the disk may have beside those that it has in order: a store failed, or went wrong in another way.
+    copied: BTreeSet<u64>,
     now: Moment,
     /// Number of the next frame.
     next: u64,
@@ -133,8 +135,10 @@ struct Storm {
     taken: BTreeSet<u64>,
     /// Frames that ended for good, on disk too.
     settled: BTreeSet<u64>,
-    /// Frames that were in memory alone at an end: they come behind what was on disk.
-    displaced: BTreeSet<u64>,
+    /// Frames that were in memory alone at an end, or when the lane failed: they come behind what was on disk. Which times that
+    /// were: only frames with the same history are in order, and those without one are the rest.
+    displaced: BTreeMap<u64, Vec<u64>>,
+    displacements: u64,
     dropped: u64,
     /// Frames that the last run left in the spool, and how many of them it may have sent; `None` where a disk failed.
     spooled: Option<(u64, u64)>,
@@ -142,6 +146,15 @@ struct Storm {
     /// No run had anything that would let a frame be sent twice.
     exact: bool,
     totals: Totals,
+}
+
+/// What the stand-in has done.
+#[derive(Debug, Default)]
+struct StoodIn {
+    /// How often it passed something on.
+    passed: u64,
+    /// Frames that the stage was storing meanwhile. A disk that fails keeps this copy of them, and they are stored once more.
+    copied: BTreeSet<u64>,
 }
 
 /// One run of tapster.
@@ -164,8 +177,8 @@ struct Life {
     woken: bool,
     /// Of what the lane has or had, and is on disk: each number in the spool, its frame, and whether it has ended.
     handed: BTreeMap<u64, (u64, bool)>,
-    /// The last frame that the lane got, by connection and whether it was displaced.
-    last: BTreeMap<(u64, bool), u64>,
+    /// The last frame that the lane got, by connection and how often, and when, it was displaced.
+    last: BTreeMap<(u64, Vec<u64>), u64>,
     has_failed: bool,
     /// The spool could not be opened at first: what is in it comes behind what came meanwhile.
     opened_late: bool,
@@ -210,13 +223,15 @@ impl Storm {
             weather,
             config,
             folder,
-            passed: Arc::default(),
+            stood_in: Arc::default(),
+            copied: BTreeSet::new(),
             now,
             next: 0,
             delivered: BTreeMap::new(),
             taken: BTreeSet::new(),
             settled: BTreeSet::new(),
-            displaced: BTreeSet::new(),
+            displaced: BTreeMap::new(),
+            displacements: 0,
             dropped: 0,
             spooled: Some((0, 0)),
             disk_has_failed: false,
@@ -250,7 +265,8 @@ impl Storm {
             self.totals.count("exact", 1);
         }
         self.totals.count("storms", 1);
-        self.totals.count("hung", self.passed.load(Relaxed));
+        let hung = self.stood_in().passed;
+        self.totals.count("hung", hung);
         let twice = self.delivered.values().filter(|times| **times > 1).count();
         self.totals.count("twice", twice as u64);
         self.totals.count("delivered", self.delivered.len() as u64);
@@ -374,15 +390,19 @@ impl Storm {
         while life.stage_is_awake(self.now.instant) {
             turns += 1;
             assert!(turns < 10_000, "the stage never rests");
-            // One thing that fails may put off another to the next turn, but not for longer.
+            // One thing that fails may put off another to the next turn, and files are removed in steps.
             let is_due = |waits: Waits| waits.due.is_some_and(|due| due <= self.now.instant);
             turns_due = if life.waits.is_some_and(is_due) { turns_due + 1 } else { 0 };
-            assert!(turns_due < 5, "the stage does not do what is due");
+            assert!(turns_due < 8, "the stage does not do what is due");
             life.woken = false;
             let opened = OPENED.get();
-            let now = self.now;
+            let (now, retry_at) = (self.now, life.stage.retry_at);
             life.waits =
                 if life.stage.turn(|| now) { None } else { Some(life.stage.waits(self.now.instant)) };
+            if life.stage.retry_at.is_some_and(|at| Some(at) != retry_at) {
+                // What a failing disk refused may be there all the same, and is stored once more.
+                self.copied.extend(frames_of(&life.stage.entrance.arrived()));
+            }
             if OPENED.get() > opened {
                 // What came meanwhile has passed what is on disk.
                 life.opened_late = true;
@@ -414,12 +434,20 @@ impl Storm {
         let (entrance, later) =
             (Arc::clone(&life.stage.entrance), self.now.instant + Duration::from_secs(3600));
         let back = Arc::clone(&life.back);
-        let passed = Arc::clone(&self.passed);
+        let stood_in = Arc::clone(&self.stood_in);
         self.folder.meanwhile(hangs.then_some(Arc::new(move || {
-            let before = back.budget().charged();
+            let (before, arrived) = (back.budget().charged(), frames_of(&entrance.arrived()));
             entrance.stand_in(later, true);
-            passed.fetch_add(u64::from(back.budget().charged() > before), Relaxed);
+            if back.budget().charged() > before {
+                let mut stood_in = stood_in.lock().unwrap();
+                stood_in.passed += 1;
+                stood_in.copied.extend(arrived);
+            }
         })));
+    }
+
+    fn stood_in(&self) -> MutexGuard<'_, StoodIn> {
+        self.stood_in.lock().unwrap()
     }
 
     fn arrive(&mut self, life: &mut Life) {
@@ -493,12 +521,15 @@ impl Storm {
             life.last.clear();
         }
         for (index, (frame, connection)) in numbers(batch.frames()).into_iter().enumerate() {
-            assert!(!self.settled.contains(&frame), "frame {frame} comes again although it had ended");
-            let key = (connection, self.displaced.contains(&frame));
-            // What a failing disk refused may be there all the same, and come twice.
-            // Or out of order, if the stand-in passed it on and the disk did not let go of the copy.
-            let copies = self.passed.load(Relaxed) > 0;
-            let twice = (!self.taken.insert(frame) || copies) && self.disk_has_failed;
+            // What a failing disk was to take may be there all the same, and come twice, and out of order.
+            let copied = self.copied.contains(&frame) || self.stood_in().copied.contains(&frame);
+            let copied = copied && self.disk_has_failed;
+            assert!(
+                copied || !self.settled.contains(&frame),
+                "frame {frame} comes again although it had ended"
+            );
+            let key = (connection, self.displaced.get(&frame).cloned().unwrap_or_default());
+            let twice = !self.taken.insert(frame) && self.disk_has_failed || copied;
             let before = if twice { None } else { life.last.insert(key, frame) };
             assert!(before < Some(frame), "frame {frame} of connection {connection} comes behind {before:?}");
             if let Some(position) = batch.log_position {
@@ -608,7 +639,7 @@ impl Storm {
         }));
         assert!(failed.is_err());
         // What was only in memory goes behind what is on disk.
-        self.displace(life);
+        self.displace_waiting(life);
         self.settle_prefix(life);
         life.last.clear();
         life.has_failed = true;
@@ -618,13 +649,22 @@ impl Storm {
     }
 
     /// What waits behind the stage is taken out of its order, where it is not on disk.
-    fn displace(&mut self, life: &mut Life) {
+    fn displace_waiting(&mut self, life: &mut Life) {
         let waits: Vec<Batch> = std::iter::from_fn(|| life.back.pop()).collect();
+        let mut displaced = Vec::new();
         for batch in waits {
             if batch.log_position.is_none() {
-                self.displaced.extend(numbers(batch.frames()).into_iter().map(|(frame, _)| frame));
+                displaced.extend(numbers(batch.frames()).into_iter().map(|(frame, _)| frame));
             }
             life.back.send(batch);
+        }
+        self.displace(&displaced);
+    }
+
+    fn displace(&mut self, frames: &[u64]) {
+        self.displacements += 1;
+        for frame in frames {
+            self.displaced.entry(*frame).or_default().push(self.displacements);
         }
     }
 
@@ -664,7 +704,7 @@ impl Storm {
             reports.send(Report::Left(batch));
         }
         drop(reports);
-        self.displaced.extend(left.iter().copied());
+        self.displace(&left);
         sent += self.settle_prefix(&mut life);
         let failures_before_end = self.folder.failures();
         if self.happens(self.weather.disk_fails) {
@@ -729,6 +769,10 @@ impl Life {
         let back = self.back.budget();
         assert!(back.charged() <= back.max(), "{} of {} bytes", back.charged(), back.max());
     }
+}
+
+fn frames_of(batches: &VecDeque<Batch>) -> Vec<u64> {
+    batches.iter().flat_map(|batch| numbers(batch.frames())).map(|(frame, _)| frame).collect()
 }
 
 /// The frames of a batch: number and connection.
