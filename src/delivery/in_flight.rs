@@ -65,7 +65,8 @@ impl InFlight {
     /// Drops the first of what is to be written, as far as it is too old. What is being written goes on.
     pub(super) fn drop_old(&mut self, shared: &mut Shared, now: Instant) {
         while !self.is_writing()
-            && let Some(item) = self.pending.pop_front_if(|item| shared.is_too_old(&item.batch, now))
+            && self.pending.front().is_some_and(|first| shared.is_too_old(&first.batch, now))
+            && let Some(item) = self.pending.pop_front()
         {
             shared.balancer.written(self.member, item.batch.connection, item.batch.charge() as u64);
             if let Some(account) = &self.account {
