@@ -307,7 +307,7 @@ impl<'a, S: Storage> Contents<'a, S> {
         self.acknowledged = self.acknowledged.max(slot.map(|slot| slot.position.frame_seq));
     }
 
-    /// Goes on with the next file. `None` if there is none, and everything is told.
+    /// Goes on with the next file. `None` behind the last file: every flaw was reported by then.
     fn open_next(&mut self) -> Option<()> {
         let Some(file) = self.files.pop_front() else {
             self.end();
