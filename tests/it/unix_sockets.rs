@@ -28,6 +28,7 @@ use crate::support::stream::Transport;
 use crate::support::stream::folder;
 use crate::support::stream::tcp_address;
 use crate::support::wait::eventually;
+use crate::support::wait::millis;
 
 fn input_at(path: &Path) -> InputBuilder {
     listening_on(vec![Address::Unix(path.to_owned())])
@@ -222,22 +223,24 @@ on_both_backends! {
         let (address, port) = (Address::Unix(path.clone()), free_address(Transport::Tcp, folder.path()));
         let _silent = UnixListener::bind(&silent).expect("a socket");
         let mut old = tapster(backend)
-            .arg("--drain-timeout").arg("2s")
+            .arg("--drain-timeout").arg("8s")
             .listen(&address)
             .listen(&port)
-            .to(&Address::Unix(silent), "when_full=block&handshake_timeout=1h")
+            .to(&Address::Unix(silent), "when_full=block&queue=2MiB&handshake_timeout=1h")
             .start();
         works_at(&address, 0);
-        // It stays connected to the old process.
-        let _writer = Peer::writer(&port);
+        // The output holds it up, and so the inputs of the old process do not end.
+        let mut held_up = Peer::writer(&port);
+        held_up.send_until_stalled(&numbered::frames_of_len(0, 10..200_000, 200), millis(500));
         old.process.signal(Signal::TERM);
         eventually("the old process removes its path", || !path.exists());
         eventually("the old process closes its port", || Stream::connect(&port).is_err());
+        held_up.expect_silence(millis(100));
         assert!(old.process.poll_exit().is_none(), "it drains");
         let mut new = tapster(backend).listen(&address).listen(&port).to(&reader.address(), "").start();
         works_at(&address, 1);
         works_at(&port, 3);
-        old.process.wait_for_success(Duration::from_secs(15));
+        old.process.wait_for_success(Duration::from_secs(20));
         works_at(&address, 2);
         new.terminate();
         numbered::assert_complete(reader.close().payloads(), &[(1, 0..10), (2, 0..10), (3, 0..10)]);
