@@ -32,6 +32,7 @@ use crate::spool::SpoolConfig;
 use crate::spool::SyncPolicy;
 use crate::spool::reports::ReportSender;
 use crate::spool::reports::reports;
+use crate::spool::storage::Standing;
 
 /// Storms where a test does not ask for others: some seconds in a debug build.
 const RUNS: u64 = 3000;
@@ -794,6 +795,28 @@ const NUMBER_LEN: usize = 16;
 /// Bytes of a payload, at most.
 const PAYLOAD_MAX: usize = 8000;
 const PADDING: [u8; PAYLOAD_MAX] = [0; PAYLOAD_MAX];
+
+/// The folder goes when nobody looks at it any more.
+#[test]
+fn what_is_in_a_folder_that_is_gone_at_the_end_counts_as_lost() {
+    let mut storm = Storm::new(1);
+    storm.config.on_full = OnFull::Block;
+    storm.weather.arrives = 100;
+    let mut life = storm.begin_life(true);
+    life.stage.open(storm.now);
+    for _ in 0..10 {
+        storm.arrive(&mut life);
+        life.stage.turn(|| storm.now);
+    }
+    let arrived = ledger(&life.account).frames_received;
+    storm.folder.stand(Standing::Gone);
+    life.front.close();
+    drop(life.reports.take());
+    life.stage.end(|| storm.now);
+    let ledger = ledger(&life.account);
+    assert_eq!((ledger.frames_spooled, ledger.frames_dropped.get("spool_damaged")), (0, Some(&arrived)));
+    assert!(ledger.balances(), "{ledger:?}");
+}
 
 #[test]
 fn a_stage_that_fails_counts_what_was_on_its_way_to_the_disk() {
