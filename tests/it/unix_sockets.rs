@@ -50,6 +50,12 @@ fn works_at(address: &Address, writer: u32) {
     peer.finish();
 }
 
+/// Waits until the path has a socket that is listened on: it is there a moment before.
+#[track_caller]
+fn wait_until_bound_again(address: &Address) {
+    eventually("it is bound again", || Stream::connect(address).is_ok());
+}
+
 on_both_backends! {
     fn a_stale_file_is_removed_and_nothing_is_left_at_the_end(backend) {
         let folder = folder();
@@ -180,13 +186,13 @@ on_both_backends! {
         let mut before = Peer::writer(&address);
         before.send(&numbered::frames(0, 0..10));
         fs::remove_file(&path).expect("a socket");
-        eventually("it is bound again", || path.exists());
+        wait_until_bound_again(&address);
         assert_eq!(fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
         works_at(&address, 1);
         fs::remove_dir_all(&run).expect("its folder");
         program.process.wait_for_output("cannot bind it again");
         fs::create_dir(&run).expect("a folder");
-        eventually("it is bound again", || path.exists());
+        wait_until_bound_again(&address);
         // Every worker has the new socket, whichever accepts.
         for writer in 2..10 {
             works_at(&address, writer);
@@ -211,7 +217,7 @@ on_both_backends! {
         program.process.wait_for_output("cannot bind it again");
         assert_eq!(fs::read(&path).expect("still there"), b"precious");
         fs::remove_file(&path).expect("a file");
-        eventually("it is bound again", || path.exists());
+        wait_until_bound_again(&address);
         works_at(&address, 0);
         program.terminate();
     }
