@@ -280,6 +280,7 @@ mod tests {
             let mut dial = dial(&[silent, there]);
             assert_eq!(dial.next().await.unwrap().peer(), Some(there));
             assert!(began.elapsed() >= STAGGER);
+            assert!(dial.has_more(), "the first address was not waited for to its end");
             // The connection came to nothing: the first address is tried to its own end.
             dial.failed(Some(there), "reset");
             let error = dial.next().await.unwrap_err().to_string();

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tapster::observability::SpoolLedger;
 use tapster::queue::WhenFull;
 use tapster::spool::OnFull;
 use tapster::transport::Address;
@@ -71,6 +72,10 @@ on_both_backends! {
         writer.send(&numbered::frames(0, 0..EACH));
         writer.finish();
         relay.wait_for_frames(EACH);
+        let is_used = |spool: &SpoolLedger| !spool.degraded && spool.bytes > EACH * 100;
+        eventually("every spool is used", || {
+            relay.ledger().outputs.iter().all(|output| output.spool.as_ref().is_some_and(is_used))
+        });
         reader.revive();
         relay.wait_until_written();
         let ledger = relay.drain();

@@ -1,5 +1,7 @@
 //! The log stays short whatever peers do, and says how much it leaves out. With the program as a child, whose log it is.
 
+use std::path::Path;
+
 use tapster::transport::Address;
 use tapster::transport::Backend;
 
@@ -294,6 +296,28 @@ on_both_backends! {
             }
         }
         assert_eq!(dropped, 100, "{log}");
+    }
+
+    /// Marks that turn the direction of a text, or end a line.
+    fn no_name_in_the_log_is_a_command_to_a_terminal(backend) {
+        for format in ["text", "json"] {
+            let folder = folder();
+            let address = free_address(Transport::Unix, folder.path());
+            let path = folder.path().join("\u{202e}out\u{2028}.fstrm");
+            let command = tapster(backend).arg("--log-format").arg(format).listen(&address);
+            let mut program = command.file(&path).start();
+            program.process.wait_for_output("opened");
+            program.terminate();
+            let log = program.process.output();
+            assert!(log.contains("out") && !log.contains(['\u{202e}', '\u{2028}']), "{log:?}");
+            if format == "json" {
+                let names = log.lines().filter_map(|line| {
+                    let line: serde_json::Value = serde_json::from_str(line).expect("an object");
+                    Some(line.get("file")?.as_str()?.to_owned())
+                });
+                assert!(names.into_iter().any(|name| Path::new(&name) == path), "{log:?}");
+            }
+        }
     }
 
     /// Whether they are closed at the start, or pipes that nobody reads from.

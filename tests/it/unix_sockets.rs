@@ -28,6 +28,7 @@ use crate::support::stream::Transport;
 use crate::support::stream::folder;
 use crate::support::stream::tcp_address;
 use crate::support::wait::eventually;
+use crate::support::wait::millis;
 
 fn input_at(path: &Path) -> InputBuilder {
     listening_on(vec![Address::Unix(path.to_owned())])
@@ -47,6 +48,12 @@ fn works_at(address: &Address, writer: u32) {
     let mut peer = Peer::writer(address);
     peer.send(&numbered::frames(writer, 0..10));
     peer.finish();
+}
+
+/// Waits until the path has a socket that is listened on: it is there a moment before.
+#[track_caller]
+fn wait_until_bound_again(address: &Address) {
+    eventually("it is bound again", || Stream::connect(address).is_ok());
 }
 
 on_both_backends! {
@@ -179,13 +186,13 @@ on_both_backends! {
         let mut before = Peer::writer(&address);
         before.send(&numbered::frames(0, 0..10));
         fs::remove_file(&path).expect("a socket");
-        eventually("it is bound again", || path.exists());
+        wait_until_bound_again(&address);
         assert_eq!(fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
         works_at(&address, 1);
         fs::remove_dir_all(&run).expect("its folder");
         program.process.wait_for_output("cannot bind it again");
         fs::create_dir(&run).expect("a folder");
-        eventually("it is bound again", || path.exists());
+        wait_until_bound_again(&address);
         // Every worker has the new socket, whichever accepts.
         for writer in 2..10 {
             works_at(&address, writer);
@@ -210,7 +217,7 @@ on_both_backends! {
         program.process.wait_for_output("cannot bind it again");
         assert_eq!(fs::read(&path).expect("still there"), b"precious");
         fs::remove_file(&path).expect("a file");
-        eventually("it is bound again", || path.exists());
+        wait_until_bound_again(&address);
         works_at(&address, 0);
         program.terminate();
     }
@@ -222,22 +229,24 @@ on_both_backends! {
         let (address, port) = (Address::Unix(path.clone()), free_address(Transport::Tcp, folder.path()));
         let _silent = UnixListener::bind(&silent).expect("a socket");
         let mut old = tapster(backend)
-            .arg("--drain-timeout").arg("2s")
+            .arg("--drain-timeout").arg("8s")
             .listen(&address)
             .listen(&port)
-            .to(&Address::Unix(silent), "when_full=block&handshake_timeout=1h")
+            .to(&Address::Unix(silent), "when_full=block&queue=2MiB&handshake_timeout=1h")
             .start();
         works_at(&address, 0);
-        // It stays connected to the old process.
-        let _writer = Peer::writer(&port);
+        // The output holds it up, and so the inputs of the old process do not end.
+        let mut held_up = Peer::writer(&port);
+        held_up.send_until_stalled(&numbered::frames_of_len(0, 10..200_000, 200), millis(500));
         old.process.signal(Signal::TERM);
         eventually("the old process removes its path", || !path.exists());
         eventually("the old process closes its port", || Stream::connect(&port).is_err());
+        held_up.expect_silence(millis(100));
         assert!(old.process.poll_exit().is_none(), "it drains");
         let mut new = tapster(backend).listen(&address).listen(&port).to(&reader.address(), "").start();
         works_at(&address, 1);
         works_at(&port, 3);
-        old.process.wait_for_success(Duration::from_secs(15));
+        old.process.wait_for_success(Duration::from_secs(20));
         works_at(&address, 2);
         new.terminate();
         numbered::assert_complete(reader.close().payloads(), &[(1, 0..10), (2, 0..10), (3, 0..10)]);

@@ -52,9 +52,10 @@ impl Hosts {
         on_host(&self.relay, scenario);
     }
 
-    /// Gives an interface of the relay's host one more address.
+    /// Gives an interface of the relay's host one more address of IPv6. It can be used at once: nobody looks whether another host
+    /// has it.
     pub(crate) fn add_relay_address(&self, address: &str, interface: &str) {
-        ip(&format!("-n {} addr add {address} dev {interface}", self.relay)).expect("it worked before");
+        ip(&format!("-n {} addr add {address} dev {interface} nodad", self.relay)).expect("it worked before");
     }
 
     /// Listens on the host of the collector.
