@@ -387,18 +387,21 @@ impl<S: Storage> Spool<S> {
 
     /// Behind the last segment: what is in memory only.
     fn next_in_memory(&mut self) -> Option<(ConnectionId, FrameBatch, LogPosition)> {
-        let read = self.read_head.position();
-        let Some(kept) = self.durability.batch_from(read.frame_seq) else {
-            // The last numbers may be of batches that were refused.
-            self.miss_until(self.log.head());
-            return None;
-        };
-        let first = kept.frame_seq.max(read.frame_seq);
-        let (connection, end) = (kept.connection, kept.frame_seq_end());
-        let batch = without_first(kept.batch.clone(), first - kept.frame_seq);
-        self.miss_until(first);
-        self.read_head.pass(end);
-        Some((connection, batch, LogPosition { frame_seq: first, ..read }))
+        while let Some(kept) = self.durability.batch_from(self.read_head.position().frame_seq) {
+            let read = self.read_head.position();
+            let first = self.progress.first_not_lost(kept.frame_seq.max(read.frame_seq));
+            let (connection, start, end) = (kept.connection, kept.frame_seq, kept.frame_seq_end());
+            let rest = (first < end).then(|| without_first(kept.batch.clone(), first - start));
+            self.miss_until(first);
+            if let Some(batch) = rest {
+                self.read_head.pass(end);
+                return Some((connection, batch, LogPosition { frame_seq: first, ..read }));
+            }
+            // It was counted as lost when its record was read.
+        }
+        // The last numbers may be of batches that were refused.
+        self.miss_until(self.log.head());
+        None
     }
 
     /// Counts as lost what lies before `frame_seq` and was not read.
@@ -447,12 +450,11 @@ impl<S: Storage> Spool<S> {
     /// Where the disk does not let go of it, it comes once more after a restart.
     pub fn take_back(&mut self, position: LogPosition) {
         let (first, head) = (position.frame_seq, self.log.head());
+        self.durability.forget_from(first);
         if self.log.take_back(position) {
-            self.durability.forget_from(first);
             self.log.return_numbers(head - first);
         } else {
             self.progress.leave_out(first..head);
-            self.durability.forget_before(self.progress.acknowledged().frame_seq);
             self.skip_to(LogPosition { frame_seq: head, ..self.log.end() });
         }
     }
