@@ -1,16 +1,12 @@
-//! The queue on disk: what its four parts do together.
+//! The queue on disk: what its four parts do together. Its ends are in `writing_end` and `reading_end`, what it removes in `upkeep`,
+//! and what others remove in `whereabouts`.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::batch::connection::ConnectionId;
 use crate::batch::position::LogPosition;
 use crate::protocol::ContentType;
-use crate::protocol::FrameBatch;
-use crate::spool::appended::Appended;
-use crate::spool::config::OnFull;
 use crate::spool::config::SpoolConfig;
 use crate::spool::durability::Durability;
 use crate::spool::error::SpoolError;
@@ -18,13 +14,8 @@ use crate::spool::folder::Folder;
 use crate::spool::gaps::Gaps;
 use crate::spool::log::AGE_STEPS;
 use crate::spool::log::Log;
-use crate::spool::log::is_full;
 use crate::spool::loss::LossReason;
 use crate::spool::moment::Moment;
-use crate::spool::numbered::ArrivingBatch;
-use crate::spool::numbered::NumberedBatch;
-use crate::spool::numbered::record_len;
-use crate::spool::numbered::without_first;
 use crate::spool::progress::Progress;
 use crate::spool::read_head::ReadHead;
 use crate::spool::recovery::Recovered;
@@ -151,310 +142,12 @@ impl<S: Storage> Spool<S> {
     }
 
     /// Ages go by the time that has passed: if the clock was set, the times of all segments are moved with it.
-    fn follow_clock(&mut self, now: Moment) {
+    pub(super) fn follow_clock(&mut self, now: Moment) {
         if let Some(step) = now.step_since(self.clock) {
             self.log.move_clock(step);
             self.clock_step = self.clock_step.saturating_add(step);
         }
         self.clock = now;
-    }
-
-    // The writing end.
-
-    /// Appends batches, in order, each as one record; as many as there is room for.
-    ///
-    /// Under [`SyncPolicy::Batch`](crate::spool::SyncPolicy::Batch) they are durable when this returns. Batches of no
-    /// frames take no room.
-    ///
-    /// # Errors
-    /// [`SpoolError::Degraded`]: none of these batches is in the spool, and their frames are the caller's to count.
-    pub fn append(&mut self, batches: &[FrameBatch], now: Moment) -> Result<Appended, SpoolError> {
-        let batches: Vec<_> = batches.iter().map(|batch| (ConnectionId::default(), batch.clone())).collect();
-        self.append_from(&batches, now)
-    }
-
-    /// The same, with the connection that brought each batch. [`Spool::next_from`] gives it back.
-    ///
-    /// # Errors
-    /// As [`Spool::append`].
-    pub fn append_from(
-        &mut self,
-        batches: &[(ConnectionId, FrameBatch)],
-        now: Moment,
-    ) -> Result<Appended, SpoolError> {
-        self.check_standing()?;
-        self.follow_clock(now);
-        self.find_home(now)?;
-        let head = self.log.head();
-        let result = self.append_and_sync(batches, now);
-        if result.is_err() {
-            // Some of them may be on disk: their numbers are used up, and a record with one of them is passed over.
-            self.durability.forget_from(head);
-            self.progress.leave_out(head..self.log.head());
-        }
-        result
-    }
-
-    fn append_and_sync(&mut self, batches: &[ArrivingBatch], now: Moment) -> Result<Appended, SpoolError> {
-        let mut appended = Appended { positions: Vec::with_capacity(batches.len()), dropped: 0 };
-        while let Some(rest) = batches.get(appended.settled()..).filter(|rest| !rest.is_empty()) {
-            if rest.first().is_some_and(|(_, first)| record_len(first) > self.log.config().record_len_max()) {
-                // What can never fit is not waited for. Batches behind it are for the next call.
-                appended.dropped = usize::from(appended.positions.is_empty());
-                break;
-            }
-            let run = self.log.run_that_fits(rest);
-            if !run.is_empty() {
-                match self.write(run, now) {
-                    Ok(positions) => {
-                        appended.positions.extend(positions);
-                        continue;
-                    }
-                    Err(error) if is_full(&error) && self.undo_write(run.len()) => {}
-                    Err(_) => {
-                        self.durability.lose_segment(&mut self.log);
-                        let positions = self.find_home(now)?;
-                        let earlier = positions.len() - run.len(); // the batches of the run are the last
-                        appended.positions.extend(positions.into_iter().skip(earlier));
-                        continue;
-                    }
-                }
-            } else if rest.first().is_some_and(|(_, first)| first.frames() == 0) {
-                appended.positions.push(self.log.end());
-                continue;
-            }
-            if self.make_room() {
-                continue;
-            }
-            if self.log.config().on_full != OnFull::Block {
-                appended.dropped = rest.len();
-            }
-            break;
-        }
-        if self.durability.must_sync() {
-            self.sync(now)?;
-        }
-        // Not before: after an error, all of them are the caller's to count.
-        let dropped = batches.iter().skip(appended.positions.len()).take(appended.dropped);
-        let frames_dropped = dropped.map(|(_, batch)| u64::from(batch.frames())).sum();
-        self.progress.count_lost(frames_dropped, LossReason::Full);
-        Ok(appended)
-    }
-
-    /// Writes batches behind the last one. They have their numbers even when that fails.
-    fn write(&mut self, run: &[ArrivingBatch], now: Moment) -> io::Result<Vec<LogPosition>> {
-        let head = self.log.head();
-        for batch in run {
-            let frame_seq = self.log.take_numbers(batch.1.frames());
-            self.durability.push(NumberedBatch::new(frame_seq, batch.clone(), now));
-        }
-        let first_len = run.first().map_or(0, |(_, batch)| record_len(batch));
-        if self.log.must_close_before(first_len, now) {
-            // A disk that gets full in a sync has lost something: there is nothing that could be undone.
-            self.close_segment(head).map_err(io::Error::other)?;
-        }
-        if !self.log.is_open() {
-            self.log.create_segment(head, now)?;
-        }
-        let positions = self.log.append(self.durability.last(run.len()))?;
-        self.durability.written(now);
-        Ok(positions)
-    }
-
-    /// Takes back what a full disk has left of a write, and the numbers of the batches. Fails where it cannot be sure.
-    fn undo_write(&mut self, batches: usize) -> bool {
-        let undone = self.log.cut_back();
-        if undone {
-            let frames = self.durability.take_back(batches);
-            self.log.return_numbers(frames);
-        }
-        undone
-    }
-
-    /// Whether a batch can be appended without the loss of any frame. Removes for it what nobody waits for.
-    pub fn has_room_for(&mut self, batch: &FrameBatch) -> bool {
-        let batch = (ConnectionId::default(), batch.clone());
-        loop {
-            if !self.log.run_that_fits(std::slice::from_ref(&batch)).is_empty() {
-                return true;
-            }
-            if !self.make_room_without_loss() {
-                return false;
-            }
-        }
-    }
-
-    /// Length of the record of a batch that was not stored, if `min_free` is the reason: `max` has room for it.
-    pub(super) fn kept_out_by_min_free(&self, batch: &FrameBatch) -> Option<u64> {
-        let len = Some(record_len(batch)).filter(|_| self.log.config().min_free > 0);
-        len.filter(|len| self.log.limits_have_room_for(*len) && !self.log.disk_has_room_for(*len))
-    }
-
-    /// Whether the disk has room for a record of this length.
-    pub(super) fn disk_has_room_for(&self, record_len: u64) -> bool {
-        self.log.disk_has_room_for(record_len)
-    }
-
-    // Durability.
-
-    /// Makes durable what was written. What cannot be, moves to another segment.
-    fn sync(&mut self, now: Moment) -> Result<(), SpoolError> {
-        self.durability.sync(&mut self.log);
-        self.find_home(now).map(drop)
-    }
-
-    /// Writes what is in no segment that can be relied on to another segment. Returns where it is.
-    fn find_home(&mut self, now: Moment) -> Result<Vec<LogPosition>, SpoolError> {
-        if !self.durability.is_homeless() {
-            return Ok(Vec::new());
-        }
-        // What was acknowledged, and is gone with the old segment, is not to be missed after a crash.
-        let _ = self.progress.commit(self.log.storage());
-        self.durability.rewrite(&mut self.log, now)
-    }
-
-    /// Ends the open segment, in order; it has the frames before `frame_seq`.
-    ///
-    /// If all of them are acknowledged, a durable cursor passes the segment, which need not be durable itself.
-    fn close_segment(&mut self, frame_seq: u64) -> io::Result<()> {
-        let acknowledged = self.log.is_open()
-            && frame_seq <= self.progress.acknowledged().frame_seq
-            && self.progress.commit(self.log.storage()).is_ok();
-        self.log.close_segment(frame_seq, !acknowledged)?;
-        self.durability.forget_before(frame_seq);
-        Ok(())
-    }
-
-    /// Ends the open segment. If it has no records, it is removed.
-    pub(super) fn end_segment(&mut self, now: Moment) -> Result<(), SpoolError> {
-        self.log.discard_empty_segment()?;
-        if self.close_segment(self.log.head()).is_err() {
-            self.durability.lose_segment(&mut self.log);
-        }
-        self.find_home(now).map(drop)
-    }
-
-    // The reading end.
-
-    /// The next batch, and where it begins. `None` when everything readable was read.
-    ///
-    /// Of a record whose first frames are acknowledged, the batch has the rest.
-    ///
-    /// Under [`SyncPolicy::Batch`](crate::spool::SyncPolicy::Batch) only what is durable is readable. Batches of one read
-    /// share its memory.
-    ///
-    /// # Errors
-    /// [`SpoolError::Io`]: it may be asked again. What cannot be read now is not lost; a segment that is gone is passed over.
-    pub fn next(&mut self, now: Moment) -> Result<Option<(FrameBatch, LogPosition)>, SpoolError> {
-        let read = self.next_from(now)?;
-        Ok(read.map(|(_, batch, position)| (batch, position)))
-    }
-
-    /// The same, and what [`Spool::append_from`] was told of where the batch came from.
-    ///
-    /// # Errors
-    /// As [`Spool::next`].
-    pub fn next_from(
-        &mut self,
-        now: Moment,
-    ) -> Result<Option<(ConnectionId, FrameBatch, LogPosition)>, SpoolError> {
-        self.follow_clock(now);
-        self.read_head.pass(self.progress.acknowledged().frame_seq);
-        if self.reader_caught_up() {
-            // The read head may stand at the beginning of a record whose frames the caller has.
-            return Ok(None);
-        }
-        while let Some(record) = self.read_head.next_record(&mut self.log, now)? {
-            let header = record.header;
-            // The first frames of the record may be delivered.
-            let first = header.frame_seq.max(self.read_head.position().frame_seq);
-            let first = self.progress.first_not_lost(first);
-            if first >= header.frame_seq_end() {
-                continue;
-            }
-            self.miss_until(first);
-            self.read_head.pass(header.frame_seq_end());
-            let batch = without_first(record.batch, first - header.frame_seq);
-            let position = LogPosition { frame_seq: first, ..record.position };
-            return Ok(Some((header.connection, batch, position)));
-        }
-        if self.durability.is_homeless() {
-            return Ok(self.next_in_memory());
-        }
-        self.miss_until(self.log.head());
-        Ok(None)
-    }
-
-    /// Behind the last segment: what is in memory only.
-    fn next_in_memory(&mut self) -> Option<(ConnectionId, FrameBatch, LogPosition)> {
-        let read = self.read_head.position();
-        let Some(kept) = self.durability.batch_from(read.frame_seq) else {
-            // The last numbers may be of batches that were refused.
-            self.miss_until(self.log.head());
-            return None;
-        };
-        let first = kept.frame_seq.max(read.frame_seq);
-        let (connection, end) = (kept.connection, kept.frame_seq_end());
-        let batch = without_first(kept.batch.clone(), first - kept.frame_seq);
-        self.miss_until(first);
-        self.read_head.pass(end);
-        Some((connection, batch, LogPosition { frame_seq: first, ..read }))
-    }
-
-    /// Counts as lost what lies before `frame_seq` and was not read.
-    fn miss_until(&mut self, frame_seq: u64) {
-        let missed = self.read_head.position().frame_seq..frame_seq;
-        if !missed.is_empty() {
-            self.progress.lose(missed, LossReason::Damaged);
-            self.read_head.pass(frame_seq);
-            self.read_head.pass(self.progress.acknowledged().frame_seq);
-        }
-    }
-
-    /// Notes that everything before `position` is delivered: a batch that begins at a position which [`Spool::next`] or
-    /// [`Spool::append`] gave, and its first `n` frames, are delivered with [`position.after(n)`](LogPosition::after).
-    ///
-    /// Returns how many frames that acknowledges: not those that were reported as lost in the meantime. A position that
-    /// goes back, or beyond what was appended, changes nothing.
-    pub fn acknowledge(&mut self, position: LogPosition, now: Moment) -> u64 {
-        if position.frame_seq > self.log.head() {
-            return 0;
-        }
-        let acknowledged = self.progress.acknowledge(position, now);
-        self.durability.forget_before(self.progress.acknowledged().frame_seq);
-        acknowledged
-    }
-
-    /// Reads again what is not acknowledged, from the oldest on: after a failed delivery.
-    pub fn rewind(&mut self) {
-        self.read_head.seek(self.progress.acknowledged());
-    }
-
-    /// Whether everything that was appended has been read. Then a batch may be passed on from memory, as soon as it is
-    /// appended, with [`Spool::skip_to`].
-    pub fn reader_caught_up(&self) -> bool {
-        let acknowledged = self.progress.acknowledged().frame_seq;
-        self.read_head.position().frame_seq.max(acknowledged) >= self.log.head()
-    }
-
-    /// Takes everything before `position` as read: the caller has it. See [`Spool::acknowledge`].
-    pub fn skip_to(&mut self, position: LogPosition) {
-        self.read_head.skip_to(position);
-    }
-
-    /// Takes back what was appended from `position` on, and what nobody has read: the caller delivers it in another way.
-    ///
-    /// Where the disk does not let go of it, it comes once more after a restart.
-    pub fn take_back(&mut self, position: LogPosition) {
-        let (first, head) = (position.frame_seq, self.log.head());
-        if self.log.take_back(position) {
-            self.durability.forget_from(first);
-            self.log.return_numbers(head - first);
-        } else {
-            self.progress.leave_out(first..head);
-            self.durability.forget_before(self.progress.acknowledged().frame_seq);
-            self.skip_to(LogPosition { frame_seq: head, ..self.log.end() });
-        }
     }
 
     // What is due now and then.

@@ -1,26 +1,22 @@
-//! The segments on disk: which there are, which one is written to, and how much room they take.
+//! The segments on disk: which there are, which one is written to, and how much room they take. What they have room for is in
+//! `room`, and what goes from them in `removal`.
 
-use std::collections::HashSet;
+mod removal;
+mod room;
+
 use std::collections::VecDeque;
 use std::io;
-use std::ops::Range;
 
 use rustix::io::Errno;
 
 use crate::batch::position::LogPosition;
 use crate::protocol::ContentType;
-use crate::spool::aside::set_aside;
 use crate::spool::config::SpoolConfig;
 use crate::spool::config::SyncPolicy;
 use crate::spool::error::SpoolError;
 use crate::spool::moment::Moment;
-use crate::spool::moment::nanos;
-use crate::spool::numbered::ArrivingBatch;
 use crate::spool::numbered::NumberedBatch;
-use crate::spool::numbered::record_len;
 use crate::spool::open_segment::OpenSegment;
-use crate::spool::record::RecordHeader;
-use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::segment::Segment;
 use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::segment_name;
@@ -126,59 +122,6 @@ impl<S: Storage> Log<S> {
     /// Takes the last `frames` numbers back, which no record has.
     pub(super) fn return_numbers(&mut self, frames: u64) {
         self.files.head -= frames;
-    }
-
-    // What there is room for.
-
-    /// The batches from the front that may be written at once: within the limits, and to one segment.
-    pub(super) fn run_that_fits<'a>(&self, batches: &'a [ArrivingBatch]) -> &'a [ArrivingBatch] {
-        let overhead = SEGMENT_OVERHEAD;
-        let room = self.limit_room().min(self.disk_room()).saturating_sub(overhead);
-        let fresh = self.config.segment_len();
-        let segment_room = match &self.open {
-            Some(_) => self.files.segments.back().map_or(0, |last| fresh.saturating_sub(last.len)),
-            None => fresh.saturating_sub(overhead),
-        };
-        let mut run_len = 0;
-        let fits = |(index, (_, batch)): &(usize, &ArrivingBatch)| {
-            let len = record_len(batch);
-            run_len += len;
-            let within = run_len <= room && len <= self.config.record_len_max() && batch.frames() > 0;
-            // The first one gets a segment of its own, if need be.
-            within && (*index == 0 || run_len <= segment_room.min(WRITE_LEN_MAX) && *index < BATCHES_MAX)
-        };
-        let count = batches.iter().enumerate().take_while(fits).count();
-        batches.get(..count).unwrap_or_default()
-    }
-
-    /// Bytes that `max` leaves.
-    fn limit_room(&self) -> u64 {
-        self.config.max.saturating_sub(self.bytes)
-    }
-
-    /// Bytes that the disk has beyond `min_free`.
-    fn disk_room(&self) -> u64 {
-        self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free)
-    }
-
-    /// Whether the disk has room for a record of `record_len` bytes in a segment of its own.
-    pub(super) fn disk_has_room_for(&self, record_len: u64) -> bool {
-        record_len.saturating_add(SEGMENT_OVERHEAD) <= self.disk_room()
-    }
-
-    /// Whether the limits of the spool have room for it.
-    pub(super) fn limits_have_room_for(&self, record_len: u64) -> bool {
-        let within = record_len.saturating_add(SEGMENT_OVERHEAD) <= self.limit_room();
-        within && record_len <= self.config.record_len_max()
-    }
-
-    /// Whether the open segment must be closed before a record of `record_len` bytes is written.
-    pub(super) fn must_close_before(&self, record_len: u64, now: Moment) -> bool {
-        let (Some(_), Some(segment)) = (&self.open, self.files.segments.back()) else { return false };
-        let len = segment.len + record_len + RecordHeader::LEN as u64;
-        let full = len > self.config.segment_len();
-        let old = now.unix.saturating_sub(segment.created) > nanos(self.config.max_age / AGE_STEPS);
-        !segment.has_no_records() && (full || old || self.clock_moved)
     }
 
     // What is written.
@@ -386,36 +329,6 @@ impl<S: Storage> Log<S> {
         }
     }
 
-    // What others have removed.
-
-    /// Whether the file of the open segment is not in the folder any more, or shorter than it was.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(super) fn open_segment_is_gone(&self) -> io::Result<bool> {
-        let (Some(open), Some(segment)) = (&self.open, self.files.segments.back()) else { return Ok(false) };
-        Ok(!open.has_name(&self.storage, &segment_name(segment.number), segment.len)?)
-    }
-
-    /// Forgets the segments whose names are not among these. Returns the numbers of their frames.
-    pub(super) fn forget_missing(&mut self, names: &HashSet<String>) -> Vec<Range<u64>> {
-        let mut missing = Vec::new();
-        for index in (0..self.files.segments.len()).rev() {
-            let Some(segment) = self.files.segments.get(index) else { continue };
-            if names.contains(&segment_name(segment.number)) {
-                continue;
-            }
-            let end = self.files.segments.get(index + 1).map_or(self.files.head, |next| next.frame_seq);
-            missing.push(segment.frame_seq..end);
-            self.bytes -= segment.len;
-            if index + 1 == self.files.segments.len() {
-                self.open = None;
-            }
-            self.files.segments.remove(index);
-        }
-        missing
-    }
-
     /// Number of the next segment.
     pub(super) fn segment_next(&self) -> u64 {
         self.files.segment_next
@@ -425,82 +338,6 @@ impl<S: Storage> Log<S> {
     pub(super) fn begin_segments_at(&mut self, number: u64) {
         self.files.segment_next = self.files.segment_next.max(number);
     }
-
-    // What is removed.
-
-    /// The place behind the oldest `count` segments; `None` where so many cannot be removed: the open one cannot.
-    pub(super) fn end_of(&self, count: usize) -> Option<LogPosition> {
-        let segments = &self.files.segments;
-        if count == 0 || segments.len() < count + usize::from(self.open.is_some()) {
-            return None;
-        }
-        Some(match segments.get(count) {
-            Some(next) => segment_start(next.number, next.frame_seq),
-            None => segment_start(self.files.segment_next, self.head()),
-        })
-    }
-
-    /// Whether the oldest segment is closed, and has no frame from number `frame_seq` on. It may have some that the next one has too.
-    pub(super) fn front_is_before(&self, frame_seq: u64) -> bool {
-        let own_end = self.files.segments.front().map_or(0, |front| front.frame_seq_end);
-        self.end_of(1).is_some_and(|end| end.frame_seq.max(own_end) <= frame_seq)
-    }
-
-    /// How many of the oldest segments, `count_max` at most, have nothing that was read at `unix` or later, in nanoseconds of Unix
-    /// time. The open one counts if it is the first.
-    pub(super) fn fronts_older(&self, unix: u64, count_max: usize) -> usize {
-        let closed = self.files.segments.len() - usize::from(self.open.is_some());
-        let older = self.files.segments.iter().take_while(|segment| segment.age() < unix);
-        older.count().min(count_max).min(closed.max(1))
-    }
-
-    /// Whether the open segment is the only one, and has records.
-    pub(super) fn front_is_open_with_records(&self) -> bool {
-        self.open.is_some()
-            && self.files.segments.len() == 1
-            && self.files.segments.front().is_some_and(|front| !front.has_no_records())
-    }
-
-    /// Removes the oldest segment. If something in it is damaged, sets it aside instead.
-    ///
-    /// # Errors
-    /// [`SpoolError::Io`]: it stays.
-    pub(super) fn remove_front(&mut self) -> Result<(), SpoolError> {
-        let Some(front) = self.files.segments.front() else { return Ok(()) };
-        let name = segment_name(front.number);
-        let (len, modified) = (front.len, front.age());
-        let aside = if front.damaged {
-            set_aside(&self.storage, &name).map(Some)
-        } else {
-            self.storage.unlink(&name).map(|()| None)
-        };
-        match aside {
-            Ok(Some(name)) => self.files.aside.push_back(Entry { name, regular: true, len, modified }),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SpoolError::io("remove", name)(error));
-            }
-            Ok(None) | Err(_) => self.bytes -= len,
-        }
-        self.files.segments.pop_front();
-        Ok(())
-    }
-
-    /// Whether the oldest of the files that were set aside is of a time before `unix`, in nanoseconds of Unix time.
-    pub(super) fn aside_is_older(&self, unix: u64) -> bool {
-        self.files.aside.front().is_some_and(|file| file.modified < unix)
-    }
-
-    /// Removes the oldest of the files that were set aside. Returns whether that freed something.
-    pub(super) fn remove_aside(&mut self) -> bool {
-        while let Some(file) = self.files.aside.pop_front() {
-            // A file that cannot be removed no longer counts.
-            self.bytes -= file.len;
-            if self.storage.unlink(&file.name).is_ok() {
-                return true;
-            }
-        }
-        false
-    }
 }
 
 /// Whether an error says that room would help.
@@ -508,13 +345,6 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
-
-/// Bytes that records may need beside themselves: the header and the footer of a new segment, and the footer of the segment that
-/// is open before it.
-const SEGMENT_OVERHEAD: u64 = (SEGMENT_HEADER_LEN + 2 * RecordHeader::LEN) as u64;
-/// Most bytes and batches of one write, so that their checksums are made while they are in the cache.
-const WRITE_LEN_MAX: u64 = 256 << 10;
-const BATCHES_MAX: usize = 512;
 
 /// A segment takes frames for this part of the time that they are kept.
 pub(super) const AGE_STEPS: u32 = 8;

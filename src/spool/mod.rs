@@ -109,6 +109,7 @@ mod open_segment;
 mod outgoing;
 mod progress;
 mod read_head;
+mod reading_end;
 mod record;
 mod recovery;
 pub(crate) mod reports;
@@ -121,6 +122,7 @@ mod storage;
 mod summary;
 mod upkeep;
 mod whereabouts;
+mod writing_end;
 
 pub use crate::batch::connection::ConnectionId;
 pub use crate::batch::position::LogPosition;

@@ -12,6 +12,7 @@ use tapster::spool::SyncPolicy;
 use crate::corruption::two_segments;
 use crate::support::Books;
 use crate::support::Clock;
+use crate::support::numbers;
 use crate::support::open;
 use crate::support::small;
 
@@ -184,4 +185,56 @@ fn a_spool_that_cannot_be_read_when_it_is_opened_is_whole_afterwards() {
             books.again();
         }
     }
+}
+
+/// The numbers of all frames that a spool has, from the oldest that is not acknowledged on.
+fn read_again(spool: &mut Spool<SimFolder>, clock: Clock) -> Vec<u64> {
+    spool.rewind();
+    let batches = std::iter::from_fn(|| spool.next(clock.now()).expect("what waits in memory can be read"));
+    batches.flat_map(|(batch, _)| numbers(&batch)).collect()
+}
+
+/// The disk fails while batches are taken back that were not synced, and so does the sync: what waits in memory is what is left.
+#[test]
+fn what_was_taken_back_does_not_come_again_from_memory() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let sync = SyncPolicy::Interval(Duration::from_millis(100));
+    let mut spool = open(&folder, &config(sync), clock.now()).unwrap();
+    let kept = books.batch(2, 100, clock.now());
+    spool.append(&[kept], clock.now()).unwrap();
+    let elsewhere = books.batch(3, 100, clock.now());
+    let appended = spool.append(&[elsewhere], clock.now()).unwrap();
+    folder.fail_after(0, 1000);
+    spool.take_back(appended.positions[0]);
+    clock.advance(Duration::from_millis(200));
+    spool.handle_timeout(clock.now()).unwrap_err();
+    assert!(spool.is_degraded());
+    assert_eq!((spool.frames(), read_again(&mut spool, clock)), (2, vec![0, 1]));
+    folder.heal();
+    clock.advance(Duration::from_secs(2));
+    spool.handle_timeout(clock.now()).unwrap();
+    assert_eq!((spool.frames(), read_again(&mut spool, clock)), (2, vec![0, 1]));
+    assert_eq!(spool.poll_loss(), None);
+}
+
+/// A record is damaged before its sync, and told as lost: the copy in memory is not read as well.
+#[test]
+fn what_was_told_as_damaged_does_not_come_again_from_memory() {
+    let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+    let sync = SyncPolicy::Interval(Duration::from_millis(100));
+    let mut spool = open(&folder, &config(sync), clock.now()).unwrap();
+    let batches = [2, 3, 1].map(|frames| books.batch(frames, 100, clock.now()));
+    let appended = books.append(&mut spool, &batches, clock.now()).unwrap();
+    let name = "seg-0000000000000001.fsr";
+    let mut bytes = folder.content(name).unwrap();
+    bytes[usize::try_from(appended.positions[1].offset()).unwrap() + 50] ^= 1;
+    folder.put(name, bytes);
+    while books.read(&mut spool, clock.now()).unwrap().is_some() {}
+    assert_eq!((books.lost["spool_damaged"], books.missing()), (3, 3));
+    folder.fail_after(0, 1000);
+    clock.advance(Duration::from_millis(200));
+    spool.handle_timeout(clock.now()).unwrap_err();
+    assert!(spool.is_degraded());
+    assert_eq!((spool.frames(), read_again(&mut spool, clock)), (3, vec![0, 1, 5]));
+    assert_eq!(spool.poll_loss(), None);
 }

@@ -32,7 +32,7 @@ fn list_sources(folder: &Path, files: &mut Vec<PathBuf>) {
 
 /// Whether a file holds tests alone.
 pub(crate) fn is_test(path: &str) -> bool {
-    path.ends_with("/tests.rs")
+    path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
 /// Lines with their numbers, without comments, up to the tests at the bottom.

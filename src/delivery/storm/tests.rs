@@ -2,6 +2,13 @@
 //! or never; sources that are full, empty or closed; the end at any moment. A run is decided by its seed, which a failure
 //! prints. `TAPSTER_STORM_RUNS` asks for more runs.
 
+#[path = "tests/checks.rs"]
+mod checks;
+#[path = "tests/peers.rs"]
+mod peers;
+#[path = "tests/totals.rs"]
+mod totals;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -19,7 +26,6 @@ use crate::batch::custody::Custody;
 use crate::batch::position::LogPosition;
 use crate::batch::tests::ledger;
 use crate::delivery::DeliveryMachine;
-use crate::delivery::action::Action;
 use crate::delivery::action::StreamId;
 use crate::delivery::balance::Balance;
 use crate::delivery::config::Acknowledge;
@@ -27,9 +33,10 @@ use crate::delivery::config::Checkpoint;
 use crate::delivery::config::DeliveryConfig;
 use crate::delivery::config::Order;
 use crate::delivery::config::Reconnect;
+use crate::delivery::storm::peers::Stream;
+use crate::delivery::storm::totals::Totals;
 use crate::lifecycle::Phase;
 use crate::observability::account::OutputAccount;
-use crate::observability::drop_reason::DropReason;
 use crate::observability::member_account::MemberAccount;
 use crate::protocol::FrameBatch;
 
@@ -102,53 +109,6 @@ fn storm_with(fault: Fault) {
     }
 }
 
-/// How often what happened.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    frames: u64,
-    connected: u64,
-    refused: u64,
-    broken: u64,
-    stalled: u64,
-    finished: u64,
-    unanswered: u64,
-    frames_twice: u64,
-    frames_left: u64,
-    frames_refused: u64,
-}
-
-impl Totals {
-    fn kinds(&self) -> [u64; 10] {
-        let Self { frames, connected, refused, broken, stalled, finished, .. } = *self;
-        let Self { unanswered, frames_twice, frames_left, frames_refused, .. } = *self;
-        [
-            frames,
-            connected,
-            refused,
-            broken,
-            stalled,
-            finished,
-            unanswered,
-            frames_twice,
-            frames_left,
-            50 * frames_refused,
-        ]
-    }
-
-    fn add(&mut self, other: Self) {
-        self.frames += other.frames;
-        self.connected += other.connected;
-        self.refused += other.refused;
-        self.broken += other.broken;
-        self.stalled += other.stalled;
-        self.finished += other.finished;
-        self.unanswered += other.unanswered;
-        self.frames_twice += other.frames_twice;
-        self.frames_left += other.frames_left;
-        self.frames_refused += other.frames_refused;
-    }
-}
-
 /// What happens, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -160,23 +120,6 @@ enum Event {
     Written(StreamId),
     Lost(StreamId),
     Finished(StreamId),
-}
-
-/// What a stream has got, and how its reader is.
-#[derive(Debug, Default)]
-struct Stream {
-    /// All that was given, of which `written` bytes have gone.
-    given: Vec<u8>,
-    written: usize,
-    /// What the reader has taken.
-    taken: usize,
-    writing: bool,
-    /// No byte goes through from here on.
-    stalls_at: usize,
-    closed: bool,
-    /// Nobody knows whether what it got has arrived.
-    broke: bool,
-    stopped: bool,
 }
 
 /// How likely it is, in percent, that a thing goes wrong.
@@ -404,16 +347,6 @@ impl Storm {
         self.queue.push_back(Batch::new(frames, ConnectionId::new(connection), Some(position), custody));
     }
 
-    fn open(&mut self, stream: StreamId) {
-        let stalls_at =
-            if self.happens(self.weather.stalls) { self.random.usize(0..300) } else { usize::MAX };
-        self.streams.insert(stream, Stream { stalls_at, ..Stream::default() });
-        if self.happens(self.weather.breaks) {
-            let at = self.random.u64(0..400);
-            self.plan(at, Event::Lost(stream));
-        }
-    }
-
     /// One turn of the loop that drives the machine.
     fn turn(&mut self) {
         while self.delivery.wants_batch()
@@ -455,222 +388,5 @@ impl Storm {
         let now = ledger(&self.account);
         assert!(now.balances(), "{now:?}");
         self.check_waits();
-    }
-
-    /// A deadline is set while anything but a write is awaited.
-    fn check_waits(&self) {
-        let stopping = self.streams.values().any(|state| state.stopped && !state.closed);
-        let nobody = self.streams.values().all(|state| state.closed);
-        if (stopping || nobody || !self.connecting.is_empty()) && !self.delivery.is_over() {
-            assert!(self.delivery.poll_timeout().is_some(), "waits without a deadline: {:?}", self.delivery);
-        }
-    }
-
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::Connect(stream) => {
-                assert!(!self.over, "connects when all is over");
-                assert!(self.connecting.insert(stream) && !self.streams.contains_key(&stream));
-                let after = self.random.u64(0..30);
-                if self.happens(self.weather.refuses) {
-                    self.plan(after, Event::Refused(stream));
-                } else if !self.happens(self.weather.never_connects) {
-                    self.plan(after, Event::Connected(stream));
-                }
-            }
-            Action::Write(stream) => self.begin_write(stream),
-            Action::Interrupt(stream) => {
-                let state = &self.streams[&stream];
-                assert!(!state.closed);
-                if state.writing {
-                    self.interrupt(stream);
-                }
-            }
-            Action::Probe(stream) => {
-                let fair = self.weather.is_fair();
-                let state = self.streams.get_mut(&stream).unwrap();
-                assert!(!state.closed);
-                let taken_min = if fair { state.written } else { state.taken };
-                state.taken = self.random.usize(taken_min..=state.written);
-                let arrived = (self.random.u32(0..10) > 0 || fair).then_some(state.taken as u64);
-                self.delivery.handle_progress(stream, arrived, self.now);
-            }
-            Action::Stop(stream) => {
-                let state = self.streams.get_mut(&stream).unwrap();
-                assert!(!state.closed && !state.writing && !state.stopped, "STOP in the middle of a write");
-                assert_eq!(state.written % FRAME_LEN, 0, "STOP in the middle of a frame");
-                state.stopped = true;
-                if self.config.answers && self.happens(self.weather.no_finish) {
-                    self.totals.unanswered += 1;
-                } else {
-                    let after = self.random.u64(0..if self.weather.is_fair() { 450 } else { 700 });
-                    self.plan(if self.config.answers { after } else { 0 }, Event::Finished(stream));
-                }
-            }
-            Action::Close(stream, reason) => {
-                if self.connecting.remove(&stream) {
-                    return;
-                }
-                let state = self.streams.get_mut(&stream).unwrap();
-                assert!(!std::mem::replace(&mut state.closed, true), "closed twice");
-                state.broke = true;
-                self.totals.stalled += u64::from(reason == crate::delivery::action::CloseReason::Stalled);
-            }
-        }
-    }
-
-    fn begin_write(&mut self, stream: StreamId) {
-        let state = self.streams.get_mut(&stream).unwrap();
-        assert!(!state.closed && !state.writing && !state.stopped, "a write too many");
-        if state.given.len() == state.written {
-            self.delivery.buffers(stream).for_each(|buffer| state.given.extend_from_slice(&buffer));
-        }
-        assert!(state.given.len() > state.written, "a write of nothing");
-        state.writing = true;
-        if state.written < state.stalls_at {
-            let after = self.random.u64(0..20);
-            self.plan(after, Event::Written(stream));
-        }
-    }
-
-    fn write_on(&mut self, stream: StreamId) {
-        let Some(state) = self.streams.get_mut(&stream).filter(|state| !state.closed && state.writing) else {
-            return;
-        };
-        let rest = state.given.len().min(state.stalls_at) - state.written;
-        let count = self.random.usize(0..=rest);
-        let count = if self.random.bool() { rest } else { count };
-        self.has_written(stream, count);
-    }
-
-    fn interrupt(&mut self, stream: StreamId) {
-        let state = &self.streams[&stream];
-        let rest = state.given.len().min(state.stalls_at).saturating_sub(state.written);
-        let count = self.random.usize(0..=rest);
-        self.has_written(stream, count);
-    }
-
-    fn has_written(&mut self, stream: StreamId, count: usize) {
-        let state = self.streams.get_mut(&stream).unwrap();
-        state.writing = false;
-        let before = state.written / FRAME_LEN;
-        state.written += count;
-        let frames: Vec<u64> = (before..state.written / FRAME_LEN)
-            .map(|index| {
-                let digits = &state.given[index * FRAME_LEN + 4..(index + 1) * FRAME_LEN];
-                std::str::from_utf8(digits).unwrap().parse().unwrap()
-            })
-            .collect();
-        for frame in frames {
-            self.arrives(stream, frame);
-        }
-        self.delivery.handle_written(stream, count, self.now);
-        if self.refuses(stream) {
-            self.lose(stream);
-        }
-    }
-
-    /// Whether the reader of this stream ends it at the frame that it got last, or gets now.
-    fn refuses(&self, stream: StreamId) -> bool {
-        let Some(refused) = self.weather.refuses_frame else { return false };
-        let state = &self.streams[&stream];
-        let begun = state.given.chunks(FRAME_LEN).take(state.written.div_ceil(FRAME_LEN));
-        begun.into_iter().any(|frame| frame[4..] == *format!("{refused:08}").as_bytes())
-    }
-
-    /// Where the frame begins in a stream that its reader does not take.
-    fn refused_at(&self, stream: StreamId) -> usize {
-        let Some(refused) = self.weather.refuses_frame else { return usize::MAX };
-        let mut frames = self.streams[&stream].given.chunks(FRAME_LEN);
-        let index = frames.position(|frame| frame.get(4..) == Some(format!("{refused:08}").as_bytes()));
-        index.map_or(usize::MAX, |index| index * FRAME_LEN)
-    }
-
-    /// Whoever gets a frame again had lost the stream before.
-    fn arrives(&mut self, stream: StreamId, frame: u64) {
-        let streams = self.got.entry(frame).or_default();
-        for earlier in &*streams {
-            assert!(self.streams[earlier].broke, "frame {frame} is sent twice without a break");
-        }
-        self.totals.frames_twice += u64::from(!streams.is_empty());
-        streams.push(stream);
-        self.totals.frames += 1;
-        assert!(!self.settled.contains(&frame), "frame {frame} is sent after its end");
-        self.check_order(stream, frame);
-    }
-
-    /// On each stream, and by each connection where the balance keeps that, frames are in order, except those that come again.
-    fn check_order(&self, stream: StreamId, frame: u64) {
-        let ordered = self.config.weights.len() == 1 || self.config.balance.keeps_order();
-        let first_time = self.got[&frame].len() == 1;
-        if !ordered || !first_time {
-            return;
-        }
-        let origin = |frame: u64| self.origins[usize::try_from(frame).unwrap()];
-        let later = self
-            .got
-            .range(frame + 1..)
-            .find(|(later, streams)| origin(**later) == origin(frame) && streams.last() == Some(&stream));
-        assert!(later.is_none(), "frame {frame} comes behind {later:?}");
-    }
-
-    fn lose(&mut self, stream: StreamId) {
-        let Some(state) = self.streams.get_mut(&stream).filter(|state| !state.closed) else { return };
-        if state.writing {
-            // The write comes back first, with what it had written.
-            state.writing = false;
-            let rest = state.given.len().min(state.stalls_at).saturating_sub(state.written);
-            let count = self.random.usize(0..=rest);
-            self.has_written(stream, count);
-        }
-        let refused_at = self.refused_at(stream);
-        let state = self.streams.get_mut(&stream).unwrap();
-        if !state.closed {
-            state.taken = state.taken.max(self.random.usize(0..=state.written).min(refused_at));
-            let arrived = (self.random.u32(0..4) > 0).then_some(state.taken as u64);
-            self.delivery.handle_progress(stream, arrived, self.now);
-        }
-        let state = self.streams.get_mut(&stream).unwrap();
-        if !state.closed {
-            state.broke = true;
-            self.totals.broken += 1;
-            self.delivery.handle_lost(stream, self.now);
-        }
-    }
-
-    /// Every frame has ended in exactly one way.
-    fn check_end(mut self) -> Totals {
-        let ended_at = self.now - self.begin;
-        assert!(self.streams.values().all(|state| state.closed), "a connection is left open");
-        assert!(self.connecting.is_empty(), "an attempt is left");
-        assert_eq!(self.delivery.poll_timeout(), None);
-        let mut left = 0;
-        let mut last = None;
-        let delivery = self.delivery;
-        for batch in delivery.into_remaining().chain(self.queue.drain(..)) {
-            let from = batch.log_position.unwrap().frame_seq();
-            for frame in from..from + u64::from(batch.frames().frames()) {
-                assert!(self.settled.insert(frame), "frame {frame} is settled, and left");
-                assert!(last < Some(frame), "left out of order");
-                last = Some(frame);
-            }
-            left += u64::from(batch.frames().frames());
-            batch.dropped(DropReason::Shutdown);
-        }
-        assert_eq!(self.settled.len() as u64, self.frames, "a frame has no end");
-        let end = ledger(&self.account);
-        assert!(end.balances() && end.frames_queued == 0, "{end:?}");
-        assert_eq!(end.frames_dropped.get("internal"), None);
-        assert_eq!((self.budget.charged(), self.budget.held()), (0, 0), "memory is not given back");
-        if self.config.keeps() {
-            assert_eq!(end.frames_sent, end.frames_acknowledged + end.frames_unacknowledged, "{end:?}");
-        }
-        if self.weather.is_fair() && self.weather.refuses_frame.is_none() && !self.over {
-            assert_eq!(left, 0, "left although every reader reads: after {ended_at:?}, {:?}", self.config);
-        }
-        let refusable = u64::from(self.weather.refuses_frame.is_some());
-        assert!(self.totals.frames_refused <= refusable, "a good frame is left out");
-        self.totals.frames_left = left;
-        self.totals
     }
 }
