@@ -14,10 +14,14 @@ use crate::faults;
 use crate::input::InputConfig;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
+use crate::loops::Loops;
+use crate::loops::probe::LoopProbe;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
+use crate::protocol::ContentType;
+use crate::protocol::ContentTypes;
 use crate::protocol::FrameBatch;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
@@ -44,6 +48,7 @@ pub(crate) struct Readers {
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
     streaming: RefCell<Vec<Streaming>>,
+    loops: Arc<Loops>,
 }
 
 /// A connection in its data phase, and its input.
@@ -63,7 +68,12 @@ pub(crate) struct WorkerInput {
 }
 
 impl Readers {
-    pub(crate) fn new(backend: Backend, inlets: Vec<Inlet>, block_limit: Arc<BlockLimit>) -> Self {
+    pub(crate) fn new(
+        backend: Backend,
+        inlets: Vec<Inlet>,
+        block_limit: Arc<BlockLimit>,
+        loops: Arc<Loops>,
+    ) -> Self {
         Self {
             backend,
             inlets,
@@ -71,6 +81,7 @@ impl Readers {
             block_limit,
             coalescer: ReadCoalescer::new(Instant::now()),
             streaming: RefCell::default(),
+            loops,
         }
     }
 
@@ -190,9 +201,39 @@ pub(crate) async fn serve(
     let event = match &end {
         end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
+        ReadEnd::LoopProbe(_) => Event::Asked,
         _ => Event::Failed,
     };
     log.tell(event, Some(&peer), || format!("connection ended: {end}"));
+    drop(connection);
+    if let ReadEnd::LoopProbe(probe) = end {
+        take_probe(&readers.loops, &input, probe, &peer).await;
+    }
+}
+
+/// Another relay asks whether its frames come back to it, or this one did.
+async fn take_probe(loops: &Loops, input: &WorkerInput, probe: LoopProbe, peer: &PeerName) {
+    let content_type = match (&input.config.content_types, &probe.content_type) {
+        (ContentTypes::Only(ours), None) => ours.first().cloned(),
+        (ours, Some(theirs)) if !ours.contains(theirs) => return,
+        (_, theirs) => theirs.clone(),
+    };
+    let mut phases = input.scope.phases();
+    tokio::select! {
+        () = loops.take(probe, content_type.as_ref(), &input.config.name, peer) => {}
+        () = phases.reached(Phase::Draining) => {}
+    }
+}
+
+/// Asks whether frames come back that go to outputs of this content type.
+fn ask_about_loops(loops: &Arc<Loops>, scope: &Scope, content_type: Option<ContentType>) {
+    let (loops, mut phases) = (Arc::clone(loops), scope.phases());
+    scope.spawn_local("loop probe", async move {
+        tokio::select! {
+            () = loops.ask(content_type.as_ref()) => {}
+            () = phases.reached(Phase::Draining) => {}
+        }
+    });
 }
 
 async fn run_session(
@@ -228,6 +269,7 @@ async fn run_session(
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }
+    let stream_type = started.content_type.clone();
     let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
     let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
@@ -238,6 +280,8 @@ async fn run_session(
         input.account.taken(u64::from(batch.frames()), batch.byte_len() as u64);
         if fanout.is_empty() {
             input.account.unrouted(u64::from(batch.frames()));
+        } else if readers.loops.is_suspicious(&batch) {
+            ask_about_loops(&readers.loops, &input.scope, stream_type.clone());
         }
         fanout.deliver(readers.within_block_limit(batch)).await
     };

@@ -227,7 +227,7 @@ impl OutputAccount {
         self.sessions_finished.fetch_add(1, Relaxed);
     }
 
-    /// A connection led back to an input of this relay.
+    /// A connection led back to an input of this relay, straight or through other relays.
     pub(crate) fn own_input(&self) {
         self.own_input.fetch_add(1, Relaxed);
     }

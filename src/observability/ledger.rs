@@ -39,8 +39,8 @@ pub struct InputLedger {
     pub control_frames_ignored: u64,
     /// Bytes that came after STOP and were not taken.
     pub bytes_after_stop: u64,
-    /// How connections ended: `finished`, `unclean`, `finish_from_writer`, `truncated`, `no_stream`, `protocol_error`,
-    /// `handshake_timeout`, …
+    /// How connections ended: `finished`, `unclean`, `finish_from_writer`, `truncated`, `no_stream`, `loop_probe`,
+    /// `protocol_error`, `handshake_timeout`, …
     pub sessions_ended: BTreeMap<String, u64>,
     /// Tasks of this input that ended with a panic: a bug, told at ERROR.
     pub panics: u64,
@@ -83,7 +83,8 @@ pub struct OutputLedger {
     pub connections: u64,
     /// Sessions ended with FINISH after our STOP, or files closed with STOP.
     pub sessions_finished: u64,
-    /// Connections that led back to an input of this relay, and were closed before a frame was written: told at ERROR.
+    /// Connections that led back to an input of this relay, and attempts to connect while they did: told at ERROR. Before a frame is
+    /// written where they lead there straight, once frames have come back where they lead through other relays.
     pub connections_to_own_input: u64,
     /// Tasks of this output that ended with a panic, and began again: a bug, told at ERROR.
     pub panics: u64,

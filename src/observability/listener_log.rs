@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Failed,
     /// A connection was closed before its peer sent a byte.
     Probed,
+    /// Another relay asked whether its frames come back to it.
+    Asked,
     /// There were as many connections as there may be.
     Refused,
     /// The system had no descriptor or memory for a connection.
@@ -34,11 +36,12 @@ pub(crate) enum Event {
 
 impl Event {
     /// All events, in the order of their numbers.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Began,
         Self::Ended,
         Self::Failed,
         Self::Probed,
+        Self::Asked,
         Self::Refused,
         Self::CannotAccept,
         Self::LostBetweenWorkers,
@@ -105,7 +108,9 @@ impl ListenerLog {
         let peer = peer.map(tracing::field::display);
         let left_out = (left_out > 0).then_some(left_out);
         match event {
-            Event::Probed => debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
+            Event::Probed | Event::Asked => {
+                debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
+            }
             Event::Began | Event::Ended => {
                 info!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
             }
@@ -121,6 +126,7 @@ fn summary(event: Event) -> &'static str {
         Event::Ended => "more connections ended, without a line for each",
         Event::Failed => "more connections ended irregularly, without a line for each",
         Event::Probed => "more connections were closed before a byte was sent, without a line for each",
+        Event::Asked => "more questions about loops, without a line for each",
         Event::Refused => "more connections were refused, without a line for each",
         Event::CannotAccept => "connections could not be accepted many times more, without a line for each",
         Event::LostBetweenWorkers => {

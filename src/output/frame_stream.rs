@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use tokio::sync::watch;
 use tracing::debug;
 use tracing::error;
 use tracing::info;
@@ -19,6 +20,8 @@ use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
+use crate::loops::Loops;
+use crate::loops::Way;
 use crate::observability::member_account::MemberAccount;
 use crate::observability::output_log::OutputEvent;
 use crate::output::config::Buffer;
@@ -52,6 +55,9 @@ pub(crate) struct StreamLane {
     pub(crate) members: Vec<Arc<MemberAccount>>,
     /// Where no output may lead.
     pub(crate) own: Arc<OwnListeners>,
+    pub(crate) loops: Arc<Loops>,
+    /// Where the members lead, in order.
+    pub(crate) ways: Vec<Arc<Way>>,
 }
 
 impl StreamLane {
@@ -117,8 +123,11 @@ struct Driver {
     backend: Backend,
     delivery: DeliveryMachine,
     links: Links,
+    scope: Scope,
     phases: Phases,
     deadline: Deadline,
+    // Of ways that turn out to lead back here.
+    loop_news: watch::Receiver<()>,
     // For each member that cannot be reached: the reasons that were told since it was there.
     told: Vec<Vec<String>>,
     // The address of each member whose last connection did not last.
@@ -147,6 +156,8 @@ impl Driver {
             links: Links::default(),
             phases: scope.phases(),
             deadline: Deadline::default(),
+            loop_news: lane.loops.news(),
+            scope: scope.clone(),
             lane,
         }
     }
@@ -166,6 +177,7 @@ impl Driver {
                 phase = self.phases.next() => self.delivery.handle_phase(phase, Instant::now()),
                 (stream, event) = self.links.next() => self.handle(stream, event, Instant::now()),
                 () = queue.news(wants, end) => {}
+                _ = self.loop_news.changed() => self.leave_loops(Instant::now()),
                 () = self.deadline.reached(due) => self.delivery.handle_timeout(Instant::now()),
             }
         }
@@ -198,7 +210,7 @@ impl Driver {
             Action::Write(stream) => match self.links.write(stream, self.delivery.buffers(stream)) {
                 Ok(Some(count)) => self.delivery.handle_written(stream, count, now),
                 Ok(None) => {}
-                Err(fault) => self.lost(stream, &fault, now),
+                Err(fault) => self.lost(stream, &fault.to_string(), now),
             },
             Action::Interrupt(stream) => {
                 if let Some(open) = self.links.get(stream) {
@@ -225,8 +237,13 @@ impl Driver {
         let unsent_max = (lane.buffer.policy() == WhenFull::Sample)
             .then(|| lane.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
         let brief = self.brief[stream.member];
+        let scope = self.scope.clone();
         let opening = async move {
             let StreamsConfig { handshake_timeout, user_timeout, .. } = lane.streams;
+            let way = &lane.ways[stream.member];
+            if let Some(led_back) = lane.loops.leads_back(way, &scope).await {
+                return Err(WriteFault::Loop(led_back));
+            }
             let options = ConnectOptions { timeout: handshake_timeout, user_timeout };
             let open = WriteStream::open(&address, brief, &options, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
@@ -254,6 +271,8 @@ impl Driver {
                     }
                 }
                 self.delivery.handle_connected(stream, now);
+                self.lane.loops.output_connected(now);
+                self.leave_loops(now);
             }
             LinkEvent::Refused(fault) => {
                 self.tell_refusal(stream, &fault, now);
@@ -264,20 +283,31 @@ impl Driver {
                 self.tell_finished(stream, now);
                 self.delivery.handle_finish(stream, true, now);
             }
-            LinkEvent::Lost(fault) => self.lost(stream, &fault, now),
+            LinkEvent::Lost(fault) => self.lost(stream, &fault.to_string(), now),
         }
     }
 
-    /// The connection has ended, by the reader or the network.
-    fn lost(&mut self, stream: StreamId, fault: &WriteFault, now: Instant) {
+    /// The connection has ended, by the reader or the network, or because it led into a loop.
+    fn lost(&mut self, stream: StreamId, words: &str, now: Instant) {
         if let Some(open) = self.links.get(stream) {
             let arrived = open.arrived_bytes();
             let bytes_unconfirmed = open.unconfirmed_bytes();
             self.brief[stream.member] = open.brief_peer(now);
             self.delivery.handle_progress(stream, arrived, now);
-            self.tell_end(stream, bytes_unconfirmed, &fault.to_string(), now);
+            self.tell_end(stream, bytes_unconfirmed, words, now);
         }
         self.delivery.handle_lost(stream, now);
+    }
+
+    /// Ends the connections that lead back to an input of this relay through others.
+    fn leave_loops(&mut self, now: Instant) {
+        let open: Vec<StreamId> = self.links.open_streams().collect();
+        for stream in open {
+            if let Some(led_back) = self.lane.ways[stream.member].led_back() {
+                self.tell_refusal(stream, &WriteFault::Loop(led_back), now);
+                self.lost(stream, "tapster ends it, because it is part of a loop", now);
+            }
+        }
     }
 
     fn close(&mut self, stream: StreamId, reason: CloseReason, now: Instant) {
@@ -336,7 +366,7 @@ impl Driver {
     fn tell_refusal(&mut self, stream: StreamId, fault: &WriteFault, now: Instant) {
         let (to, words, account) =
             (self.to(stream).to_string(), fault.to_string(), &self.lane.source.account);
-        let is_own_input = matches!(fault, WriteFault::OwnInput(_));
+        let is_own_input = matches!(fault, WriteFault::OwnInput(_) | WriteFault::Loop(_));
         if is_own_input {
             account.own_input();
         }

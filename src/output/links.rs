@@ -72,6 +72,11 @@ impl Links {
         self.0.iter().any(|(id, link)| id.member == member && matches!(link, Link::Open(_)))
     }
 
+    /// The open connections.
+    pub(crate) fn open_streams(&self) -> impl Iterator<Item = StreamId> {
+        self.0.iter().filter(|(_, link)| matches!(link, Link::Open(_))).map(|(id, _)| *id)
+    }
+
     /// Closes a connection, or gives up to open it.
     pub(crate) fn close(&mut self, stream: StreamId) {
         let Some(index) = self.0.iter().position(|(id, _)| *id == stream) else { return };

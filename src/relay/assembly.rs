@@ -9,6 +9,7 @@ use crate::batch::budget::Budget;
 use crate::input::InputConfig;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
+use crate::loops::Loops;
 use crate::observability::account::OutputAccount;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
@@ -59,6 +60,8 @@ pub(crate) struct Assembly {
     pub(crate) budgets: Vec<Arc<Budget>>,
     /// Asks file outputs to end their files and to begin new ones.
     pub(crate) reopen: watch::Sender<u64>,
+    /// Which ways of outputs lead back through other relays.
+    pub(crate) loops: Arc<Loops>,
     own: Arc<OwnListeners>,
     inputs: Scope,
     outputs: Scope,
@@ -74,6 +77,7 @@ impl Assembly {
             accounts: Accounts { workers, inputs: Vec::new(), outputs: Vec::new() },
             budgets: Vec::new(),
             reopen: watch::Sender::new(0),
+            loops: Loops::new(),
             own: Arc::new(own),
             inputs,
             outputs,
@@ -168,8 +172,10 @@ impl Assembly {
                     }
                 }
                 let (buffer, streams) = (config.buffer.clone(), streams.clone());
-                let own = Arc::clone(&self.own);
-                let lane = StreamLane { source, content_type, buffer, streams, members, own };
+                let ways = streams.endpoints.addresses();
+                let ways = ways.map(|address| self.loops.way(content_type.as_ref(), address)).collect();
+                let (own, loops) = (Arc::clone(&self.own), Arc::clone(&self.loops));
+                let lane = StreamLane { source, content_type, buffer, streams, members, own, loops, ways };
                 self.workers[owner].lanes.push(WorkerLane { lane, scope });
             }
         }

@@ -24,6 +24,7 @@ use crate::batch::budget::Budget;
 use crate::faults;
 use crate::input::InputConfig;
 use crate::lifecycle::Scope;
+use crate::loops::Loops;
 use crate::observability::Ledger;
 use crate::output::ConfigError;
 use crate::output::OutputConfig;
@@ -205,7 +206,7 @@ impl Relay {
         for (lane, scope) in assembly.files {
             start_file(lane, &scope).map_err(StartError::Worker)?;
         }
-        relay.start_workers(config.backend, reserve, assembly.workers, assembly.budgets)?;
+        relay.start_workers(config.backend, reserve, assembly.workers, assembly.budgets, &assembly.loops)?;
         Ok(relay)
     }
 
@@ -249,6 +250,7 @@ impl Relay {
         reserve: usize,
         parts: Vec<WorkerParts>,
         budgets: Vec<Arc<Budget>>,
+        loops: &Arc<Loops>,
     ) -> Result<(), StartError> {
         let count = parts.len();
         let processors = placement::processors(count);
@@ -267,6 +269,7 @@ impl Relay {
                 listeners: parts.listeners,
                 inlets: parts.inlets,
                 block_limit: Arc::clone(&block_limit),
+                loops: Arc::clone(loops),
                 lanes: parts.lanes,
                 placement: placement.clone(),
                 mailbox,

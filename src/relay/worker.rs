@@ -21,6 +21,7 @@ use crate::input::listener::serve;
 use crate::lifecycle::Guard;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
+use crate::loops::Loops;
 use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::LocalPeer;
@@ -53,6 +54,7 @@ pub(crate) struct Worker {
     pub(crate) listeners: Vec<WorkerListener>,
     pub(crate) inlets: Vec<Inlet>,
     pub(crate) block_limit: Arc<BlockLimit>,
+    pub(crate) loops: Arc<Loops>,
     pub(crate) lanes: Vec<WorkerLane>,
     pub(crate) placement: Placement,
     /// Connections that other workers accepted for this one.
@@ -159,7 +161,7 @@ impl Worker {
         let alive = self.placement.alive(self.index);
         let serving = Rc::new(Serving {
             index: self.index,
-            readers: Rc::new(Readers::new(self.backend, self.inlets, self.block_limit)),
+            readers: Rc::new(Readers::new(self.backend, self.inlets, self.block_limit, self.loops)),
             inputs: self.inputs.into_iter().map(Rc::new).collect(),
             placement: self.placement,
             mailboxes: self.mailboxes,

@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
 use crate::lifecycle::Phase;
+use crate::loops::probe::LoopProbe;
 use crate::protocol::ContentType;
 use crate::protocol::ControlType;
 use crate::protocol::FrameBatch;
@@ -47,6 +48,8 @@ pub(crate) enum ReadEnd {
     NoStream,
     /// The peer closed or reset the connection before it sent a byte: it wanted to know whether somebody listens.
     NoByte,
+    /// Another relay asked whether its frames come back to it.
+    LoopProbe(LoopProbe),
     /// The writer broke the protocol, or was too slow in its handshake.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -63,6 +66,7 @@ impl ReadEnd {
             Self::FinishFromWriter => "finish_from_writer",
             Self::Truncated { .. } => "truncated",
             Self::NoStream | Self::NoByte => "no_stream",
+            Self::LoopProbe(_) => "loop_probe",
             Self::Protocol(error) => error.reason(),
             Self::Connection(_) => "connection",
         }
@@ -113,6 +117,9 @@ impl fmt::Display for ReadEnd {
             }
             Self::NoStream => write!(f, "closed by the writer before START"),
             Self::NoByte => write!(f, "closed by the peer before it sent a byte"),
+            Self::LoopProbe(_) => {
+                write!(f, "closed: another tapster asked whether its frames come back to it")
+            }
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "{error}"),
         }
@@ -151,6 +158,9 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
                 return Err(ReadEnd::NoByte);
             }
             Err(error) => return Err(ReadEnd::Connection(error)),
+        }
+        if let Some(probe) = LoopProbe::in_ready(&buffer) {
+            return Err(ReadEnd::LoopProbe(probe));
         }
         let result = session.handle_bytes(Instant::now(), &mut buffer);
         if let Some(ReaderEvent::Started { content_type, .. }) = session.poll_event() {

@@ -16,6 +16,7 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
+use crate::loops::LedBack;
 use crate::protocol::ProtocolError;
 use crate::protocol::WriterConfig;
 use crate::protocol::WriterEvent;
@@ -39,6 +40,8 @@ pub(crate) enum WriteFault {
     Connect(io::Error),
     /// The connection leads to an input of this relay, which has this name.
     OwnInput(String),
+    /// The same, through other relays.
+    Loop(LedBack),
     /// The reader broke the protocol, was too slow, or closed.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -54,6 +57,7 @@ impl fmt::Display for WriteFault {
                 "this address leads to input `{input}` of this same tapster, so that every frame would go round without end; \
                  no frame is written there; change the address of the output"
             ),
+            Self::Loop(led_back) => write!(f, "{led_back}"),
             Self::Protocol(error) => write!(f, "{error}"),
             // The peer's host is gone: the error says that, in words of its own.
             Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),

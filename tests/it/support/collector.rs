@@ -283,6 +283,10 @@ fn read(mut stream: Stream, content_type: &[u8], shared: &Shared, generation: u6
     }
     stream.set_read_timeout(Duration::from_secs(5));
     let Ok(Frame::Control(ready)) = Frame::read(&mut stream) else { return };
+    // No reader that is not tapster understands that.
+    if wire::asks_about_loops(&ready) {
+        return;
+    }
     assert_eq!(ready, wire::ready(&[content_type])[8..], "the relay offers something else");
     if stream.write_all(&wire::accept(&[content_type])).is_err() {
         return;

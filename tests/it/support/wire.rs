@@ -35,6 +35,11 @@ pub(crate) fn ready(types: &[&[u8]]) -> Vec<u8> {
     control(READY, types, b"")
 }
 
+/// Whether a control frame is a READY that asks whether there is a loop.
+pub(crate) fn asks_about_loops(payload: &[u8]) -> bool {
+    payload.get(12..).is_some_and(|name| name.starts_with(b"tapster-loop/1 "))
+}
+
 pub(crate) fn accept(types: &[&[u8]]) -> Vec<u8> {
     control(ACCEPT, types, b"")
 }
