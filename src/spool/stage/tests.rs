@@ -850,6 +850,32 @@ fn push(life: &Life, frames: FrameBatch) {
     assert!(push.poll(&mut Context::from_waker(Waker::noop())).is_ready());
 }
 
+#[test]
+fn what_waits_for_a_full_disk_is_dropped_at_its_age() {
+    let max_age = Duration::from_secs(10);
+    let mut storm = Storm::new(1);
+    storm.config = SpoolConfig { on_full: OnFull::Block, max_age, ..storm.config };
+    storm.weather.arrives = 100;
+    let mut life = storm.begin_life(true);
+    life.stage.open(storm.now);
+    storm.folder.limit(Some(0));
+    while life.blocked.is_none() {
+        storm.arrive(&mut life);
+        life.stage.turn(|| storm.now);
+    }
+    let mut with_lane = 0;
+    while let Some(batch) = life.back.pop() {
+        with_lane += u64::from(batch.frames().frames());
+        batch.dropped(DropReason::Shutdown);
+    }
+    let received = ledger(&life.account).frames_received;
+    storm.now.instant += max_age + Duration::from_millis(1);
+    life.stage.turn(|| storm.now);
+    assert!(life.stage.entrance.arrived().is_empty() && life.front.is_empty());
+    let ledger = ledger(&life.account);
+    assert_eq!(ledger.frames_dropped.get("spool_age"), Some(&(received - with_lane)));
+}
+
 /// The folder goes when nobody looks at it any more.
 #[test]
 fn what_is_in_a_folder_that_is_gone_at_the_end_counts_as_lost() {
