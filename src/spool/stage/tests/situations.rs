@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::batch::connection::ConnectionId;
 use crate::batch::tests::ledger;
+use crate::observability::drop_reason::DropReason;
 use crate::protocol::FrameBatch;
 use crate::spool::Moment;
 use crate::spool::OnFull;
@@ -116,4 +117,30 @@ fn a_stage_that_fails_counts_what_was_on_its_way_to_the_disk() {
     assert!(ledger.balances(), "{ledger:?}");
     life.front.abandon();
     life.back.abandon();
+}
+
+#[test]
+fn what_waits_for_a_full_disk_is_dropped_at_its_age() {
+    let max_age = Duration::from_secs(10);
+    let mut storm = Storm::new(1);
+    storm.config = SpoolConfig { on_full: OnFull::Block, max_age, ..storm.config };
+    storm.weather.arrives = 100;
+    let mut life = storm.begin_life(true);
+    life.stage.open(storm.now);
+    storm.folder.limit(Some(0));
+    while life.blocked.is_none() {
+        storm.arrive(&mut life);
+        life.stage.turn(|| storm.now);
+    }
+    let mut with_lane = 0;
+    while let Some(batch) = life.back.pop() {
+        with_lane += u64::from(batch.frames().frames());
+        batch.dropped(DropReason::Shutdown);
+    }
+    let received = ledger(&life.account).frames_received;
+    storm.now.instant += max_age + Duration::from_millis(1);
+    life.stage.turn(|| storm.now);
+    assert!(life.stage.entrance.arrived().is_empty() && life.front.is_empty());
+    let ledger = ledger(&life.account);
+    assert_eq!(ledger.frames_dropped.get("spool_age"), Some(&(received - with_lane)));
 }
