@@ -76,15 +76,16 @@ impl Queue {
     }
 
     /// Takes frames that an input has for this lane into custody and hands them to the consumer, or does what [`WhenFull`]
-    /// says. Waits under `Block` only. Returns `false` when the queue was closed: the frames are lost with the relay's end.
+    /// says. Waits under `Block` only. Returns `false` when the relay
+    /// has ended, and the frames are lost with it.
     pub(crate) async fn push(&self, frames: FrameBatch, connection: ConnectionId) -> bool {
         let charge = charge(frames.byte_len());
         let permit = match self.when_full {
             WhenFull::Block => match self.budget.reserve_when_free(charge).await {
                 Some(permit) => permit,
-                None => return self.turn_away(DropReason::Shutdown, &frames),
+                None => return self.turn_away_at_end(&frames),
             },
-            _ if self.is_closed() => return self.turn_away(DropReason::Shutdown, &frames),
+            _ if self.is_closed() => return self.turn_away_at_end(&frames),
             WhenFull::Sample if !self.keeps(connection, charge, frames.read_at()) => {
                 return self.turn_away(DropReason::Sampled, &frames);
             }
@@ -106,6 +107,10 @@ impl Queue {
     fn turn_away(&self, reason: DropReason, frames: &FrameBatch) -> bool {
         self.account.turned_away(reason, u64::from(frames.frames()));
         reason != DropReason::Shutdown
+    }
+
+    fn turn_away_at_end(&self, frames: &FrameBatch) -> bool {
+        self.turn_away(self.account.end_reason(), frames)
     }
 
     /// Room for a batch that another queue has, or the disk; `None` where there is none.

@@ -113,7 +113,7 @@ impl OutputEntry {
             return;
         }
         let frames_dropped: u64 =
-            self.accounts.iter().map(|account| account.abandoned(DropReason::Shutdown)).sum();
+            self.accounts.iter().map(|account| account.abandoned()).sum();
         let tasks = left_behind.into_iter().collect::<Vec<_>>().join(", ");
         let output = &self.name;
         error!(
