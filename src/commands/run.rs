@@ -89,7 +89,7 @@ fn relay(
 /// What became of the start.
 enum Start {
     Running {
-        relay: Relay,
+        relay: Box<Relay>,
         /// The signal that asked for the end meanwhile.
         end: Option<&'static str>,
     },
@@ -106,7 +106,7 @@ fn start(
 ) -> Result<Start, CommandError> {
     let config = config.clone();
     let run = move || {
-        let started = catch_unwind(AssertUnwindSafe(|| Relay::start(config)));
+        let started = catch_unwind(AssertUnwindSafe(|| Relay::start(config).map(Box::new)));
         // Where nobody hears it any more, the process is about to end.
         let _ = sender.send(Event::Started(started));
     };

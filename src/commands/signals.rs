@@ -26,7 +26,7 @@ use tracing::info;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The relay has begun, or cannot; the outer error is a panic.
-    Started(thread::Result<Result<Relay, StartError>>),
+    Started(thread::Result<Result<Box<Relay>, StartError>>),
     /// A signal of this name asks for the end.
     End(&'static str),
     /// A signal of this name asks for new output files.

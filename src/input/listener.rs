@@ -23,8 +23,8 @@ use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
 use crate::queue::block_limit::BlockLimit;
-use crate::route::Fanout;
-use crate::route::Inlet;
+use crate::route::Route;
+use crate::route::Routes;
 use crate::session::read;
 use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
@@ -38,18 +38,19 @@ use crate::transport::stream::Stream;
 /// What the connections of one worker have in common.
 pub(crate) struct Readers {
     pub(crate) backend: Backend,
-    /// Entrances of the lanes that this worker feeds.
-    pub(crate) inlets: Vec<Inlet>,
+    /// The lanes that this worker feeds.
+    pub(crate) routes: Rc<Routes>,
     pub(crate) buffer: RefCell<ReadBuffer>,
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
     streaming: RefCell<Vec<Streaming>>,
 }
 
-/// A connection in its data phase, and its input.
+/// A connection in its data phase, its input, and the scope of its listener.
 struct Streaming {
     handle: Weak<ReadHandle>,
     account: Arc<InputAccount>,
+    scope: Scope,
 }
 
 /// One input, as one worker serves it.
@@ -59,14 +60,13 @@ pub(crate) struct WorkerInput {
     pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
     pub(crate) open: Arc<AtomicUsize>,
-    pub(crate) scope: Scope,
 }
 
 impl Readers {
-    pub(crate) fn new(backend: Backend, inlets: Vec<Inlet>, block_limit: Arc<BlockLimit>) -> Self {
+    pub(crate) fn new(backend: Backend, block_limit: Arc<BlockLimit>) -> Self {
         Self {
             backend,
-            inlets,
+            routes: Rc::default(),
             buffer: RefCell::new(ReadBuffer::new(block_limit.in_use().clone())),
             block_limit,
             coalescer: ReadCoalescer::new(Instant::now()),
@@ -74,9 +74,11 @@ impl Readers {
         }
     }
 
-    /// Tells every connection of the phase of its input.
-    pub(crate) fn enter(&self, phase: Phase) {
-        for handle in self.streaming.borrow().iter().filter_map(|streaming| streaming.handle.upgrade()) {
+    /// Tells every connection of a listener that its scope is in this phase.
+    pub(crate) fn enter(&self, scope: &Scope, phase: Phase) {
+        let streaming = self.streaming.borrow();
+        let theirs = streaming.iter().filter(|streaming| streaming.scope.is(scope));
+        for handle in theirs.filter_map(|streaming| streaming.handle.upgrade()) {
             handle.enter(phase);
         }
     }
@@ -88,9 +90,9 @@ impl Readers {
     }
 
     /// Called at regular intervals: notes for each input how long outputs have held up one of its connections.
-    pub(crate) fn note_held(&self, inputs: &[Rc<WorkerInput>]) {
+    pub(crate) fn note_held<'a>(&self, inputs: impl Iterator<Item = &'a Rc<WorkerInput>>) {
         let mut oldest = BTreeMap::new();
-        for Streaming { handle, account } in self.streaming.borrow().iter() {
+        for Streaming { handle, account, .. } in self.streaming.borrow().iter() {
             if let Some(read_at) = handle.upgrade().and_then(|handle| handle.held_since()) {
                 let input = oldest.entry(Arc::as_ptr(account)).or_insert(read_at);
                 *input = read_at.min(*input);
@@ -112,11 +114,12 @@ impl Readers {
         batch
     }
 
-    fn register(&self, stream: Stream, input: &WorkerInput) -> Rc<ReadHandle> {
+    fn register(&self, stream: Stream, input: &WorkerInput, scope: &Scope) -> Rc<ReadHandle> {
         let handle = Rc::new(ReadHandle::new(stream));
         let account = Arc::clone(&input.account);
-        self.streaming.borrow_mut().push(Streaming { handle: Rc::downgrade(&handle), account });
-        let phase = input.scope.phase();
+        let streaming = Streaming { handle: Rc::downgrade(&handle), account, scope: scope.clone() };
+        self.streaming.borrow_mut().push(streaming);
+        let phase = scope.phase();
         if phase != Phase::Running {
             handle.enter(phase);
         }
@@ -166,13 +169,14 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
-/// Serves one connection from accept to its end. `peer` names it in the log.
+/// Serves one connection from accept to its end. `scope` is that of its listener, `peer` names it in the log.
 pub(crate) async fn serve(
     readers: Rc<Readers>,
     input: Rc<WorkerInput>,
     socket: Socket,
     log: Arc<ListenerLog>,
     peer: PeerName,
+    scope: Scope,
 ) {
     let mut connection = match OpenConnection::new(&input, &log, &peer) {
         Ok(connection) => connection,
@@ -185,7 +189,7 @@ pub(crate) async fn serve(
             return;
         }
     };
-    let end = run_session(&readers, &input, socket, &mut connection).await;
+    let end = run_session(&readers, &input, socket, &scope, &mut connection).await;
     connection.end = end.name();
     let event = match &end {
         end if end.is_whole() => Event::Ended,
@@ -199,10 +203,11 @@ async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
+    scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> ReadEnd {
     let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
-    let mut phases = input.scope.phases();
+    let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
@@ -217,18 +222,19 @@ async fn run_session(
         Ok(started) => started,
         Err(end) => return end,
     };
-    let fanout = Fanout::new(&readers.inlets, started.content_type.as_ref());
+    let route = Route::new(&readers.routes, started.content_type.clone());
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
     connection
         .log
         .tell(Event::Began, Some(connection.peer), || format!("connection: content type {}", content_type()));
-    if fanout.is_empty() {
+    if route.fanout().is_empty() {
         connection.log.tell(Event::Unrouted, Some(connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }
-    let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
+    let socket_len_max = socket.read_len_max();
+    let read_len_max = || socket_len_max.min(route.fanout().batch_len_max());
     let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
         Err(error) => return ReadEnd::Connection(error),
@@ -236,13 +242,14 @@ async fn run_session(
     let deliver = async |batch: FrameBatch| {
         faults::point("connection", &input.config.name);
         input.account.taken(u64::from(batch.frames()), batch.byte_len() as u64);
+        let fanout = route.fanout();
         if fanout.is_empty() {
             input.account.unrouted(u64::from(batch.frames()));
         }
         fanout.deliver(readers.within_block_limit(batch)).await
     };
-    let wait_for_consumers = async || fanout.wait_for_consumers().await;
-    let handle = readers.register(stream, input);
+    let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
+    let handle = readers.register(stream, input, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);

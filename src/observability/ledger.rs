@@ -87,6 +87,9 @@ pub struct OutputLedger {
     pub connections_to_own_input: u64,
     /// Tasks of this output that ended with a panic, and began again: a bug, told at ERROR.
     pub panics: u64,
+    /// Whether the output was removed while the relay ran. What had the same name counts together.
+    #[serde(rename = "state", skip_serializing_if = "is_there", serialize_with = "as_state")]
+    pub removed: bool,
     /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
     /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits. At exit: of what is
     /// left on disk.
@@ -177,7 +180,48 @@ impl MemberState {
     pub(crate) const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Down, Self::Stalled, Self::Finished];
 }
 
+impl InputLedger {
+    /// Adds what has the same name now to what had it before.
+    pub(crate) fn go_on_as(&mut self, now: Self) {
+        self.connections += now.connections;
+        self.connections_open += now.connections_open;
+        self.frames += now.frames;
+        self.bytes += now.bytes;
+        self.frames_unrouted += now.frames_unrouted;
+        self.frames_oversize += now.frames_oversize;
+        self.control_frames_ignored += now.control_frames_ignored;
+        self.bytes_after_stop += now.bytes_after_stop;
+        for (reason, sessions) in now.sessions_ended {
+            *self.sessions_ended.entry(reason).or_default() += sessions;
+        }
+        self.panics += now.panics;
+    }
+}
+
+fn is_there(removed: &bool) -> bool {
+    !removed
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn as_state<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("removed")
+}
+
 impl OutputLedger {
+    /// Adds what has the same name now to what had it before. Of its state, what is now counts.
+    pub(crate) fn go_on_as(&mut self, now: Self) {
+        let mut sum = now;
+        sum.add(self);
+        sum.panics += self.panics;
+        *self = sum;
+    }
+
+    /// Another output has found on disk what this one has left there, and counts it.
+    pub(crate) fn leave_spooled(&mut self) {
+        self.frames_received -= self.frames_spooled;
+        self.frames_spooled = 0;
+    }
+
     /// Whether every frame received is accounted for. Each term is counted where its frames come and go, so this can fail.
     pub fn balances(&self) -> bool {
         let dropped: u64 = self.frames_dropped.values().sum();

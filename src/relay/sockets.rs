@@ -5,6 +5,9 @@
 //! the relay drains: from then on the paths are free for the next process.
 
 use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,13 +20,15 @@ use crate::transport::socket_path::AtPath;
 use crate::transport::socket_path::SocketPath;
 
 /// The path of one listener.
+#[derive(Debug)]
 pub(crate) struct Watched {
-    pub(crate) input: String,
-    pub(crate) path: SocketPath,
+    input: String,
+    path: SocketPath,
     /// What keeps it from being bound again, when it was told, and when it is tried again.
     fault: Option<Fault>,
 }
 
+#[derive(Debug)]
 struct Fault {
     words: String,
     told: Instant,
@@ -72,29 +77,55 @@ impl Watched {
     }
 }
 
-/// Looks after the paths on a thread of this scope, and removes the files when the scope drains.
-///
-/// # Errors
-/// The system has no thread for it; the files are gone then.
-pub(crate) fn start(mut paths: Vec<Watched>, scope: &Scope) -> io::Result<()> {
-    if paths.is_empty() {
-        return Ok(());
+/// The paths of a relay, and the thread that looks after them while the scope runs. It removes the files when the scope drains.
+#[derive(Debug)]
+pub(crate) struct SocketPaths {
+    paths: Arc<Mutex<Vec<Watched>>>,
+    scope: Scope,
+    is_watched: bool,
+}
+
+impl SocketPaths {
+    /// No path yet.
+    pub(crate) fn new(scope: Scope) -> Self {
+        Self { paths: Arc::default(), scope, is_watched: false }
     }
-    let runtime = Builder::new_current_thread().enable_time().build()?;
-    let mut phases = scope.phases();
-    let watch = async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = phases.reached(Phase::Draining) => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
-            for path in &mut paths {
-                path.look(Instant::now());
-            }
+
+    /// Looks after one more path.
+    ///
+    /// # Errors
+    /// The system has no thread for it; the file is gone then.
+    pub(crate) fn add(&mut self, path: Watched) -> io::Result<()> {
+        if !self.is_watched {
+            self.watch()?;
+            self.is_watched = true;
         }
-    };
-    scope.spawn_thread("tapster-sockets", "socket files", move || runtime.block_on(watch))
+        self.paths.lock().expect(UNPOISONED).push(path);
+        Ok(())
+    }
+
+    /// Removes the file at this path, if it is the one that was bound.
+    pub(crate) fn remove(&self, path: &Path) {
+        self.paths.lock().expect(UNPOISONED).retain(|watched| watched.path.path() != path);
+    }
+
+    fn watch(&self) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_time().build()?;
+        let (mut phases, paths) = (self.scope.phases(), Arc::clone(&self.paths));
+        let watch = async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = phases.reached(Phase::Draining) => return paths.lock().expect(UNPOISONED).clear(),
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+                for path in paths.lock().expect(UNPOISONED).iter_mut() {
+                    path.look(Instant::now());
+                }
+            }
+        };
+        self.scope.spawn_thread("tapster-sockets", "socket files", move || runtime.block_on(watch))
+    }
 }
 
 /// How often paths are looked at: what is gone is noticed within a second.
@@ -103,3 +134,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const ANOTHER_LOOK: Duration = Duration::from_secs(10);
 /// How often the log says that a path cannot be bound.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// No panic is possible while the lock is held.
+const UNPOISONED: &str = "no panic while it is held";

@@ -190,13 +190,13 @@ impl ReadHandle {
 }
 
 /// What a session reads with, and where its batches go.
-pub(crate) struct Reading<'a, D, P, C> {
+pub(crate) struct Reading<'a, L, D, P, C> {
     /// Shared by the connections of a worker.
     pub(crate) buffer: &'a RefCell<ReadBuffer>,
     /// Shared likewise.
     pub(crate) coalescer: &'a ReadCoalescer,
-    /// Most bytes of one read.
-    pub(crate) read_len_max: usize,
+    /// Most bytes of the next read: outputs come and go.
+    pub(crate) read_len_max: L,
     /// Takes a batch; reading goes on when it is through. Returns whether the batch was taken: `false` when the relay ended
     /// before.
     pub(crate) deliver: D,
@@ -209,13 +209,14 @@ pub(crate) struct Reading<'a, D, P, C> {
 /// Takes frames until the stream ends, and delivers each batch, in order. Not cancel-safe: [`ReadHandle::enter`] ends it.
 ///
 /// FINISH goes only in answer to STOP, and only when every frame before STOP was taken.
-pub(crate) async fn read_frames<D, P, C>(
+pub(crate) async fn read_frames<L, D, P, C>(
     handle: &ReadHandle,
     session: &mut ReaderSession,
     started: Started,
-    reading: Reading<'_, D, P, C>,
+    reading: Reading<'_, L, D, P, C>,
 ) -> ReadEnd
 where
+    L: Fn() -> usize,
     D: AsyncFn(FrameBatch) -> bool,
     P: AsyncFn(),
     C: Fn(ReaderCounters),
@@ -226,10 +227,10 @@ where
     let mut tail = Tail::new(BytesMut::from(&started.received[..]));
     let mut end = started.fault;
     let mut small_read = false;
-    let mut share = ReadShare::new(read_len_max);
+    let mut share = ReadShare::new(read_len_max());
     let mut drain: Option<Drain> = None;
     let mut read = |session: &mut ReaderSession, len_max: usize| {
-        let result = buffer.borrow_mut().with_room(&mut tail, read_len_max, |bytes| {
+        let result = buffer.borrow_mut().with_room(&mut tail, read_len_max(), |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
@@ -297,7 +298,7 @@ where
                 _ => wait_for_consumers().await,
             },
         }
-        match read(session, share.len()) {
+        match read(session, share.len(read_len_max())) {
             Ok(count) => {
                 small_read = count < SMALL_READ;
                 share.read(count, session.counters().control_frames_ignored);
@@ -315,7 +316,6 @@ where
 /// cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
 struct ReadShare {
     len: usize,
-    len_max: usize,
     // Of the last read: whether it found all that it asked for, batches and control frames.
     is_full: bool,
     events: u64,
@@ -325,16 +325,17 @@ struct ReadShare {
 impl ReadShare {
     fn new(len_max: usize) -> Self {
         let len = len_max.min(SHARE_BEGIN);
-        Self { len, len_max, is_full: false, events: 0, control_frames: 0 }
+        Self { len, is_full: false, events: 0, control_frames: 0 }
     }
 
-    /// How much to read now.
-    fn len(&mut self) -> usize {
+    /// How much to read now, of `len_max` bytes at most.
+    fn len(&mut self, len_max: usize) -> usize {
         if self.events > SHARE_EVENTS {
-            self.len = (self.len / 4).max(SHARE_MIN.min(self.len_max));
+            self.len = (self.len / 4).max(SHARE_MIN);
         } else if self.is_full {
-            self.len = (2 * self.len).min(self.len_max);
+            self.len *= 2;
         }
+        self.len = self.len.min(len_max);
         self.len
     }
 
@@ -460,7 +461,7 @@ mod tests {
     fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
         let mut share = ReadShare::new(1 << 20);
         let mut read = |count: fn(usize) -> usize, control_frames| {
-            let len = share.len();
+            let len = share.len(1 << 20);
             share.read(count(len), control_frames);
             share.took_event();
             len
@@ -476,6 +477,6 @@ mod tests {
         assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
         let mut small = ReadShare::new(1000);
         small.read(1000, 5000);
-        assert_eq!(small.len(), 1000);
+        assert_eq!(small.len(1000), 1000);
     }
 }

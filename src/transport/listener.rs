@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::warn;
 
 use crate::transport::Address;
-use crate::transport::descriptors;
+use crate::transport::descriptors::Reserve;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::process::AcceptedPeer;
@@ -157,7 +157,7 @@ pub(crate) struct Listener {
     // Of a unix socket: those that take its place when its path is bound again.
     renewals: Option<UnboundedReceiver<OwnedFd>>,
     // Descriptors that are kept for others.
-    reserve: usize,
+    reserve: Reserve,
     // A connection that has one of these.
     held_back: Option<(Detached, AcceptedPeer)>,
 }
@@ -168,9 +168,8 @@ enum ListenerSocket {
 }
 
 impl Listener {
-    /// Puts a listener into the reactor of this thread. Its connections leave the last `reserve` descriptors of the process to
-    /// others.
-    pub(crate) fn new(bound: BoundListener, reserve: usize) -> io::Result<Self> {
+    /// Puts a listener into the reactor of this thread. Its connections leave the descriptors of `reserve` to others.
+    pub(crate) fn new(bound: BoundListener, reserve: Reserve) -> io::Result<Self> {
         let socket = ListenerSocket::new(bound.fd, bound.kind)?;
         Ok(Self { socket, renewals: bound.renewals, reserve, held_back: None })
     }
@@ -192,7 +191,7 @@ impl Listener {
             };
             self.socket = ListenerSocket::new(renewed, Kind::Unix)?;
         };
-        if descriptors::are_scarce(socket.descriptor(), self.reserve) {
+        if self.reserve.has(socket.descriptor()) {
             return self.release(socket.detach()?, peer);
         }
         Ok((socket, peer))
@@ -202,7 +201,7 @@ impl Listener {
     fn release(&mut self, mut socket: Detached, peer: AcceptedPeer) -> io::Result<(Socket, AcceptedPeer)> {
         let free = socket.fd.try_clone();
         match free {
-            Ok(free) if !descriptors::are_scarce(free.as_raw_fd(), self.reserve) => socket.fd = free,
+            Ok(free) if !self.reserve.has(free.as_raw_fd()) => socket.fd = free,
             _ => {
                 self.held_back = Some((socket, peer));
                 return Err(io::Error::other("the descriptors that are left are kept for outputs"));

@@ -10,7 +10,7 @@ pub mod address;
 pub mod backend;
 pub(crate) mod buffer;
 pub(crate) mod cancel;
-mod descriptors;
+pub(crate) mod descriptors;
 pub(crate) mod detached;
 pub(crate) mod dial;
 mod epoll;

@@ -13,6 +13,7 @@ mod support;
 mod skips;
 
 mod age;
+mod changes;
 mod checkpoint;
 mod data;
 mod delivery;

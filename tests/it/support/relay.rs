@@ -150,6 +150,40 @@ impl TestRelay {
         self.relay.reopen_files();
     }
 
+    /// Adds an input of this name, and returns where it listens.
+    #[track_caller]
+    pub(crate) fn add_input(&mut self, name: &str, input: InputBuilder) -> Address {
+        let config = InputConfig { name: name.to_owned(), ..input.0 };
+        self.relay.add_input(config).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (_, address) =
+            self.relay.listeners().iter().find(|(input, _)| input == name).expect("it listens");
+        address.clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn remove_input(&mut self, name: &str) {
+        self.relay.remove_input(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    #[track_caller]
+    pub(crate) fn add_output(&mut self, name: &str, output: OutputBuilder) {
+        let config = OutputConfig { name: name.to_owned(), ..output.0 };
+        self.relay.add_output(config).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    #[track_caller]
+    pub(crate) fn remove_output(&mut self, name: &str) {
+        self.relay.remove_output(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    /// The output of this name in the ledger.
+    #[track_caller]
+    pub(crate) fn output_named(&self, name: &str) -> OutputLedger {
+        let mut outputs = self.ledger().outputs;
+        let place = outputs.iter().position(|output| output.name == name);
+        outputs.swap_remove(place.unwrap_or_else(|| panic!("no output {name}: {outputs:?}")))
+    }
+
     pub(crate) fn input(&self) -> InputLedger {
         self.ledger().inputs.swap_remove(0)
     }

@@ -1,0 +1,159 @@
+//! The inputs of a relay: bound, started, and found again by name.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+use std::time::Duration;
+
+use crate::faults;
+use crate::input::InputConfig;
+use crate::input::listener::WorkerInput;
+use crate::lifecycle::Scope;
+use crate::observability::input_account::InputAccount;
+use crate::observability::listener_log::ListenerLog;
+use crate::protocol::Oversize;
+use crate::protocol::ReaderConfig;
+use crate::relay::error::StartError;
+use crate::relay::input_entry::InputEntry;
+use crate::relay::input_entry::InputId;
+use crate::relay::sockets::SocketPaths;
+use crate::relay::sockets::Watched;
+use crate::relay::worker::Order;
+use crate::relay::worker::WorkerListener;
+use crate::relay::workers::Workers;
+use crate::transport::Address;
+use crate::transport::listener;
+use crate::transport::listener::Bound;
+use crate::transport::own_listeners::OwnListeners;
+
+/// One input at work.
+#[derive(Debug)]
+pub(crate) struct RunningInput {
+    id: InputId,
+    pub(crate) config: InputConfig,
+    pub(crate) entry: Arc<InputEntry>,
+    accounts: Vec<Arc<InputAccount>>,
+    open: Arc<AtomicUsize>,
+    pub(crate) listeners: Vec<RunningListener>,
+}
+
+/// One address of it.
+#[derive(Debug)]
+pub(crate) struct RunningListener {
+    /// With the port that the kernel chose.
+    pub(crate) address: Address,
+    /// Of the listeners of all workers, and of the connections that they accept.
+    pub(crate) scope: Scope,
+    pub(crate) log: Arc<ListenerLog>,
+}
+
+/// A listener that is bound, and not started.
+pub(crate) struct NewListener(Bound);
+
+impl NewListener {
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.0
+    }
+}
+
+/// What listeners are started with.
+pub(crate) struct Doors<'a> {
+    pub(crate) workers: &'a Workers,
+    pub(crate) own: &'a OwnListeners,
+    pub(crate) sockets: &'a mut SocketPaths,
+}
+
+impl RunningInput {
+    /// An input without a listener, which no worker knows yet.
+    pub(crate) fn new(id: InputId, config: InputConfig, workers: usize, inputs: &Scope) -> Self {
+        let accounts: Vec<_> = (0..workers).map(|_| Arc::<InputAccount>::default()).collect();
+        let scope = inputs.child(&config.name);
+        let skips_oversize = config.oversize == Oversize::Skip;
+        let entry = Arc::new(InputEntry::new(&config.name, scope, accounts.clone(), skips_oversize));
+        Self { id, config, entry, accounts, open: Arc::default(), listeners: Vec::new() }
+    }
+
+    /// Tells every worker of the input, as it is configured now.
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub(crate) fn tell(&self, workers: &Workers) -> io::Result<()> {
+        let config = Arc::new(self.config.clone());
+        let reader = Arc::new(ReaderConfig {
+            content_types: config.content_types.clone(),
+            bidirectional: true,
+            unidirectional: config.unidirectional,
+            frame_len_max: config.frame_len_max,
+            oversize: config.oversize,
+            handshake_timeout: config.handshake_timeout,
+        });
+        let input = |account: &Arc<InputAccount>| WorkerInput {
+            config: Arc::clone(&config),
+            reader: Arc::clone(&reader),
+            account: Arc::clone(account),
+            open: Arc::clone(&self.open),
+        };
+        let orders = self.accounts.iter().map(|account| Order::Input(self.id, input(account)));
+        workers.order(orders.enumerate())
+    }
+
+    /// No worker need know the input any more.
+    pub(crate) fn forget(&self, workers: &Workers) -> io::Result<()> {
+        workers.order((0..workers.count()).map(|worker| (worker, Order::ForgetInput(self.id))))
+    }
+
+    /// Accepts connections at one more address.
+    ///
+    /// # Errors
+    /// A worker cannot listen; the system has no thread to look after a path.
+    pub(crate) fn listen(&mut self, new: NewListener, doors: &mut Doors<'_>) -> io::Result<()> {
+        let Bound { address, listeners, path, .. } = new.0;
+        if let Some(path) = path {
+            doors.sockets.add(Watched::new(&self.config.name, path))?;
+        }
+        let log = Arc::new(ListenerLog::new(&self.config.name, &address.to_string()));
+        let scope = self.entry.scope.child(&address.to_string());
+        let orders = listeners.into_iter().map(|listener| {
+            let (log, scope) = (Arc::clone(&log), scope.clone());
+            Order::Listen(WorkerListener { input: self.id, listener, log, scope })
+        });
+        let listening = doors.workers.order(orders.enumerate());
+        self.listeners.push(RunningListener { address, scope, log });
+        listening
+    }
+
+    /// Stops listening: the address is free for others. What waits in the backlog is taken.
+    pub(crate) fn close(&self, listener: &RunningListener, doors: &mut Doors<'_>) {
+        if let Address::Unix(path) = &listener.address {
+            doors.sockets.remove(path);
+        }
+        doors.own.remove(&listener.address);
+        listener.scope.drain();
+    }
+}
+
+/// Binds these addresses, each for the input of its configuration, for so many workers: all of them, or none. `others` are
+/// listened on already, or will be.
+pub(crate) fn bind<'a>(
+    addresses: impl Iterator<Item = (&'a InputConfig, &'a Address)>,
+    others: &[&Address],
+    workers: usize,
+) -> Result<Vec<(String, NewListener)>, StartError> {
+    // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
+    let (names, paths): (Vec<_>, Vec<_>) =
+        addresses.enumerate().partition(|(_, (_, address))| matches!(address, Address::Tcp { .. }));
+    let mut all = Vec::new();
+    for (place, (input, address)) in names.into_iter().chain(paths) {
+        if faults::hit("start hangs", &input.name) {
+            thread::sleep(Duration::from_secs(60));
+        }
+        let beside_ipv4 = others.iter().any(|other| other.is_ipv4_beside(address));
+        let bound = listener::bind(address, workers, input.socket_mode, beside_ipv4).map_err(|source| {
+            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+        })?;
+        all.extend(bound.into_iter().map(|bound| (place, input.name.clone(), NewListener(bound))));
+    }
+    all.sort_by_key(|(place, ..)| *place);
+    Ok(all.into_iter().map(|(_, input, listener)| (input, listener)).collect())
+}
