@@ -55,8 +55,10 @@ struct Streaming {
 
 /// One input, as one worker serves it.
 pub(crate) struct WorkerInput {
-    pub(crate) config: Arc<InputConfig>,
-    pub(crate) reader: Arc<ReaderConfig>,
+    /// As it is configured now, for new connections.
+    pub(crate) config: RefCell<Arc<InputConfig>>,
+    /// And for the next frame of each.
+    pub(crate) reader: RefCell<Arc<ReaderConfig>>,
     pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
     pub(crate) open: Arc<AtomicUsize>,
@@ -143,7 +145,8 @@ impl<'a> OpenConnection<'a> {
         let before = input.open.fetch_add(1, Ordering::Relaxed);
         // What is not replaced tells of a task that failed.
         let connection = Self { input, log, peer, end: "internal", counted: ReaderCounters::default() };
-        if before < input.config.connections_max { Ok(connection) } else { Err(connection) }
+        let max = input.config.borrow().connections_max;
+        if before < max { Ok(connection) } else { Err(connection) }
     }
 
     /// Counts what the session has left out since the last call.
@@ -182,7 +185,7 @@ pub(crate) async fn serve(
         Ok(connection) => connection,
         Err(mut refused) => {
             log.tell(Event::Refused, Some(&peer), || {
-                let max = input.config.connections_max;
+                let max = input.config.borrow().connections_max;
                 format!("refused: {max} connections are open; raise `connections_max` of this input")
             });
             refused.end = "refused";
@@ -206,7 +209,7 @@ async fn run_session(
     scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> ReadEnd {
-    let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
+    let mut session = ReaderSession::new(Arc::clone(&input.reader.borrow()), Instant::now());
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
@@ -239,8 +242,9 @@ async fn run_session(
         Ok(stream) => stream,
         Err(error) => return ReadEnd::Connection(error),
     };
+    let name = input.config.borrow().name.clone();
     let deliver = async |batch: FrameBatch| {
-        faults::point("connection", &input.config.name);
+        faults::point("connection", &name);
         input.account.taken(u64::from(batch.frames()), batch.byte_len() as u64);
         let fanout = route.fanout();
         if fanout.is_empty() {
@@ -248,12 +252,18 @@ async fn run_session(
         }
         fanout.deliver(readers.within_block_limit(batch)).await
     };
+    let renew = |session: &mut ReaderSession| {
+        let config = input.reader.borrow();
+        if !Arc::ptr_eq(session.config(), &config) {
+            session.set_config(Arc::clone(&config));
+        }
+    };
     let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
     let handle = readers.register(stream, input, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);
-    let reading = Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count };
+    let reading = Reading { buffer, coalescer, read_len_max, renew, deliver, wait_for_consumers, count };
     read::read_frames(&handle, &mut session, started, reading).await
 }
 

@@ -72,6 +72,11 @@ impl Links {
         self.0.iter().any(|(id, link)| id.member == member && matches!(link, Link::Open(_)))
     }
 
+    /// Whether a connection is open.
+    pub(crate) fn is_any_open(&self) -> bool {
+        self.0.iter().any(|(_, link)| matches!(link, Link::Open(_)))
+    }
+
     /// Closes a connection, or gives up to open it.
     pub(crate) fn close(&mut self, stream: StreamId) {
         let Some(index) = self.0.iter().position(|(id, _)| *id == stream) else { return };

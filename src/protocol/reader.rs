@@ -152,6 +152,18 @@ enum State {
 }
 
 impl ReaderSession {
+    /// The configuration.
+    #[cfg(feature = "relay")]
+    pub(crate) fn config(&self) -> &Arc<ReaderConfig> {
+        &self.config
+    }
+
+    /// The next frame is taken as this configuration says. What was agreed in the handshake stays.
+    #[cfg(feature = "relay")]
+    pub(crate) fn set_config(&mut self, config: Arc<ReaderConfig>) {
+        self.config = config;
+    }
+
     /// A session that begins now. One configuration may serve many sessions: pass an `Arc`.
     pub fn new(config: impl Into<Arc<ReaderConfig>>, now: Instant) -> Self {
         let config = config.into();

@@ -13,11 +13,13 @@ use crate::relay::inputs;
 use crate::relay::inputs::Doors;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
+use crate::relay::inputs::RunningListener;
 use crate::relay::outputs;
 use crate::relay::outputs::NewOutput;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::removal;
 use crate::relay::worker::Order;
+use crate::transport::Address;
 
 impl Relay {
     /// Adds an output: it gets every frame of its content type that arrives from now on.
@@ -44,7 +46,7 @@ impl Relay {
         let place = place.ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
         let output = self.outputs.remove(place);
         self.publish()?;
-        removal::of_output(&output.entry, &self.accounts, self.drain_timeout)?;
+        self.end_output(&output)?;
         Ok(())
     }
 
@@ -59,7 +61,8 @@ impl Relay {
         let others = self.inputs.iter().flat_map(|input| &input.config.listen).chain(&config.listen);
         let others = others.collect::<Vec<_>>();
         let addresses = config.listen.iter().map(|address| (&config, address));
-        let bound = inputs::bind(addresses, &others, self.workers.count()).map_err(ChangeError::Listen)?;
+        let bound =
+            inputs::bind(addresses, &others, &[], self.workers.count()).map_err(ChangeError::Listen)?;
         self.begin_input(config)?;
         self.begin_listeners(bound)?;
         Ok(())
@@ -74,18 +77,46 @@ impl Relay {
         let place = self.inputs.iter().position(|input| input.config.name == name);
         let place = place.ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
         let input = self.inputs.remove(place);
-        let mut doors = Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
-        input.listeners.iter().for_each(|listener| input.close(listener, &mut doors));
+        self.end_input(input, &[])?;
         self.list_listeners();
+        Ok(())
+    }
+
+    /// Lets an output end that no worker feeds any more.
+    pub(super) fn end_output(&self, output: &RunningOutput) -> Result<(), ChangeError> {
+        removal::of_output(&output.entry, &self.accounts, self.around.drain_timeout)?;
+        Ok(())
+    }
+
+    /// Lets an input end. Another one listens at the addresses that have `moved`.
+    pub(super) fn end_input(
+        &mut self,
+        mut input: RunningInput,
+        moved: &[Address],
+    ) -> Result<(), ChangeError> {
+        let listeners = std::mem::take(&mut input.listeners);
+        let mut doors = Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
+        listeners.iter().for_each(|listener| listener.close(moved, &mut doors));
         let scopes = vec![input.entry.scope.clone()];
         let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
         let then = move || {
-            input.listeners.iter().for_each(|listener| listener.log.end());
+            listeners.iter().for_each(|listener| listener.log.end());
             // A worker that does not answer keeps what it has of the input.
             let _ = input.forget(&workers);
             accounts.end_input(&input.entry);
         };
-        removal::of_scopes(scopes, self.drain_timeout, then)?;
+        removal::of_scopes(scopes, self.around.drain_timeout, then)?;
+        Ok(())
+    }
+
+    /// Lets the connections end that these listeners have accepted.
+    pub(super) fn end_listeners(&self, listeners: Vec<RunningListener>) -> Result<(), ChangeError> {
+        if listeners.is_empty() {
+            return Ok(());
+        }
+        let scopes = listeners.iter().map(|listener| listener.scope.clone()).collect();
+        let then = move || listeners.iter().for_each(|listener| listener.log.end());
+        removal::of_scopes(scopes, self.around.drain_timeout, then)?;
         Ok(())
     }
 
@@ -154,7 +185,7 @@ impl Relay {
 
     fn list_listeners(&mut self) {
         let listeners = self.inputs.iter().flat_map(|input| {
-            input.listeners.iter().map(|listener| (input.config.name.clone(), listener.address.clone()))
+            input.listeners.iter().map(|listener| (input.config.name.clone(), listener.address().clone()))
         });
         self.listeners = listeners.collect();
     }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::output::ConfigError;
+use crate::spool::SpoolError;
 use crate::transport::Address;
 
 /// Why a relay did not start.
@@ -56,6 +57,20 @@ pub enum ChangeError {
     /// Nothing has this name.
     #[error("there is no `{0}`")]
     Unknown(String),
+    /// A key that a running relay cannot change.
+    #[error("{key} cannot change while tapster runs: use `tapster upgrade`, or restart tapster")]
+    Fixed {
+        /// The key, and of which output.
+        key: String,
+    },
+    /// The spool of a new output cannot be had.
+    #[error("output `{output}`: {error}")]
+    Spool {
+        /// Name of the output.
+        output: String,
+        /// What is wrong.
+        error: SpoolError,
+    },
     /// A thread could not be started, or a worker does not answer.
     #[error("{0}")]
     Worker(#[from] io::Error),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -24,7 +26,7 @@ pub(crate) struct InputEntry {
     pub(crate) scope: Scope,
     accounts: Vec<Arc<InputAccount>>,
     // Whether frames over the limit are skipped. Otherwise the end of their session tells them.
-    skips_oversize: bool,
+    skips_oversize: AtomicBool,
     // What was told.
     lines: Mutex<(LossLog, InputWaitLog)>,
 }
@@ -38,7 +40,12 @@ impl InputEntry {
         skips_oversize: bool,
     ) -> Self {
         let lines = Mutex::new((LossLog::of_input(name), InputWaitLog::new(name)));
-        Self { name: name.to_owned(), scope, accounts, skips_oversize, lines }
+        Self { name: name.to_owned(), scope, accounts, skips_oversize: skips_oversize.into(), lines }
+    }
+
+    /// Whether frames over the limit are skipped from now on.
+    pub(crate) fn set_skips_oversize(&self, skips: bool) {
+        self.skips_oversize.store(skips, Relaxed);
     }
 
     /// Writes the lines that are due.
@@ -65,7 +72,7 @@ impl InputEntry {
     fn lost(&self) -> [u64; 2] {
         let oversize: u64 = self.accounts.iter().map(|account| account.oversize_now()).sum();
         let unrouted = self.accounts.iter().map(|account| account.unrouted_now()).sum();
-        [if self.skips_oversize { oversize } else { 0 }, unrouted]
+        [if self.skips_oversize.load(Relaxed) { oversize } else { 0 }, unrouted]
     }
 
     /// Who sent a frame over the limit.

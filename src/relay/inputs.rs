@@ -24,6 +24,7 @@ use crate::relay::worker::WorkerListener;
 use crate::relay::workers::Workers;
 use crate::transport::Address;
 use crate::transport::listener;
+use crate::transport::listener::Beside;
 use crate::transport::listener::Bound;
 use crate::transport::own_listeners::OwnListeners;
 
@@ -41,19 +42,65 @@ pub(crate) struct RunningInput {
 /// One address of it.
 #[derive(Debug)]
 pub(crate) struct RunningListener {
-    /// With the port that the kernel chose.
-    pub(crate) address: Address,
+    /// As it was configured.
+    pub(crate) configured: Address,
+    /// What is bound, for another input that listens there.
+    bound: Bound,
     /// Of the listeners of all workers, and of the connections that they accept.
     pub(crate) scope: Scope,
     pub(crate) log: Arc<ListenerLog>,
 }
 
 /// A listener that is bound, and not started.
-pub(crate) struct NewListener(Bound);
+pub(crate) struct NewListener {
+    configured: Address,
+    bound: Bound,
+}
+
+impl RunningListener {
+    /// Where it listens, with the port that the kernel chose.
+    pub(crate) fn address(&self) -> &Address {
+        &self.bound.address
+    }
+
+    /// Accepts nothing any more but what waits in the backlog: the address is free for others, unless it has `moved`.
+    pub(crate) fn close(&self, moved: &[Address], doors: &mut Doors<'_>) {
+        if let Address::Unix(path) = self.address()
+            && !moved.contains(self.address())
+        {
+            doors.sockets.remove(path);
+        }
+        doors.own.remove(self.address());
+        self.scope.drain();
+    }
+
+    /// A listener for another input at the same address, which this one gives up.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn move_to(
+        &self,
+        input: &str,
+        sockets: &SocketPaths,
+        workers: usize,
+    ) -> io::Result<NewListener> {
+        let mut bound = self.bound.again()?;
+        if let Address::Unix(path) = &bound.address
+            && let Some(listeners) = sockets.move_to(path, input, workers)?
+        {
+            bound.listeners = listeners;
+        }
+        Ok(NewListener { configured: self.configured.clone(), bound })
+    }
+}
 
 impl NewListener {
     pub(crate) fn bound(&self) -> &Bound {
-        &self.0
+        &self.bound
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.bound.address
     }
 }
 
@@ -89,8 +136,8 @@ impl RunningInput {
             handshake_timeout: config.handshake_timeout,
         });
         let input = |account: &Arc<InputAccount>| WorkerInput {
-            config: Arc::clone(&config),
-            reader: Arc::clone(&reader),
+            config: Arc::clone(&config).into(),
+            reader: Arc::clone(&reader).into(),
             account: Arc::clone(account),
             open: Arc::clone(&self.open),
         };
@@ -108,7 +155,9 @@ impl RunningInput {
     /// # Errors
     /// A worker cannot listen; the system has no thread to look after a path.
     pub(crate) fn listen(&mut self, new: NewListener, doors: &mut Doors<'_>) -> io::Result<()> {
-        let Bound { address, listeners, path, .. } = new.0;
+        let NewListener { configured, bound } = new;
+        let spare = bound.again()?;
+        let Bound { address, listeners, path, .. } = bound;
         if let Some(path) = path {
             doors.sockets.add(Watched::new(&self.config.name, path))?;
         }
@@ -119,25 +168,46 @@ impl RunningInput {
             Order::Listen(WorkerListener { input: self.id, listener, log, scope })
         });
         let listening = doors.workers.order(orders.enumerate());
-        self.listeners.push(RunningListener { address, scope, log });
+        self.listeners.push(RunningListener { configured, bound: spare, scope, log });
         listening
     }
 
-    /// Stops listening: the address is free for others. What waits in the backlog is taken.
-    pub(crate) fn close(&self, listener: &RunningListener, doors: &mut Doors<'_>) {
-        if let Address::Unix(path) = &listener.address {
-            doors.sockets.remove(path);
+    /// Goes on as configured here. Connections that are open go on, those of listeners that are not configured any more excepted.
+    /// Returns these listeners: they accept nothing any more. Another input listens at the addresses that have `moved`.
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub(crate) fn reconfigure(
+        &mut self,
+        config: InputConfig,
+        moved: &[Address],
+        doors: &mut Doors<'_>,
+    ) -> io::Result<Vec<RunningListener>> {
+        let goes = |listener: &mut RunningListener| !config.listen.contains(&listener.configured);
+        let gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
+        gone.iter().for_each(|listener| listener.close(moved, doors));
+        if let Some(mode) = config.socket_mode
+            && self.config.socket_mode != Some(mode)
+        {
+            for listener in &self.listeners {
+                if let Address::Unix(path) = listener.address() {
+                    doors.sockets.set_mode(path, mode)?;
+                }
+            }
         }
-        doors.own.remove(&listener.address);
-        listener.scope.drain();
+        self.entry.set_skips_oversize(config.oversize == Oversize::Skip);
+        self.config = config;
+        self.tell(doors.workers)?;
+        Ok(gone)
     }
 }
 
 /// Binds these addresses, each for the input of its configuration, for so many workers: all of them, or none. `others` are
-/// listened on already, or will be.
+/// listened on already, or will be; `going` are about to be given up.
 pub(crate) fn bind<'a>(
     addresses: impl Iterator<Item = (&'a InputConfig, &'a Address)>,
     others: &[&Address],
+    going: &[&Address],
     workers: usize,
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
@@ -148,11 +218,17 @@ pub(crate) fn bind<'a>(
         if faults::hit("start hangs", &input.name) {
             thread::sleep(Duration::from_secs(60));
         }
-        let beside_ipv4 = others.iter().any(|other| other.is_ipv4_beside(address));
-        let bound = listener::bind(address, workers, input.socket_mode, beside_ipv4).map_err(|source| {
+        let beside = Beside {
+            ipv4: others.iter().any(|other| other.is_ipv4_beside(address)),
+            own: address.port().is_some() && going.iter().any(|going| going.port() == address.port()),
+        };
+        let bound = listener::bind(address, workers, input.socket_mode, beside).map_err(|source| {
             StartError::Listen { input: input.name.clone(), address: address.clone(), source }
         })?;
-        all.extend(bound.into_iter().map(|bound| (place, input.name.clone(), NewListener(bound))));
+        all.extend(bound.into_iter().map(|bound| {
+            let configured = address.clone();
+            (place, input.name.clone(), NewListener { configured, bound })
+        }));
     }
     all.sort_by_key(|(place, ..)| *place);
     Ok(all.into_iter().map(|(_, input, listener)| (input, listener)).collect())

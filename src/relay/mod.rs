@@ -10,6 +10,7 @@ mod inputs;
 mod output_entry;
 mod outputs;
 mod placement;
+mod reload;
 mod removal;
 mod serving;
 mod sockets;
@@ -96,7 +97,8 @@ impl Default for RelayConfig {
 /// ```
 #[derive(Debug)]
 pub struct Relay {
-    drain_timeout: Duration,
+    asked_workers: usize,
+    asked_backend: BackendChoice,
     listeners: Vec<(String, Address)>,
     inputs: Vec<RunningInput>,
     outputs: Vec<RunningOutput>,
@@ -138,7 +140,7 @@ impl Relay {
         let count = placement::worker_count(config.workers);
         let all = config.inputs.iter().flat_map(|input| &input.listen).collect::<Vec<_>>();
         let addresses = config.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
-        let bound = inputs::bind(addresses, &all, count)?;
+        let bound = inputs::bind(addresses, &all, &[], count)?;
         let relay = Scope::root("relay");
         let scopes = Scopes {
             inputs: relay.child("inputs"),
@@ -163,11 +165,13 @@ impl Relay {
         let around = Surroundings {
             workers: count,
             scope: scopes.outputs.clone(),
+            drain_timeout: config.drain_timeout,
             reopen: Sender::new(0),
             own: Arc::default(),
         };
         let mut relay = Self {
-            drain_timeout: config.drain_timeout,
+            asked_workers: config.workers,
+            asked_backend: config.backend,
             listeners: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -228,7 +232,7 @@ impl Relay {
     /// with STOP and waits for its FINISH. Blocks for `drain_timeout` and a second at most, whatever hangs; what is left then
     /// is counted as dropped, reason `shutdown`. Returns the final ledger.
     pub fn drain(mut self) -> Ledger {
-        self.end(self.drain_timeout);
+        self.end(self.around.drain_timeout);
         self.accounts.ledger()
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct OutputEntry {
     /// Where its spool is.
     pub(crate) spool: Option<PathBuf>,
     /// Of a group: where each member is, and what it did.
-    pub(crate) members: Vec<(Address, Arc<MemberAccount>)>,
+    members: Mutex<Vec<(Address, Arc<MemberAccount>)>>,
     // What was told.
     lines: Mutex<(LossLog, OutputWaitLog)>,
 }
@@ -46,7 +46,7 @@ pub(crate) struct OutputEntry {
 impl OutputEntry {
     pub(crate) fn new(name: &str, scope: Scope, spool: Option<PathBuf>) -> Self {
         let (fronts, queues) = (Vec::new(), Vec::new());
-        let (accounts, left, members) = (Vec::new(), Vec::new(), Vec::new());
+        let (accounts, left, members) = (Vec::new(), Vec::new(), Mutex::default());
         let lines = Mutex::new((LossLog::of_output(name), OutputWaitLog::new(name)));
         Self {
             name: name.to_owned(),
@@ -69,6 +69,19 @@ impl OutputEntry {
         }
         self.queues.push(Arc::clone(&front));
         self.fronts.push(front);
+    }
+
+    /// The group has these members from now on. Those that it had before keep their accounts.
+    pub(crate) fn set_members(&self, addresses: Vec<Address>) -> Vec<Arc<MemberAccount>> {
+        let mut members = self.members.lock().expect(UNPOISONED);
+        let account = |address: Address| {
+            let known = members.iter().find(|(known, _)| *known == address);
+            let account = known.map(|(_, account)| Arc::clone(account)).unwrap_or_default();
+            (address, account)
+        };
+        let renewed: Vec<_> = addresses.into_iter().map(account).collect();
+        *members = renewed;
+        members.iter().map(|(_, account)| Arc::clone(account)).collect()
     }
 
     /// Nothing comes any more.
@@ -154,8 +167,8 @@ impl OutputEntry {
         let (name, panics) = (self.name.clone(), self.scope.panics());
         let mut ledger = OutputLedger { name, panics, ..OutputLedger::default() };
         self.accounts.iter().for_each(|account| account.add_to(&mut ledger));
-        ledger.members =
-            self.members.iter().map(|(to, account)| account.ledger(to.to_string(), now)).collect();
+        let members = self.members.lock().expect(UNPOISONED);
+        ledger.members = members.iter().map(|(to, account)| account.ledger(to.to_string(), now)).collect();
         let mut ages = AgeSum::new();
         self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| ages.add_waiting(read_at));
         self.accounts.iter().for_each(|account| account.add_ages_to(&mut ages));

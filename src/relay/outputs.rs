@@ -12,16 +12,18 @@ use tokio::sync::watch;
 use crate::batch::budget::Budget;
 use crate::lifecycle::Scope;
 use crate::observability::account::OutputAccount;
-use crate::observability::member_account::MemberAccount;
 use crate::observability::output_log::OutputLog;
 use crate::output::Buffer;
 use crate::output::Destination;
 use crate::output::Endpoints;
+use crate::output::FileConfig;
 use crate::output::Lanes;
 use crate::output::OutputConfig;
+use crate::output::StreamsConfig;
 use crate::output::file::FileLane;
 use crate::output::frame_stream::StreamLane;
 use crate::output::lane::Source;
+use crate::output::settings::LaneSettings;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
 use crate::relay::output_entry::OutputEntry;
@@ -44,8 +46,17 @@ pub(crate) struct RunningOutput {
     pub(crate) budgets: Vec<Arc<Budget>>,
     // One, or one for each worker.
     inlets: Vec<Inlet>,
+    // Each lane is told of what changes.
+    news: Vec<LaneNews>,
     // The worker that has the first lane.
     owner: usize,
+}
+
+/// How a lane hears of other settings.
+#[derive(Debug)]
+enum LaneNews {
+    Streams(watch::Sender<Arc<LaneSettings>>),
+    File(watch::Sender<Arc<FileConfig>>),
 }
 
 /// An output that is put together, and not started.
@@ -63,6 +74,8 @@ pub(crate) struct Surroundings {
     pub(crate) workers: usize,
     /// The scope of all outputs.
     pub(crate) scope: Scope,
+    /// How long the end of anything may take.
+    pub(crate) drain_timeout: Duration,
     /// Asks file outputs to end their files and to begin new ones.
     pub(crate) reopen: watch::Sender<u64>,
     /// Where no output may lead.
@@ -73,6 +86,33 @@ impl RunningOutput {
     /// The lanes that a worker feeds.
     pub(crate) fn inlets_of(&self, worker: usize) -> &Inlet {
         &self.inlets[worker % self.inlets.len()]
+    }
+
+    /// Goes on as configured here: with the same buffer but for its size and its policy, the same content type, and the same kind
+    /// of destination. Workers have to be told of the lanes again.
+    pub(crate) fn reconfigure(&mut self, config: OutputConfig, drain_timeout: Duration) {
+        for inlet in &mut self.inlets {
+            inlet.frame_len_max = config.frame_len_max;
+            let lane_queue = config.buffer.spool().map_or(0, |_| config.buffer.lane_queue());
+            inlet.queue.reconfigure(config.buffer.memory() - lane_queue, config.buffer.policy());
+        }
+        if config.buffer.spool().is_some() {
+            // The queue behind the spool.
+            self.budgets.iter().skip(1).for_each(|budget| budget.set_max(config.buffer.lane_queue()));
+        }
+        let unchanged = self.config.to == config.to && self.config.buffer == config.buffer;
+        for lane in self.news.iter().filter(|_| !unchanged) {
+            match (lane, &config.to) {
+                (LaneNews::Streams(lane), Destination::Streams(streams)) => {
+                    lane.send_replace(make_settings(&config.buffer, streams, &self.entry, drain_timeout));
+                }
+                (LaneNews::File(lane), Destination::File(file)) => {
+                    lane.send_replace(Arc::new(file.clone()));
+                }
+                (_, _) => unreachable!("the kind of the destination stays"),
+            }
+        }
+        self.config = config;
     }
 
     /// The worker that has its lane.
@@ -94,14 +134,13 @@ impl NewOutput {
         };
         let log = Arc::new(OutputLog::new(&config.name));
         let (mut inlets, mut budgets, mut stages) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut lanes, mut files) = (Vec::new(), Vec::new());
+        let (mut lanes, mut files, mut news) = (Vec::new(), Vec::new(), Vec::new());
         for owner in owners {
             let account = Arc::new(OutputAccount::new(Arc::clone(&log)));
             let (front, source, stage) = make_queues(&config, &account);
             inlets.push(Inlet {
                 content_type: config.stream_type(),
                 frame_len_max: config.frame_len_max,
-                when_full: config.buffer.policy(),
                 queue: Arc::clone(&front),
                 account: Arc::clone(&account),
             });
@@ -116,24 +155,22 @@ impl NewOutput {
             let scope = entry.lanes.clone().unwrap_or_else(|| scope.clone());
             match &config.to {
                 Destination::File(file) => {
-                    let (content_type, config) = (config.stream_type(), file.clone());
-                    let reopen = around.reopen.subscribe();
-                    files.push((FileLane { source, content_type, config, reopen }, scope));
+                    let (sender, receiver) = watch::channel(Arc::new(file.clone()));
+                    news.push(LaneNews::File(sender));
+                    let (content_type, reopen) = (config.stream_type(), around.reopen.subscribe());
+                    files.push((FileLane { source, content_type, config: receiver, reopen }, scope));
                 }
                 Destination::Streams(streams) => {
-                    let lane = StreamLane {
-                        source,
-                        content_type: config.stream_type(),
-                        buffer: config.buffer.clone(),
-                        streams: streams.clone(),
-                        members: add_members(&streams.endpoints, &mut entry),
-                        own: Arc::clone(&around.own),
-                    };
+                    let settings = make_settings(&config.buffer, streams, &entry, around.drain_timeout);
+                    let (sender, settings) = watch::channel(settings);
+                    news.push(LaneNews::Streams(sender));
+                    let (content_type, own) = (config.stream_type(), Arc::clone(&around.own));
+                    let lane = StreamLane { source, content_type, settings, own };
                     lanes.push((owner, WorkerLane { lane, scope }));
                 }
             }
         }
-        let output = RunningOutput { config, entry: Arc::new(entry), budgets, inlets, owner };
+        let output = RunningOutput { config, entry: Arc::new(entry), budgets, inlets, news, owner };
         Self { output, lanes, files, stages }
     }
 }
@@ -153,15 +190,19 @@ pub(crate) fn start_threads(outputs: &mut [NewOutput]) -> io::Result<()> {
     Ok(())
 }
 
-/// Accounts for the members of a group.
-fn add_members(endpoints: &Endpoints, entry: &mut OutputEntry) -> Vec<Arc<MemberAccount>> {
-    let Endpoints::Group(group) = endpoints else { return Vec::new() };
-    let members = group.members.iter().map(|member| {
-        let account = Arc::<MemberAccount>::default();
-        entry.members.push((member.address.clone(), Arc::clone(&account)));
-        account
-    });
-    members.collect()
+/// The settings of a lane. The members of its group have accounts in the entry: those that are there already, or new ones.
+fn make_settings(
+    buffer: &Buffer,
+    streams: &StreamsConfig,
+    entry: &OutputEntry,
+    renew_timeout: Duration,
+) -> Arc<LaneSettings> {
+    let members = match &streams.endpoints {
+        Endpoints::One(_) => Vec::new(),
+        Endpoints::Group(group) => group.members.iter().map(|member| member.address.clone()).collect(),
+    };
+    let members = entry.set_members(members);
+    Arc::new(LaneSettings { buffer: buffer.clone(), streams: streams.clone(), members, renew_timeout })
 }
 
 /// What stands before a lane: one queue, or two with a spool between them. The first is for inputs to fill.

@@ -100,6 +100,19 @@ impl Serving {
         });
     }
 
+    /// Serves an input from now on as it is configured here.
+    pub(crate) fn set_input(&self, id: InputId, new: WorkerInput) {
+        let mut inputs = self.inputs.borrow_mut();
+        match inputs.get(&id) {
+            // Connections that are open see it, too.
+            Some(input) => {
+                input.config.replace(new.config.into_inner());
+                input.reader.replace(new.reader.into_inner());
+            }
+            None => drop(inputs.insert(id, Rc::new(new))),
+        }
+    }
+
     fn input(&self, id: InputId) -> Option<Rc<WorkerInput>> {
         self.inputs.borrow().get(&id).cloned()
     }

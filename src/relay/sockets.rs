@@ -16,6 +16,8 @@ use tracing::warn;
 
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
+use crate::transport::listener;
+use crate::transport::listener::BoundListener;
 use crate::transport::socket_path::AtPath;
 use crate::transport::socket_path::SocketPath;
 
@@ -102,6 +104,35 @@ impl SocketPaths {
         }
         self.paths.lock().expect(UNPOISONED).push(path);
         Ok(())
+    }
+
+    /// Listeners at this path for another input, in place of those that had it before; `None` if it is not bound.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn move_to(
+        &self,
+        path: &Path,
+        input: &str,
+        workers: usize,
+    ) -> io::Result<Option<Vec<BoundListener>>> {
+        let mut paths = self.paths.lock().expect(UNPOISONED);
+        let Some(watched) = paths.iter_mut().find(|watched| watched.path.path() == path) else {
+            return Ok(None);
+        };
+        let listeners = listener::of_path(&mut watched.path, workers)?;
+        input.clone_into(&mut watched.input);
+        Ok(Some(listeners))
+    }
+
+    /// Sets the permission bits of the socket file at this path.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let mut paths = self.paths.lock().expect(UNPOISONED);
+        let watched = paths.iter_mut().find(|watched| watched.path.path() == path);
+        watched.map_or(Ok(()), |watched| watched.path.set_mode(mode))
     }
 
     /// Removes the file at this path, if it is the one that was bound.

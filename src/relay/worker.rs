@@ -190,8 +190,8 @@ async fn obey(
 ) {
     while let Some(Ordered { order, done }) = orders.recv().await {
         let result = match order {
-            Order::Input(id, input) => {
-                serving.inputs.borrow_mut().insert(id, Rc::new(input));
+            Order::Input(id, new) => {
+                serving.set_input(id, new);
                 Ok(())
             }
             Order::ForgetInput(id) => {

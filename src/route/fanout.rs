@@ -18,7 +18,6 @@ pub(crate) struct Inlet {
     /// `None`: streams without a type.
     pub(crate) content_type: Option<ContentType>,
     pub(crate) frame_len_max: u32,
-    pub(crate) when_full: WhenFull,
     pub(crate) queue: Arc<Queue>,
     pub(crate) account: Arc<OutputAccount>,
 }
@@ -47,7 +46,7 @@ impl Fanout {
     fn of(connection: ConnectionId, inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
         let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
-        inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
+        inlets.sort_by_key(|inlet| inlet.queue.when_full() == WhenFull::Block);
         let batch_len_max =
             inlets.iter().map(|inlet| inlet.queue.write_len_max()).min().unwrap_or(usize::MAX);
         Self { connection, inlets, batch_len_max }
@@ -124,7 +123,7 @@ pub(crate) mod tests {
         let account = Arc::<OutputAccount>::default();
         let queue = Arc::new(Queue::new(1 << 20, WhenFull::DropOldest, Arc::clone(&account)));
         let content_type = ContentType::try_from(content_type).ok();
-        Inlet { content_type, frame_len_max, when_full: WhenFull::DropOldest, queue, account }
+        Inlet { content_type, frame_len_max, queue, account }
     }
 
     #[test]

@@ -190,13 +190,15 @@ impl ReadHandle {
 }
 
 /// What a session reads with, and where its batches go.
-pub(crate) struct Reading<'a, L, D, P, C> {
+pub(crate) struct Reading<'a, L, R, D, P, C> {
     /// Shared by the connections of a worker.
     pub(crate) buffer: &'a RefCell<ReadBuffer>,
     /// Shared likewise.
     pub(crate) coalescer: &'a ReadCoalescer,
     /// Most bytes of the next read: outputs come and go.
     pub(crate) read_len_max: L,
+    /// Lets the session go on as its input is configured now. Called before each read.
+    pub(crate) renew: R,
     /// Takes a batch; reading goes on when it is through. Returns whether the batch was taken: `false` when the relay ended
     /// before.
     pub(crate) deliver: D,
@@ -209,19 +211,20 @@ pub(crate) struct Reading<'a, L, D, P, C> {
 /// Takes frames until the stream ends, and delivers each batch, in order. Not cancel-safe: [`ReadHandle::enter`] ends it.
 ///
 /// FINISH goes only in answer to STOP, and only when every frame before STOP was taken.
-pub(crate) async fn read_frames<L, D, P, C>(
+pub(crate) async fn read_frames<L, R, D, P, C>(
     handle: &ReadHandle,
     session: &mut ReaderSession,
     started: Started,
-    reading: Reading<'_, L, D, P, C>,
+    reading: Reading<'_, L, R, D, P, C>,
 ) -> ReadEnd
 where
     L: Fn() -> usize,
+    R: Fn(&mut ReaderSession),
     D: AsyncFn(FrameBatch) -> bool,
     P: AsyncFn(),
     C: Fn(ReaderCounters),
 {
-    let Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count } = reading;
+    let Reading { buffer, coalescer, read_len_max, renew, deliver, wait_for_consumers, count } = reading;
     let stream = &handle.stream;
     // Not the buffer of the handshake, which has room for more: many connections stay idle.
     let mut tail = Tail::new(BytesMut::from(&started.received[..]));
@@ -230,6 +233,7 @@ where
     let mut share = ReadShare::new(read_len_max());
     let mut drain: Option<Drain> = None;
     let mut read = |session: &mut ReaderSession, len_max: usize| {
+        renew(session);
         let result = buffer.borrow_mut().with_room(&mut tail, read_len_max(), |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {

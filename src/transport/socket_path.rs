@@ -31,6 +31,8 @@ pub(crate) struct SocketPath {
     // Permission bits; `None` leaves them to the umask.
     mode: Option<u32>,
     file: SocketFile,
+    // What is bound there.
+    socket: OwnedFd,
     // To the listener of each worker: sockets to go on with.
     workers: Vec<UnboundedSender<OwnedFd>>,
 }
@@ -59,14 +61,33 @@ impl SocketPath {
     /// and what to do; what the system says.
     pub(super) fn bind(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<(Self, Vec<Listening>)> {
         let (socket, file) = bind(path, mode)?;
-        let mut path = Self { path: path.to_owned(), mode, file, workers: Vec::new() };
+        let mut path = Self { path: path.to_owned(), mode, file, socket, workers: Vec::new() };
+        let listening = path.listeners(workers)?;
+        Ok((path, listening))
+    }
+
+    /// The socket for `workers` workers, in place of those that had it before.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn listeners(&mut self, workers: usize) -> io::Result<Vec<Listening>> {
         let mut listening = Vec::new();
+        self.workers.clear();
         for _ in 0..workers {
             let (sender, renewals) = unbounded_channel();
-            path.workers.push(sender);
-            listening.push((socket.try_clone()?, renewals));
+            self.workers.push(sender);
+            listening.push((self.socket.try_clone()?, renewals));
         }
-        Ok((path, listening))
+        Ok(listening)
+    }
+
+    /// Sets the permission bits of the socket file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn set_mode(&mut self, mode: u32) -> io::Result<()> {
+        self.mode = Some(mode);
+        self.file.set_mode(mode)
     }
 
     /// The path.
@@ -87,9 +108,10 @@ impl SocketPath {
     pub(crate) fn bind_again(&mut self) -> io::Result<()> {
         let (socket, file) = bind(&self.path, self.mode)?;
         self.file = file;
+        self.socket = socket;
         for worker in &self.workers {
             // A worker that is gone needs none.
-            let _ = worker.send(socket.try_clone()?);
+            let _ = worker.send(self.socket.try_clone()?);
         }
         Ok(())
     }

@@ -1,17 +1,12 @@
 //! Inputs and outputs that come and go while frames flow.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tapster::queue::WhenFull;
-use tapster::transport::Address;
 
 use crate::support::collector::CollectingReader;
+use crate::support::flow::Flow;
 use crate::support::numbered;
 use crate::support::peer::Peer;
 use crate::support::peer::PeerListener;
@@ -31,44 +26,6 @@ use crate::support::stream::folder;
 use crate::support::wait::eventually;
 use crate::support::wait::millis;
 use crate::support::wire;
-
-/// A writer that goes on until it is told to stop, on a thread of its own.
-struct Flow {
-    stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
-    writer: JoinHandle<()>,
-}
-
-impl Flow {
-    fn begin(number: u32, address: &Address) -> Self {
-        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let mut peer = Peer::writer(address);
-        let (told, count) = (Arc::clone(&stop), Arc::clone(&sent));
-        let writer = thread::spawn(move || {
-            while !told.load(Relaxed) {
-                let first = count.load(Relaxed);
-                peer.send(&numbered::frames(number, first..first + 20));
-                count.store(first + 20, Relaxed);
-                thread::sleep(millis(1));
-            }
-            peer.finish();
-        });
-        Self { stop, sent, writer }
-    }
-
-    #[track_caller]
-    fn wait_for_more(&self, frames: u64) {
-        let from = self.sent.load(Relaxed);
-        eventually("the writer goes on", || self.sent.load(Relaxed) >= from + frames);
-    }
-
-    /// Ends the writer in order, and returns how many frames it has sent.
-    fn end(self) -> u64 {
-        self.stop.store(true, Relaxed);
-        self.writer.join().expect("the writer ends well");
-        self.sent.load(Relaxed)
-    }
-}
 
 on_both_backends! {
     fn an_output_that_is_added_gets_what_arrives_from_then_on(backend) {

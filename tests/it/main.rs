@@ -43,6 +43,7 @@ mod panics;
 mod peers;
 mod reconnect;
 mod refused;
+mod reload;
 mod sample;
 mod scarce;
 mod seccomp;

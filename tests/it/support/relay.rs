@@ -176,6 +176,23 @@ impl TestRelay {
         self.relay.remove_output(name).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
+    /// The configuration that it runs with.
+    pub(crate) fn config(&self) -> RelayConfig {
+        self.relay.config()
+    }
+
+    /// Goes on with another configuration, or tells all that keeps it from being taken.
+    pub(crate) fn try_reload(&mut self, config: RelayConfig) -> Result<bool, Vec<String>> {
+        self.relay.reload(config).map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    }
+
+    #[track_caller]
+    pub(crate) fn reload(&mut self, change: impl FnOnce(&mut RelayConfig)) {
+        let mut config = self.config();
+        change(&mut config);
+        assert_eq!(self.try_reload(config), Ok(true), "something has changed");
+    }
+
     /// The output of this name in the ledger.
     #[track_caller]
     pub(crate) fn output_named(&self, name: &str) -> OutputLedger {
@@ -305,6 +322,12 @@ pub(crate) fn listening_on(listen: Vec<Address>) -> InputBuilder {
 pub(crate) struct InputBuilder(InputConfig);
 
 impl InputBuilder {
+    pub(crate) fn config(self, name: &str) -> InputConfig {
+        InputConfig { name: name.to_owned(), ..self.0 }
+    }
+}
+
+impl InputBuilder {
     pub(crate) fn content_types(mut self, types: &[&[u8]]) -> Self {
         self.0.content_types = ContentTypes::Only(types.iter().map(|bytes| content_type(bytes)).collect());
         self
@@ -382,6 +405,12 @@ const SOON: Reconnect = Reconnect { min: Duration::from_millis(10), max: Duratio
 
 #[derive(Clone, Debug)]
 pub(crate) struct OutputBuilder(OutputConfig);
+
+impl OutputBuilder {
+    pub(crate) fn config(self, name: &str) -> OutputConfig {
+        OutputConfig { name: name.to_owned(), ..self.0 }
+    }
+}
 
 impl OutputBuilder {
     pub(crate) fn when_full(mut self, policy: WhenFull) -> Self {
