@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::rc::Weak;
 use std::sync::Arc;
@@ -10,18 +13,27 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use bytes::Bytes;
+use bytes::BytesMut;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
 use crate::faults;
 use crate::input::InputConfig;
+use crate::input::handing::HandedConnection;
+use crate::input::handing::Offer;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
+use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
+use crate::protocol::ReaderStage;
 use crate::queue::block_limit::BlockLimit;
 use crate::route::Route;
 use crate::route::Routes;
@@ -29,6 +41,7 @@ use crate::session::read;
 use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
 use crate::session::read::Reading;
+use crate::session::read::Started;
 use crate::session::read_coalescer::ReadCoalescer;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
@@ -44,6 +57,9 @@ pub(crate) struct Readers {
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
     streaming: RefCell<Vec<Streaming>>,
+    // Where connections are offered to the next process, once it takes them.
+    offers: RefCell<Option<UnboundedSender<Offer>>>,
+    offers_asked: Notify,
 }
 
 /// A connection in its data phase, its input, and the scope of its listener.
@@ -73,6 +89,8 @@ impl Readers {
             block_limit,
             coalescer: ReadCoalescer::new(Instant::now()),
             streaming: RefCell::default(),
+            offers: RefCell::default(),
+            offers_asked: Notify::new(),
         }
     }
 
@@ -82,6 +100,43 @@ impl Readers {
         let theirs = streaming.iter().filter(|streaming| streaming.scope.is(scope));
         for handle in theirs.filter_map(|streaming| streaming.handle.upgrade()) {
             handle.enter(phase);
+        }
+    }
+
+    /// Offers every connection to the next process from now on; `None`: it takes them no more.
+    pub(crate) fn offer_all(&self, offers: Option<UnboundedSender<Offer>>) {
+        let asked = offers.is_some();
+        self.offers.replace(offers);
+        if asked {
+            let streaming = self.streaming.borrow();
+            let handles = streaming.iter().filter_map(|streaming| streaming.handle.upgrade());
+            handles.for_each(|handle| handle.hand_over());
+            self.offers_asked.notify_waiters();
+        }
+    }
+
+    /// Waits until a connection in its handshake is to be offered. Cancel-safe.
+    async fn offers_asked(&self) {
+        let asked = self.offers_asked.notified();
+        if self.offers.borrow().is_none() {
+            asked.await;
+        }
+    }
+
+    /// Offers a connection. Returns whether the next process has it.
+    async fn offer(
+        &self,
+        input: &WorkerInput,
+        socket: io::Result<OwnedFd>,
+        stage: Option<ReaderStage>,
+        content_type: Option<&ContentType>,
+        received: Bytes,
+    ) -> bool {
+        let name = input.config.borrow().name.clone();
+        let Some(offers) = self.offers.borrow().clone() else { return false };
+        match Offer::new(socket, &name, stage, content_type, received) {
+            Some((offer, answer)) => offers.send(offer).is_ok() && answer.await.unwrap_or(false),
+            None => false,
         }
     }
 
@@ -125,6 +180,9 @@ impl Readers {
         if phase != Phase::Running {
             handle.enter(phase);
         }
+        if self.offers.borrow().is_some() {
+            handle.hand_over();
+        }
         handle
     }
 }
@@ -140,13 +198,22 @@ struct OpenConnection<'a> {
 
 impl<'a> OpenConnection<'a> {
     /// `None`: there are as many as there may be.
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Result<Self, Self> {
-        input.account.connected();
+    fn new(
+        input: &'a WorkerInput,
+        log: &'a ListenerLog,
+        peer: &'a PeerName,
+        is_new: bool,
+    ) -> Result<Self, Self> {
+        if is_new {
+            input.account.connected();
+        } else {
+            input.account.taken_over();
+        }
         let before = input.open.fetch_add(1, Ordering::Relaxed);
         // What is not replaced tells of a task that failed.
         let connection = Self { input, log, peer, end: "internal", counted: ReaderCounters::default() };
         let max = input.config.borrow().connections_max;
-        if before < max { Ok(connection) } else { Err(connection) }
+        if before < max || !is_new { Ok(connection) } else { Err(connection) }
     }
 
     /// Counts what the session has left out since the last call.
@@ -168,11 +235,16 @@ impl<'a> OpenConnection<'a> {
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         self.input.open.fetch_sub(1, Ordering::Relaxed);
-        self.input.account.ended(self.end);
+        if self.end == ReadEnd::HandedOver.name() {
+            self.input.account.handed_over();
+        } else {
+            self.input.account.ended(self.end);
+        }
     }
 }
 
-/// Serves one connection from accept to its end. `scope` is that of its listener, `peer` names it in the log.
+/// Serves one connection from accept, or from where another process has left it, to its end. `scope` is that of its listener,
+/// `peer` names it in the log.
 pub(crate) async fn serve(
     readers: Rc<Readers>,
     input: Rc<WorkerInput>,
@@ -180,8 +252,9 @@ pub(crate) async fn serve(
     log: Arc<ListenerLog>,
     peer: PeerName,
     scope: Scope,
+    handed: Option<Box<HandedConnection>>,
 ) {
-    let mut connection = match OpenConnection::new(&input, &log, &peer) {
+    let mut connection = match OpenConnection::new(&input, &log, &peer, handed.is_none()) {
         Ok(connection) => connection,
         Err(mut refused) => {
             log.tell(Event::Refused, Some(&peer), || {
@@ -192,8 +265,11 @@ pub(crate) async fn serve(
             return;
         }
     };
-    let end = run_session(&readers, &input, socket, &scope, &mut connection).await;
+    let end = run_session(&readers, &input, socket, handed, &scope, &mut connection).await;
     connection.end = end.name();
+    if matches!(end, ReadEnd::HandedOver) {
+        return;
+    }
     let event = match &end {
         end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
@@ -206,31 +282,59 @@ async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
+    handed: Option<Box<HandedConnection>>,
     scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> ReadEnd {
-    let mut session = ReaderSession::new(Arc::clone(&input.reader.borrow()), Instant::now());
+    let config = Arc::clone(&input.reader.borrow());
+    let mut received = BytesMut::new();
+    let (mut session, mut started) = match handed {
+        None => (ReaderSession::new(config, Instant::now()), None),
+        Some(handed) => {
+            let HandedConnection { stage, content_type, received: bytes, .. } = *handed;
+            received.extend_from_slice(&bytes);
+            let streams = matches!(stage, ReaderStage::Streaming { .. });
+            let started = streams.then(|| Started::resumed(content_type, std::mem::take(&mut received)));
+            (ReaderSession::resume(config, stage, Instant::now()), started)
+        }
+    };
+    let is_new = started.is_none();
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
     };
-    let started = tokio::select! {
-        biased;
-        started = read::handshake(&mut socket, &mut session) => started,
-        () = drained => return ReadEnd::Drained,
-    };
-    connection.count(session.counters());
-    let started = match started {
-        Ok(started) => started,
-        Err(end) => return end,
-    };
+    let mut drained = pin!(drained);
+    while started.is_none() {
+        let result = tokio::select! {
+            biased;
+            result = read::handshake(&mut socket, &mut session, &mut received) => result,
+            () = &mut drained => return ReadEnd::Drained,
+            () = readers.offers_asked() => {
+                let bytes = Bytes::copy_from_slice(&received);
+                let offer = readers.offer(input, socket.duplicate(), session.stage(), None, bytes);
+                // In memory of its own: every connection has room for its longest wait, and most are idle.
+                if Box::pin(offer).await {
+                    return ReadEnd::HandedOver;
+                }
+                // The next process is gone, and this one goes on.
+                continue;
+            }
+        };
+        connection.count(session.counters());
+        match result {
+            Ok(begun) => started = Some(begun),
+            Err(end) => return end,
+        }
+    }
+    let Some(started) = started else { return ReadEnd::NoStream };
     let route = Route::new(&readers.routes, started.content_type.clone());
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
-    connection
-        .log
-        .tell(Event::Began, Some(connection.peer), || format!("connection: content type {}", content_type()));
+    if is_new {
+        let began = || format!("connection: content type {}", content_type());
+        connection.log.tell(Event::Began, Some(connection.peer), began);
+    }
     if route.fanout().is_empty() {
         connection.log.tell(Event::Unrouted, Some(connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
@@ -242,6 +346,7 @@ async fn run_session(
         Ok(stream) => stream,
         Err(error) => return ReadEnd::Connection(error),
     };
+    let started_type = started.content_type.clone();
     let name = input.config.borrow().name.clone();
     let deliver = async |batch: FrameBatch| {
         faults::point("connection", &name);
@@ -258,12 +363,21 @@ async fn run_session(
             session.set_config(Arc::clone(&config));
         }
     };
+    let offer = async |stream: &Stream, stage, received| {
+        let content_type = started_type.as_ref();
+        let taken = Box::pin(readers.offer(input, stream.duplicate(), stage, content_type, received)).await;
+        if !taken {
+            stream.take_back();
+        }
+        taken
+    };
     let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
     let handle = readers.register(stream, input, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);
-    let reading = Reading { buffer, coalescer, read_len_max, renew, deliver, wait_for_consumers, count };
+    let reading =
+        Reading { buffer, coalescer, read_len_max, renew, offer, deliver, wait_for_consumers, count };
     read::read_frames(&handle, &mut session, started, reading).await
 }
 

@@ -15,6 +15,8 @@ use crate::relay::output_entry::OutputEntry;
 /// Everything that the ledger is made of. Inputs and outputs come and go.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
+    // Of the process that this one has taken over from.
+    former: RwLock<Ledger>,
     inputs: RwLock<Vec<Slot<InputEntry, InputLedger>>>,
     outputs: RwLock<Vec<Slot<OutputEntry, EndedOutput>>>,
 }
@@ -83,6 +85,26 @@ impl Accounts {
         end(&mut outputs, entry, EndedOutput { ledger, spool: entry.spool.clone() });
     }
 
+    /// The process that this one takes over from has these counts, its inputs in all and its outputs so far.
+    pub(crate) fn set_former(&self, ledger: Ledger) {
+        *self.former.write().expect(UNPOISONED) = ledger;
+    }
+
+    /// An output of the process that this one takes over from has ended, with these counts. What it has left on disk, the output
+    /// of this process finds there.
+    pub(crate) fn set_former_output(&self, mut output: OutputLedger) {
+        output.leave_spooled();
+        let mut former = self.former.write().expect(UNPOISONED);
+        if let Some(place) = former.outputs.iter_mut().find(|former| former.name == output.name) {
+            *place = output;
+        }
+    }
+
+    /// And its inputs have ended.
+    pub(crate) fn set_former_inputs(&self, inputs: Vec<InputLedger>) {
+        self.former.write().expect(UNPOISONED).inputs = inputs;
+    }
+
     /// The inputs that are there.
     pub(crate) fn inputs(&self) -> Vec<Arc<InputEntry>> {
         self.inputs.read().expect(UNPOISONED).iter().filter_map(Slot::there).cloned().collect()
@@ -96,7 +118,7 @@ impl Accounts {
     /// The ledger as it stands. What had the same name before counts with it.
     pub(crate) fn ledger(&self) -> Ledger {
         let now = Instant::now();
-        let mut ledger = Ledger::default();
+        let mut ledger = self.former.read().expect(UNPOISONED).clone();
         for slot in self.inputs.read().expect(UNPOISONED).iter() {
             let input = match slot {
                 Slot::There(entry) => entry.ledger(),

@@ -1,5 +1,6 @@
 //! Inputs and outputs that come and go while frames flow.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs;
 use crate::relay::outputs::NewOutput;
+use crate::relay::outputs::OutputParts;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::removal;
 use crate::relay::worker::Order;
@@ -146,6 +148,28 @@ impl Relay {
 
     /// Starts these outputs, and lets workers feed them.
     pub(super) fn begin_outputs(&mut self, configs: Vec<OutputConfig>) -> io::Result<()> {
+        let new = self.make_outputs(configs).into_iter();
+        let (new, parts): (Vec<_>, Vec<_>) = new.map(|new| (new.output, new.parts)).unzip();
+        outputs::start(parts.into_iter(), &self.workers)?;
+        self.outputs.extend(new);
+        self.publish()
+    }
+
+    /// Lets workers feed these outputs, whose frames wait until they are started.
+    pub(super) fn hold_outputs(
+        &mut self,
+        configs: Vec<OutputConfig>,
+    ) -> io::Result<BTreeMap<String, OutputParts>> {
+        let mut held = BTreeMap::new();
+        for new in self.make_outputs(configs) {
+            held.insert(new.output.config.name.clone(), new.parts);
+            self.outputs.push(new.output);
+        }
+        self.publish()?;
+        Ok(held)
+    }
+
+    fn make_outputs(&self, configs: Vec<OutputConfig>) -> Vec<NewOutput> {
         let mut new: Vec<NewOutput> = Vec::new();
         for config in configs {
             let owner = self.next_owner(&new);
@@ -153,11 +177,7 @@ impl Relay {
         }
         // The ledger has an output before its first frame, and before its spool has told of an earlier run.
         new.iter().for_each(|new| self.accounts.add_output(Arc::clone(&new.output.entry)));
-        outputs::start_threads(&mut new)?;
-        let lanes = new.iter_mut().flat_map(|new| new.lanes.drain(..));
-        self.workers.order(lanes.map(|(worker, lane)| (worker, Order::Lane(Box::new(lane)))))?;
-        self.outputs.extend(new.into_iter().map(|new| new.output));
-        self.publish()
+        new
     }
 
     /// Tells every worker which lanes it feeds from now on.

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::output::ConfigError;
+use crate::relay::handover::HandoverError;
 use crate::spool::SpoolError;
 use crate::transport::Address;
 
@@ -31,6 +32,9 @@ pub enum StartError {
     /// `backend = "uring"`, and this host does not allow it.
     #[error("backend `uring` cannot be used here: {0}; `tapster doctor` tells how to allow it")]
     Backend(String),
+    /// Another process did not hand over.
+    #[error("{0}")]
+    TakeOver(HandoverError),
     /// A thread could not be started.
     #[error("a worker could not be started: {0}")]
     Worker(io::Error),

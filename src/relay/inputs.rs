@@ -1,6 +1,7 @@
 //! The inputs of a relay: bound, started, and found again by name.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread;
@@ -26,12 +27,13 @@ use crate::transport::Address;
 use crate::transport::listener;
 use crate::transport::listener::Beside;
 use crate::transport::listener::Bound;
+use crate::transport::listener::BoundListener;
 use crate::transport::own_listeners::OwnListeners;
 
 /// One input at work.
 #[derive(Debug)]
 pub(crate) struct RunningInput {
-    id: InputId,
+    pub(crate) id: InputId,
     pub(crate) config: InputConfig,
     pub(crate) entry: Arc<InputEntry>,
     accounts: Vec<Arc<InputAccount>>,
@@ -48,6 +50,8 @@ pub(crate) struct RunningListener {
     bound: Bound,
     /// Of the listeners of all workers, and of the connections that they accept.
     pub(crate) scope: Scope,
+    /// Below it: of whoever accepts.
+    accepting: Scope,
     pub(crate) log: Arc<ListenerLog>,
 }
 
@@ -58,6 +62,41 @@ pub(crate) struct NewListener {
 }
 
 impl RunningListener {
+    /// Lets workers accept, one or more listeners each.
+    fn accept(&self, input: InputId, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
+        let orders = listeners.into_iter().map(|listener| {
+            let (log, scope, accepting) = (Arc::clone(&self.log), self.scope.clone(), self.accepting.clone());
+            Order::Listen(WorkerListener { input, listener, log, scope, accepting })
+        });
+        let count = workers.count();
+        workers.order(orders.enumerate().map(|(index, order)| (index % count, order)))
+    }
+
+    /// Accepts nothing any more but what waits in the backlog. Connections go on, and the sockets stay open.
+    pub(crate) fn stop_accepting(&self) {
+        self.accepting.drain();
+    }
+
+    /// Whether nobody accepts any more.
+    pub(crate) fn has_stopped_accepting(&self) -> bool {
+        self.accepting.has_ended()
+    }
+
+    /// The listening sockets, one or more.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn sockets(&self, sockets: &SocketPaths) -> io::Result<Vec<OwnedFd>> {
+        match self.address() {
+            Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
+            Address::Tcp { .. } => self.bound.sockets(),
+        }
+    }
+
+    /// Whether it takes connections of IPv4 and of IPv6.
+    pub(crate) fn is_dual_stack(&self) -> bool {
+        self.bound.dual_stack
+    }
     /// Where it listens, with the port that the kernel chose.
     pub(crate) fn address(&self) -> &Address {
         &self.bound.address
@@ -95,6 +134,19 @@ impl RunningListener {
 }
 
 impl NewListener {
+    /// A listener that another process had, for so many workers.
+    ///
+    /// # Errors
+    /// The sockets do not listen.
+    pub(crate) fn adopt(
+        configured: Address,
+        address: Address,
+        (sockets, dual_stack): (Vec<OwnedFd>, bool),
+        workers: usize,
+        mode: Option<u32>,
+    ) -> io::Result<Self> {
+        Ok(Self { configured, bound: listener::adopt(address, sockets, workers, dual_stack, mode)? })
+    }
     pub(crate) fn bound(&self) -> &Bound {
         &self.bound
     }
@@ -163,13 +215,35 @@ impl RunningInput {
         }
         let log = Arc::new(ListenerLog::new(&self.config.name, &address.to_string()));
         let scope = self.entry.scope.child(&address.to_string());
-        let orders = listeners.into_iter().map(|listener| {
-            let (log, scope) = (Arc::clone(&log), scope.clone());
-            Order::Listen(WorkerListener { input: self.id, listener, log, scope })
-        });
-        let listening = doors.workers.order(orders.enumerate());
-        self.listeners.push(RunningListener { configured, bound: spare, scope, log });
+        let accepting = scope.child("listener");
+        let listener = RunningListener { configured, bound: spare, scope, accepting, log };
+        let listening = listener.accept(self.id, listeners, doors.workers);
+        self.listeners.push(listener);
         listening
+    }
+
+    /// Listens again at every address, with the sockets that are bound: the former listeners have ended.
+    ///
+    /// # Errors
+    /// A worker cannot listen.
+    pub(crate) fn listen_again(&mut self, sockets: &SocketPaths, workers: &Workers) -> io::Result<()> {
+        for listener in &mut self.listeners {
+            listener.scope = self.entry.scope.child(&listener.address().to_string());
+        }
+        self.accept_again(sockets, workers)
+    }
+
+    /// Accepts again at every listener that has [stopped](RunningListener::stop_accepting).
+    ///
+    /// # Errors
+    /// A worker cannot listen.
+    pub(crate) fn accept_again(&mut self, sockets: &SocketPaths, workers: &Workers) -> io::Result<()> {
+        for listener in &mut self.listeners {
+            let bound = listener.move_to(&self.config.name, sockets, workers.count())?.bound;
+            listener.accepting = listener.scope.child("listener");
+            listener.accept(self.id, bound.listeners, workers)?;
+        }
+        Ok(())
     }
 
     /// Goes on as configured here. Connections that are open go on, those of listeners that are not configured any more excepted.

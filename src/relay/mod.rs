@@ -5,6 +5,7 @@ mod accounts;
 mod change;
 mod descriptors;
 mod error;
+mod handover;
 mod input_entry;
 mod inputs;
 mod output_entry;
@@ -19,8 +20,12 @@ mod workers;
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use tokio::sync::watch::Sender;
 
@@ -33,6 +38,11 @@ use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
+use crate::relay::handover::Estate;
+pub use crate::relay::handover::HandoverError;
+pub use crate::relay::handover::Predecessor;
+pub use crate::relay::handover::Successor;
+use crate::relay::handover::TakingOver;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::outputs::RunningOutput;
@@ -106,6 +116,11 @@ pub struct Relay {
     workers: Arc<Workers>,
     accounts: Arc<Accounts>,
     around: Surroundings,
+    // How many processes there were in the chain, and when the first began, in milliseconds of the Unix time.
+    generation: u64,
+    started_at: u64,
+    // Takes over from another process.
+    taking_over: Option<JoinHandle<()>>,
     block_limit: Arc<BlockLimit>,
     reserve: Reserve,
     // The paths of unix sockets; they are free for others before inputs drain.
@@ -130,6 +145,19 @@ impl Relay {
     /// # Errors
     /// [`StartError`]; nothing is left bound.
     pub fn start(config: RelayConfig) -> Result<Self, StartError> {
+        Self::begin_with(config, None)
+    }
+
+    /// Starts in place of another process, and takes over its listeners, its connections, its ledger, and its outputs one after the
+    /// other. Returns once it listens; the rest goes on beside.
+    ///
+    /// # Errors
+    /// [`StartError`]. The other process has been told, and goes on.
+    pub fn take_over(config: RelayConfig, predecessor: Predecessor) -> Result<Self, StartError> {
+        Self::begin_with(config, Some(predecessor))
+    }
+
+    fn begin_with(config: RelayConfig, predecessor: Option<Predecessor>) -> Result<Self, StartError> {
         for output in &config.outputs {
             output.validate().map_err(|error| StartError::Output { output: output.name.clone(), error })?;
         }
@@ -138,9 +166,12 @@ impl Relay {
             tell_epoll(&reason);
         }
         let count = placement::worker_count(config.workers);
-        let all = config.inputs.iter().flat_map(|input| &input.listen).collect::<Vec<_>>();
-        let addresses = config.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
-        let bound = inputs::bind(addresses, &all, &[], count)?;
+        let mut estate = predecessor.map(Predecessor::take).transpose().map_err(StartError::TakeOver)?;
+        let bound = match &mut estate {
+            None => bind_all(&config, count)?,
+            Some(estate) => take_and_bind(&config, estate, count)
+                .inspect_err(|error| estate.predecessor.refuse(true, &error.to_string()))?,
+        };
         let relay = Scope::root("relay");
         let scopes = Scopes {
             inputs: relay.child("inputs"),
@@ -183,14 +214,22 @@ impl Relay {
             block_limit,
             reserve,
             sockets: SocketPaths::new(scopes.sockets.clone()),
+            generation: estate.as_ref().map_or(1, |estate| estate.generation + 1),
+            started_at: estate.as_ref().map_or_else(unix_millis, |estate| estate.started_at),
+            taking_over: None,
             scopes,
             ended: false,
         };
-        relay.begin(config, bound).map_err(StartError::Worker)?;
+        relay.begin(config, bound, estate).map_err(StartError::Worker)?;
         Ok(relay)
     }
 
-    fn begin(&mut self, config: RelayConfig, bound: Vec<(String, NewListener)>) -> io::Result<()> {
+    fn begin(
+        &mut self,
+        config: RelayConfig,
+        bound: Vec<(String, NewListener)>,
+        estate: Option<Estate>,
+    ) -> io::Result<()> {
         for input in config.inputs {
             self.begin_input(input)?;
         }
@@ -198,8 +237,30 @@ impl Relay {
         for (input, listener) in &bound {
             self.around.own.add(input, listener.bound());
         }
-        self.begin_outputs(config.outputs)?;
-        self.begin_listeners(bound)
+        let Some(Estate { predecessor, ledger, .. }) = estate else {
+            self.begin_outputs(config.outputs)?;
+            return self.begin_listeners(bound);
+        };
+        self.accounts.set_former(ledger);
+        let held = self.hold_outputs(config.outputs)?;
+        self.begin_listeners(bound)?;
+        let inputs = self.inputs.iter().filter_map(|input| {
+            let first = input.listeners.first()?;
+            Some((input.config.name.clone(), (input.id, first.scope.clone(), Arc::clone(&first.log))))
+        });
+        let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
+        predecessor.say_accepting()?;
+        self.sockets.own();
+        let taking_over = TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), held };
+        let run =
+            thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
+        self.taking_over = Some(run);
+        Ok(())
+    }
+
+    /// How many processes there were in the chain of upgrades, this one included.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// What the workers run on.
@@ -236,9 +297,20 @@ impl Relay {
         self.accounts.ledger()
     }
 
+    /// Waits until another process has handed over everything, for `timeout` at most.
+    fn wait_until_taken_over(&mut self, timeout: Duration) {
+        let Some(taking_over) = self.taking_over.take() else { return };
+        let by = Instant::now() + timeout;
+        while !taking_over.is_finished() && Instant::now() < by {
+            thread::sleep(TAKE_OVER_LOOK);
+        }
+    }
+
     /// Brings the end about: by the deadline, and then by force.
     fn end(&mut self, timeout: Duration) {
         self.ended = true;
+        // What another process is handing over is taken first.
+        self.wait_until_taken_over(timeout);
         let now = Instant::now();
         let deadline = now + timeout;
         let Scopes { relay, inputs, outputs, sockets } = &self.scopes;
@@ -269,6 +341,41 @@ impl Relay {
     }
 }
 
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn addresses(config: &RelayConfig) -> impl Iterator<Item = (&InputConfig, &Address)> {
+    config.inputs.iter().flat_map(|input| input.listen.iter().map(move |address| (input, address)))
+}
+
+fn bind_all(config: &RelayConfig, workers: usize) -> Result<Vec<(String, NewListener)>, StartError> {
+    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
+    inputs::bind(addresses(config), &all, &[], workers)
+}
+
+/// Takes the listeners that the old process had, and binds the others.
+fn take_and_bind(
+    config: &RelayConfig,
+    estate: &mut Estate,
+    workers: usize,
+) -> Result<Vec<(String, NewListener)>, StartError> {
+    let (mut taken, mut new) = (Vec::new(), Vec::new());
+    for (input, address) in addresses(config) {
+        let listeners = estate.take_listeners(address, input, workers).map_err(|source| {
+            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+        })?;
+        if listeners.is_empty() {
+            new.push((input, address));
+        }
+        taken.extend(listeners.into_iter().map(|listener| (input.name.clone(), listener)));
+    }
+    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
+    taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
+    Ok(taken)
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
         if !self.ended {
@@ -278,9 +385,11 @@ impl Drop for Relay {
 }
 
 /// The part of a drain that inputs may take where an output blocks.
-const INPUTS_PART: f64 = 0.75;
+pub(crate) const INPUTS_PART: f64 = 0.75;
 /// The part of a drain that lanes with a spool may take: what they leave then, the spool stores in the rest.
 pub(crate) const LANES_PART: f64 = 0.8;
+/// How often it is looked whether another process has handed over everything.
+const TAKE_OVER_LOOK: Duration = Duration::from_millis(5);
 /// How long removing socket files may hold up the end.
 const SOCKETS_TIME: Duration = Duration::from_millis(200);
 /// How long inputs that were stopped have for their end.

@@ -27,7 +27,9 @@ use crate::output::settings::LaneSettings;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
 use crate::relay::output_entry::OutputEntry;
+use crate::relay::worker::Order;
 use crate::relay::worker::WorkerLane;
+use crate::relay::workers::Workers;
 use crate::route::Inlet;
 use crate::spool::Folder;
 use crate::spool::entrance::StandIn;
@@ -62,8 +64,14 @@ enum LaneNews {
 /// An output that is put together, and not started.
 pub(crate) struct NewOutput {
     pub(crate) output: RunningOutput,
-    /// Lanes over connections, and the worker of each.
-    pub(crate) lanes: Vec<(usize, WorkerLane)>,
+    pub(crate) parts: OutputParts,
+}
+
+/// What runs for an output, to be started.
+#[derive(Default)]
+pub(crate) struct OutputParts {
+    // Lanes over connections, and the worker of each.
+    lanes: Vec<(usize, WorkerLane)>,
     files: Vec<(FileLane, Scope)>,
     stages: Vec<(Stage<Folder>, Scope)>,
 }
@@ -133,8 +141,8 @@ impl NewOutput {
             Lanes::PerWorker => 0..around.workers,
         };
         let log = Arc::new(OutputLog::new(&config.name));
-        let (mut inlets, mut budgets, mut stages) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut lanes, mut files, mut news) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut inlets, mut budgets) = (Vec::new(), Vec::new());
+        let (mut parts, mut news) = (OutputParts::default(), Vec::new());
         for owner in owners {
             let account = Arc::new(OutputAccount::new(Arc::clone(&log)));
             let (front, source, stage) = make_queues(&config, &account);
@@ -149,7 +157,7 @@ impl NewOutput {
                 budgets.push(Arc::clone(source.queue.budget()));
             }
             entry.left.extend(stage.as_ref().map(Stage::left_batches));
-            stages.extend(stage.map(|stage| (stage, scope.clone())));
+            parts.stages.extend(stage.map(|stage| (stage, scope.clone())));
             entry.add_queues(front, Arc::clone(&source.queue));
             entry.accounts.push(account);
             let scope = entry.lanes.clone().unwrap_or_else(|| scope.clone());
@@ -158,7 +166,7 @@ impl NewOutput {
                     let (sender, receiver) = watch::channel(Arc::new(file.clone()));
                     news.push(LaneNews::File(sender));
                     let (content_type, reopen) = (config.stream_type(), around.reopen.subscribe());
-                    files.push((FileLane { source, content_type, config: receiver, reopen }, scope));
+                    parts.files.push((FileLane { source, content_type, config: receiver, reopen }, scope));
                 }
                 Destination::Streams(streams) => {
                     let settings = make_settings(&config.buffer, streams, &entry, around.drain_timeout);
@@ -166,28 +174,34 @@ impl NewOutput {
                     news.push(LaneNews::Streams(sender));
                     let (content_type, own) = (config.stream_type(), Arc::clone(&around.own));
                     let lane = StreamLane { source, content_type, settings, own };
-                    lanes.push((owner, WorkerLane { lane, scope }));
+                    parts.lanes.push((owner, WorkerLane { lane, scope }));
                 }
             }
         }
         let output = RunningOutput { config, entry: Arc::new(entry), budgets, inlets, news, owner };
-        Self { output, lanes, files, stages }
+        Self { output, parts }
     }
 }
 
-/// Starts the threads of these outputs: spools and files. Returns when the spools are open: the first frames find them so. A
-/// disk that hangs holds up the start for a moment only.
+/// Starts these outputs. Returns when their spools are open: the first frames find them so. A disk that hangs holds up the start
+/// for a moment only.
 ///
 /// # Errors
-/// The system has no thread.
-pub(crate) fn start_threads(outputs: &mut [NewOutput]) -> io::Result<()> {
-    let stages: Vec<_> = outputs.iter_mut().flat_map(|output| output.stages.drain(..)).collect();
-    start_stand_ins(stages.iter().map(|(stage, _)| stage.stand_in()).collect())?;
-    start_stages(stages)?;
-    for (lane, scope) in outputs.iter_mut().flat_map(|output| output.files.drain(..)) {
+/// The system has no thread; a worker does not answer.
+pub(crate) fn start(parts: impl Iterator<Item = OutputParts>, workers: &Workers) -> io::Result<()> {
+    let mut all = OutputParts::default();
+    for OutputParts { lanes, files, stages } in parts {
+        all.lanes.extend(lanes);
+        all.files.extend(files);
+        all.stages.extend(stages);
+    }
+    start_stand_ins(all.stages.iter().map(|(stage, _)| stage.stand_in()).collect())?;
+    start_stages(all.stages)?;
+    for (lane, scope) in all.files {
         start_file(lane, &scope)?;
     }
-    Ok(())
+    let order = |(worker, lane)| (worker, Order::Lane(Box::new(lane)));
+    workers.order(all.lanes.into_iter().map(order))
 }
 
 /// The settings of a lane. The members of its group have accounts in the entry: those that are there already, or new ones.

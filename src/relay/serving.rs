@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_local;
 use tokio_util::task::TaskTracker;
 
+use crate::input::handing::HandedConnection;
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
 use crate::input::listener::serve;
@@ -54,31 +55,33 @@ pub(crate) struct Serving {
 
 /// A connection that was accepted.
 pub(crate) struct Accepted<S> {
-    input: InputId,
-    socket: S,
-    log: Arc<ListenerLog>,
-    peer: PeerName,
-    place: Place,
+    pub(crate) input: InputId,
+    pub(crate) socket: S,
+    pub(crate) log: Arc<ListenerLog>,
+    pub(crate) peer: PeerName,
+    pub(crate) place: Place,
     /// The scope of the listener, and the connection as one of its tasks.
-    scope: Scope,
-    guard: Guard,
+    pub(crate) scope: Scope,
+    pub(crate) guard: Guard,
+    /// Where another process has left it.
+    pub(crate) handed: Option<Box<HandedConnection>>,
 }
 
 /// A connection on its way to another worker.
 pub(crate) type Handover = Accepted<Detached>;
 
 impl Serving {
-    /// Accepts connections at a listener until its scope drains.
+    /// Accepts connections at a listener until its scope drains, or `accepting`, which is below it.
     pub(crate) fn listen(
         self: &Rc<Self>,
         input: InputId,
         listener: Listener,
         log: Arc<ListenerLog>,
-        scope: Scope,
+        (scope, accepting): (Scope, &Scope),
     ) {
         self.logs.borrow_mut().push(Arc::downgrade(&log));
-        let accept = accept(Rc::clone(self), input, listener, log, scope.clone());
-        let accepting = scope.spawn_local("listener", self.tasks.track_future(accept));
+        let accept = accept(Rc::clone(self), input, listener, log, (scope.clone(), accepting.clone()));
+        let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
         let readers = Rc::clone(&self.readers);
         spawn_local(async move {
             let mut phases = scope.phases();
@@ -119,7 +122,7 @@ impl Serving {
 
     /// Serves a connection that has a place on this worker.
     fn serve(self: &Rc<Self>, accepted: Accepted<Socket>) {
-        let Accepted { input, socket, log, peer, place, scope, guard } = accepted;
+        let Accepted { input, socket, log, peer, place, scope, guard, handed } = accepted;
         // An input is forgotten when its last task has ended.
         let Some(input) = self.input(input) else { return };
         let ended = Ended(Rc::clone(self));
@@ -127,7 +130,7 @@ impl Serving {
         let token = self.tasks.token();
         spawn_local(guard.supervise(async move {
             let _ended = (place, ended, token);
-            serve(readers, input, socket, log, peer, scope).await;
+            serve(readers, input, socket, log, peer, scope, handed).await;
         }));
     }
 
@@ -152,16 +155,16 @@ impl Drop for Ended {
     }
 }
 
-/// Accepts until the scope of the listener drains, and gives each connection to the worker with the fewest. Connections that
+/// Accepts until `accepting` drains, and gives each connection to the worker with the fewest. Connections that
 /// wait in the backlog then are taken too.
 async fn accept(
     serving: Rc<Serving>,
     input: InputId,
     mut listener: Listener,
     log: Arc<ListenerLog>,
-    scope: Scope,
+    (scope, accepting): (Scope, Scope),
 ) {
-    let mut phases = scope.phases();
+    let mut phases = accepting.phases();
     let mut draining_since = None;
     let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
     loop {
@@ -197,13 +200,13 @@ async fn accept(
         let worker = place.worker();
         let (log, scope) = (Arc::clone(&log), scope.clone());
         if worker == serving.index {
-            serving.serve(Accepted { input, socket, log, peer, place, scope, guard });
+            serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed: None });
             continue;
         }
         let (lost_log, lost_peer) = (Arc::clone(&log), peer.clone());
         let is_over = scope.phase() == Phase::Over;
         let handed_over = socket.detach().and_then(|socket| {
-            let handover = Accepted { input, socket, log, peer, place, scope, guard };
+            let handover = Accepted { input, socket, log, peer, place, scope, guard, handed: None };
             // A worker that is gone gives the place back, and the guard.
             serving.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
         });
@@ -216,7 +219,7 @@ async fn accept(
     }
 }
 
-fn peer_name(peer: AcceptedPeer) -> PeerName {
+pub(crate) fn peer_name(peer: AcceptedPeer) -> PeerName {
     match peer {
         AcceptedPeer::Tcp(address) => PeerName::Tcp(address),
         AcceptedPeer::Unix(process) => PeerName::Unix(process.map(|Process { pid, uid, user, program }| {
@@ -239,9 +242,11 @@ pub(crate) async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
         };
-        let Some(Accepted { input, socket, log, peer, place, scope, guard }) = handover else { return };
+        let Some(Accepted { input, socket, log, peer, place, scope, guard, handed }) = handover else {
+            return;
+        };
         match Socket::attach(socket) {
-            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard }),
+            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed }),
             Err(error) => serving.lost(input, &log, &peer, &error),
         }
     }

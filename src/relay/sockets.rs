@@ -5,6 +5,7 @@
 //! the relay drains: from then on the paths are free for the next process.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -123,6 +124,26 @@ impl SocketPaths {
         let listeners = listener::of_path(&mut watched.path, workers)?;
         input.clone_into(&mut watched.input);
         Ok(Some(listeners))
+    }
+
+    /// What is bound at this path; `None` if it is not bound.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn socket_at(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+        let paths = self.paths.lock().expect(UNPOISONED);
+        let watched = paths.iter().find(|watched| watched.path.path() == path);
+        watched.map(|watched| watched.path.duplicate()).transpose()
+    }
+
+    /// The files are those of this process, from now on.
+    pub(crate) fn own(&self) {
+        self.paths.lock().expect(UNPOISONED).iter_mut().for_each(|watched| watched.path.own());
+    }
+
+    /// Leaves every file where it is: another process listens there.
+    pub(crate) fn leave(&self) {
+        self.paths.lock().expect(UNPOISONED).drain(..).for_each(|watched| watched.path.leave());
     }
 
     /// Sets the permission bits of the socket file at this path.

@@ -15,6 +15,7 @@ use tokio::task::spawn_local;
 use tokio_util::task::TaskTracker;
 
 use crate::faults;
+use crate::input::handing::Offer;
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Phase;
@@ -80,6 +81,8 @@ pub(crate) enum Order {
     Lane(Box<WorkerLane>),
     /// Feed these lanes, and no others.
     Routes(Vec<Inlet>),
+    /// Offer every connection to the next process, or keep what it has not taken.
+    Offer(Option<UnboundedSender<Offer>>),
 }
 
 /// An order, and who waits for it to be carried out.
@@ -96,6 +99,8 @@ pub(crate) struct WorkerListener {
     pub(crate) log: Arc<ListenerLog>,
     /// Likewise, and of the connections that it accepts.
     pub(crate) scope: Scope,
+    /// Below it: of whoever accepts.
+    pub(crate) accepting: Scope,
 }
 
 /// A lane over connections, and the scope of its output.
@@ -198,14 +203,18 @@ async fn obey(
                 serving.inputs.borrow_mut().remove(&id);
                 Ok(())
             }
-            Order::Listen(WorkerListener { input, listener, log, scope }) => {
+            Order::Listen(WorkerListener { input, listener, log, scope, accepting }) => {
                 Listener::new(listener, reserve.clone())
-                    .map(|listener| serving.listen(input, listener, log, scope))
+                    .map(|listener| serving.listen(input, listener, log, (scope, &accepting)))
             }
             Order::Lane(lane) => {
                 let WorkerLane { lane, scope } = *lane;
                 let run = serving.tasks.track_future(lane.run(backend, scope.clone()));
                 scope.spawn_local("lane", run);
+                Ok(())
+            }
+            Order::Offer(offers) => {
+                serving.readers.offer_all(offers);
                 Ok(())
             }
             Order::Routes(inlets) => {

@@ -10,11 +10,17 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
+use crate::input::handing::HandedConnection;
 use crate::lifecycle::Scope;
+use crate::observability::listener_log::ListenerLog;
+use crate::observability::peer_name::PeerName;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::error::StartError;
+use crate::relay::input_entry::InputId;
 use crate::relay::placement;
 use crate::relay::placement::Placement;
+use crate::relay::serving::Accepted;
+use crate::relay::serving::Handover;
 use crate::relay::worker::Beginning;
 use crate::relay::worker::Order;
 use crate::relay::worker::Ordered;
@@ -23,6 +29,7 @@ use crate::transport::Backend;
 use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::descriptors::Reserve;
+use crate::transport::detached::Detached;
 
 /// The workers.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ pub(crate) struct Workers {
     /// What they run on.
     pub(crate) backend: Backend,
     orders: Vec<UnboundedSender<Ordered>>,
+    mailboxes: Vec<UnboundedSender<Handover>>,
+    placement: Placement,
 }
 
 impl Workers {
@@ -85,12 +94,27 @@ impl Workers {
         for _ in 0..count {
             readiness.recv().unwrap_or_else(failed).map_err(StartError::Worker)?;
         }
-        Ok(Self { backend, orders: all_orders })
+        Ok(Self { backend, orders: all_orders, mailboxes, placement })
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.orders.len()
+    }
+
+    /// Gives a connection that another process had to the worker with the fewest. Returns whether a worker takes it.
+    pub(crate) fn serve(
+        &self,
+        input: InputId,
+        (socket, peer): (Detached, PeerName),
+        (log, scope): (&Arc<ListenerLog>, &Scope),
+        connection: HandedConnection,
+    ) -> bool {
+        let place = self.placement.take(0);
+        let mailbox = &self.mailboxes[place.worker()];
+        let (log, scope, guard) = (Arc::clone(log), scope.clone(), scope.guard("connection"));
+        let handed = Some(Box::new(connection));
+        mailbox.send(Accepted { input, socket, log, peer, place, scope, guard, handed }).is_ok()
     }
 
     /// Gives these orders, each to the worker of this index, and waits until all of them are carried out. A worker that has

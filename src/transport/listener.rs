@@ -74,6 +74,54 @@ impl Bound {
     }
 }
 
+impl Bound {
+    /// Another descriptor of each socket.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        self.listeners.iter().map(|listener| listener.fd.try_clone()).collect()
+    }
+}
+
+/// The listening sockets of another process at `address`, for `workers` workers: each has one or more, and none is left out,
+/// since connections wait at all of them.
+///
+/// # Errors
+/// There is no socket, or one that does not listen.
+pub(crate) fn adopt(
+    address: Address,
+    sockets: Vec<OwnedFd>,
+    workers: usize,
+    dual_stack: bool,
+    mode: Option<u32>,
+) -> io::Result<Bound> {
+    for socket in &sockets {
+        let socket = socket2::SockRef::from(socket);
+        socket.set_nonblocking(true)?;
+        if !socket.is_listener()? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket that does not listen"));
+        }
+    }
+    let Some(first) = sockets.first() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an address without a socket"));
+    };
+    let (listeners, path) = match &address {
+        Address::Unix(path) => {
+            read_users();
+            let mut path = SocketPath::adopt(path, first.try_clone()?, mode)?;
+            (of_path(&mut path, workers)?, Some(path))
+        }
+        Address::Tcp { .. } => {
+            let more = (sockets.len()..workers).map(|worker| sockets[worker % sockets.len()].try_clone());
+            let more = more.collect::<io::Result<Vec<_>>>()?;
+            let listener = |fd| BoundListener { fd, kind: Kind::Tcp, renewals: None };
+            (sockets.into_iter().chain(more).map(listener).collect(), None)
+        }
+    };
+    Ok(Bound { address, listeners, dual_stack, path })
+}
+
 /// Listeners for `workers` workers at a path that is bound, in place of those that had it before.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ mod epoll;
 pub(crate) mod listener;
 mod liveness;
 pub(crate) mod own_listeners;
+pub(crate) mod passing;
 pub(crate) mod process;
 mod resolve;
 mod safe_path;

@@ -81,6 +81,33 @@ impl SocketPath {
         Ok(listening)
     }
 
+    /// A path that another process has bound, with its socket. The file stays that of the other process until it is [ours](Self::own).
+    ///
+    /// # Errors
+    /// Nothing is at the path.
+    pub(super) fn adopt(path: &Path, socket: OwnedFd, mode: Option<u32>) -> io::Result<Self> {
+        let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: true };
+        Ok(Self { path: path.to_owned(), mode, file, socket, workers: Vec::new() })
+    }
+
+    /// Another descriptor of the socket.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
+    /// The other process has let go: the file is removed with this value.
+    pub(crate) fn own(&mut self) {
+        self.file.stays = false;
+    }
+
+    /// Leaves the file: another process listens there.
+    pub(crate) fn leave(mut self) {
+        self.file.stays = true;
+    }
+
     /// Sets the permission bits of the socket file.
     ///
     /// # Errors
@@ -122,7 +149,7 @@ fn bind(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile { path: path.to_owned(), id: FileId::of(path)? };
+    let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: false };
     if let Some(mode) = mode {
         file.set_mode(mode)?;
     }
@@ -135,6 +162,8 @@ fn bind(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
 struct SocketFile {
     path: PathBuf,
     id: FileId,
+    // Another process listens there.
+    stays: bool,
 }
 
 impl SocketFile {
@@ -156,7 +185,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.id.look_at(&self.path) == AtPath::Ours {
+        if !self.stays && self.id.look_at(&self.path) == AtPath::Ours {
             // Nothing to be done about a failure: the next start removes a stale file.
             let _ = fs::remove_file(&self.path);
         }

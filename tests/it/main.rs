@@ -55,5 +55,6 @@ mod spool_end;
 mod stop;
 mod timeouts;
 mod unix_sockets;
+mod upgrade;
 mod vanished;
 mod writer_side;

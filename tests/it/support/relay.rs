@@ -1,6 +1,7 @@
 //! A relay in this process, configured so that a test reads like its scenario.
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -28,8 +29,10 @@ use tapster::output::Reconnect;
 use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
 use tapster::queue::WhenFull;
+use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
+use tapster::relay::Successor;
 use tapster::spool::SpoolConfig;
 use tapster::spool::SpoolSettings;
 use tapster::transport::Address;
@@ -174,6 +177,22 @@ impl TestRelay {
     #[track_caller]
     pub(crate) fn remove_output(&mut self, name: &str) {
         self.relay.remove_output(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    /// Another relay takes over from this one, which serves no more.
+    #[track_caller]
+    pub(crate) fn upgrade(mut self, config: RelayConfig) -> Self {
+        let (successor, inherited) = Successor::new().expect("a socket");
+        let new = thread::spawn(move || Relay::take_over(config, Predecessor::inherited(inherited).unwrap()));
+        self.relay.hand_over(&successor).unwrap_or_else(|error| panic!("the hand-over: {error}"));
+        let relay = new.join().unwrap().unwrap_or_else(|error| panic!("the new relay: {error}"));
+        self.relay.let_go(&successor).unwrap_or_else(|error| panic!("the end of the old relay: {error}"));
+        Self { relay }
+    }
+
+    /// The relay itself.
+    pub(crate) fn inner(&mut self) -> &mut Relay {
+        &mut self.relay
     }
 
     /// The configuration that it runs with.
