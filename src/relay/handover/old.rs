@@ -27,6 +27,7 @@ use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
 use crate::relay::handover::say_with;
 use crate::relay::handover::unexpected;
+use crate::relay::inputs::RunningListener;
 use crate::relay::worker::Order;
 use crate::transport::passing::Passing;
 
@@ -106,9 +107,9 @@ impl Relay {
     /// Stops accepting, and gives away one connection after the other.
     fn give_connections(&mut self, to: &Successor) -> Result<(), HandoverError> {
         let listeners = || self.inputs.iter().flat_map(|input| &input.listeners);
-        listeners().for_each(|listener| listener.stop_accepting());
+        listeners().for_each(RunningListener::stop_accepting);
         let by = Instant::now() + ACCEPT_TIME;
-        while Instant::now() < by && !listeners().all(|listener| listener.has_stopped_accepting()) {
+        while Instant::now() < by && !listeners().all(RunningListener::has_stopped_accepting) {
             thread::sleep(LOOK);
         }
         let (offers, mut offered) = unbounded_channel();
