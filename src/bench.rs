@@ -25,7 +25,7 @@ impl Lanes {
             let account = Arc::new(OutputAccount::default());
             let when_full = WhenFull::Block;
             let queue = Arc::new(Queue::new(queue_bytes_max, when_full, Arc::clone(&account)));
-            Inlet { content_type: None, frame_len_max: u32::MAX, when_full, queue, account }
+            Inlet { content_type: None, frame_len_max: u32::MAX, queue, account }
         };
         let inlets: Vec<Inlet> = (0..outputs).map(inlet).collect();
         let queues = inlets.iter().map(|inlet| Arc::clone(&inlet.queue)).collect();

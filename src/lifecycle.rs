@@ -75,7 +75,11 @@ impl Scope {
     pub(crate) fn child(&self, name: &str) -> Self {
         let (draining, over) = (self.0.draining.child_token(), self.0.over.child_token());
         let child = Self::new(name, draining, over);
-        self.0.children.lock().expect(UNPOISONED).push(Arc::downgrade(&child.0));
+        let mut children = self.0.children.lock().expect(UNPOISONED);
+        // Scopes come and go for as long as the relay runs.
+        children.retain(|child| child.strong_count() > 0);
+        children.push(Arc::downgrade(&child.0));
+        drop(children);
         child
     }
 
@@ -97,6 +101,11 @@ impl Scope {
     /// The name of the scope, for the log.
     pub(crate) fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Whether the two are the same scope.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// The phase now.

@@ -19,7 +19,7 @@ pub(crate) fn charge(byte_len: usize) -> usize {
 /// The memory of one queue, shared by whoever puts batches in and whoever has them.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    max: usize,
+    max: AtomicUsize,
     // What waits, what is being written, and what is held. charged <= max, except for a single batch that finds nothing but
     // what is held (<= max / 2), and between push and drop of `DropOldest`.
     charged: AtomicUsize,
@@ -27,8 +27,6 @@ pub(crate) struct Budget {
     held: AtomicUsize,
     // Batches that were written, or given back: whether the consumer moves.
     moved: AtomicUsize,
-    // While no more than this waits, the consumer keeps up, and producers that waited go on.
-    low_watermark: usize,
     producers_waiting: AtomicUsize,
     room: Notify,
     closed: AtomicBool,
@@ -38,11 +36,10 @@ impl Budget {
     /// A budget of `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
         Self {
-            max,
+            max: AtomicUsize::new(max),
             charged: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             moved: AtomicUsize::new(0),
-            low_watermark: LOW_WATERMARK_MAX.min(max / 2),
             producers_waiting: AtomicUsize::new(0),
             room: Notify::new(),
             closed: AtomicBool::new(false),
@@ -51,7 +48,23 @@ impl Budget {
 
     /// Bytes in all.
     pub(crate) fn max(&self) -> usize {
-        self.max
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// It has so many bytes from now on. What is charged beyond stays charged.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    /// Lets producers that wait look again.
+    pub(crate) fn wake_producers(&self) {
+        fence(Ordering::SeqCst);
+        self.room.notify_waiters();
+    }
+
+    /// While no more than this waits, the consumer keeps up, and producers that waited go on.
+    fn low_watermark(&self) -> usize {
+        LOW_WATERMARK_MAX.min(self.max() / 2)
     }
 
     /// Bytes charged now.
@@ -66,7 +79,7 @@ impl Budget {
 
     /// Bytes that may be held for any batch to pass, however large, once nothing else is there.
     pub(crate) fn held_max(&self) -> usize {
-        self.max / 2
+        self.max() / 2
     }
 
     /// How often the consumer has moved.
@@ -78,7 +91,7 @@ impl Budget {
     pub(crate) fn is_low(&self) -> bool {
         // Two loads that others may come between: what counts is what is there when nothing moves.
         let held = self.held.load(Ordering::Relaxed);
-        self.charged.load(Ordering::Relaxed).saturating_sub(held) <= self.low_watermark
+        self.charged.load(Ordering::Relaxed).saturating_sub(held) <= self.low_watermark()
     }
 
     /// Whether `charge` bytes are free. A budget of which nothing but held batches is charged has room for any batch.
@@ -88,7 +101,7 @@ impl Budget {
 
     fn fits(&self, charge: usize, charged: usize) -> bool {
         let held = self.held();
-        charged == held && held <= self.held_max() || charged + charge <= self.max
+        charged == held && held <= self.held_max() || charged + charge <= self.max()
     }
 
     /// Charges a batch, if there is room.
@@ -104,11 +117,16 @@ impl Budget {
         Permit { budget: Arc::clone(self), charge, held: false }
     }
 
-    /// Charges a batch as soon as there is room; `None` when the budget was closed. Cancel-safe.
+    /// Charges a batch as soon as there is room; `None` when the budget was closed, or the caller `waits` no more.
+    /// Cancel-safe.
     ///
     /// Once the budget was full that is when little waits: producers are woken seldom, and what they bring next is written
     /// while it is still in the cache.
-    pub(crate) async fn reserve_when_free(self: &Arc<Self>, charge: usize) -> Option<Permit> {
+    pub(crate) async fn reserve_when_free(
+        self: &Arc<Self>,
+        charge: usize,
+        waits: impl Fn() -> bool,
+    ) -> Option<Permit> {
         if let Some(permit) = self.reserve(charge) {
             return Some(permit);
         }
@@ -116,7 +134,7 @@ impl Budget {
         // In memory of its own: every connection has room for its longest wait, and most are idle.
         Box::pin(self.room_when(|| {
             permit = if self.is_low() { self.reserve(charge) } else { None };
-            permit.is_some()
+            permit.is_some() || !waits()
         }))
         .await;
         permit
@@ -269,14 +287,14 @@ mod tests {
     async fn a_producer_that_waits_goes_on_when_little_is_left_or_nothing_is_wanted_any_more() {
         let budget = Arc::new(Budget::new(1000));
         let (first, second) = (budget.reserve(500).unwrap(), budget.reserve(400).unwrap());
-        let waits = budget.reserve_when_free(400);
+        let waits = budget.reserve_when_free(400, || true);
         let mut waits = std::pin::pin!(waits);
         let pending = |_: &()| ();
         pending(&());
         assert!(futures_not_ready(waits.as_mut()).await);
         drop(first);
         let third = waits.await.expect("there is room");
-        let waits = budget.reserve_when_free(400);
+        let waits = budget.reserve_when_free(400, || true);
         let (permit, ()) = tokio::join!(waits, async { budget.close() });
         assert!(permit.is_none());
         drop((second, third));

@@ -131,6 +131,11 @@ impl Custody {
         self.taken_off(self.written, self.written_bytes);
     }
 
+    /// Why frames are lost that are left at the end of the output.
+    pub(crate) fn end_reason(&self) -> DropReason {
+        self.account.end_reason()
+    }
+
     /// The frames that were never written are lost. Whether the others arrived, nobody knows.
     pub(crate) fn dropped(mut self, reason: DropReason) {
         let open = self.open;

@@ -221,8 +221,14 @@ impl Batch {
     pub(crate) fn abandoned(self) {
         match self.log_position {
             Some(_) => self.stored(),
-            None => drop(self.dropped(DropReason::Shutdown)),
+            None => drop(self.left()),
         }
+    }
+
+    /// The output ends, and nobody takes the batch any more: the frames that were never written are lost.
+    pub(crate) fn left(self) -> Option<Acknowledgement> {
+        let reason = self.custody.end_reason();
+        self.dropped(reason)
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) mod source;
 pub(crate) mod spool;
 pub(crate) mod summary;
 pub(crate) mod tell;
+pub(crate) mod upgrade;
 pub(crate) mod verdict;
 
 /// Bad usage or configuration, found before anything is bound (`EX_USAGE` of `sysexits.h`).

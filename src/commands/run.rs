@@ -25,6 +25,7 @@ use tapster::observability::Ledger;
 use tapster::observability::Log;
 use tapster::observability::LogFormat;
 use tapster::observability::StatusLine;
+use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::return_freed_memory;
@@ -37,20 +38,26 @@ use crate::commands::resolve_args;
 use crate::commands::signals::Event;
 use crate::commands::signals::Signals;
 use crate::commands::summary::write_summary;
+use crate::commands::upgrade;
 
 /// Relays until SIGTERM or SIGINT, drains, and tells where every frame went.
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     return_freed_memory();
     let failed = |error: io::Error| CommandError::Failed(error.to_string());
     let mut signals = Signals::handle_stray().map_err(failed)?;
-    let Resolved { config, warnings } = resolve_args(args)?;
+    let predecessor = upgrade::predecessor().map_err(failed)?;
+    let resolved = resolve_args(args);
+    if let (Err(faults), Some(predecessor)) = (&resolved, &predecessor) {
+        predecessor.refuse(true, &faults.to_string());
+    }
+    let Resolved { config, warnings } = resolved?;
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;
     // Before anything is bound: a signal from now on drains.
     signals.handle_end().map_err(failed)?;
     for warning in warnings {
         warn!("{warning}");
     }
-    let result = relay(args, &config, signals, &log);
+    let result = relay(args, &config, predecessor, signals, &log);
     log.flush();
     result
 }
@@ -58,6 +65,7 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
 fn relay(
     args: &RelayArgs,
     config: &RelayConfig,
+    predecessor: Option<Predecessor>,
     signals: Signals,
     log: &Log,
 ) -> Result<ExitCode, CommandError> {
@@ -66,12 +74,19 @@ fn relay(
     signals
         .watch(sender.clone(), log.clone())
         .map_err(|error| CommandError::Failed(format!("cannot start a thread for signals: {error}")))?;
-    let ledger = match start(config, sender, &events)? {
+    let ledger = match start(config, predecessor, sender, &events)? {
         Start::GivenUp => Ledger::default(),
-        Start::Running { relay, end } => {
+        Start::Running { mut relay, end } => {
             announce(&relay, config);
             let status_line = log.is_terminal() && args.log_format == crate::cli::LogFormat::Text;
-            let name = end.unwrap_or_else(|| wait_for_end(&events, &relay, status_line.then_some(log)));
+            let name = match end {
+                Some(name) => name,
+                None => match wait_for_end(&events, &mut relay, status_line.then_some(log)) {
+                    End::Drain(name) => name,
+                    // The process that ends the chain tells where every frame went.
+                    End::HandedOver => return Ok(ExitCode::SUCCESS),
+                },
+            };
             let timeout = format_duration(config.drain_timeout);
             info!(
                 "{name}: draining, at most {timeout}; a signal that comes a second later or more ends at once"
@@ -89,7 +104,7 @@ fn relay(
 /// What became of the start.
 enum Start {
     Running {
-        relay: Relay,
+        relay: Box<Relay>,
         /// The signal that asked for the end meanwhile.
         end: Option<&'static str>,
     },
@@ -101,12 +116,17 @@ enum Start {
 /// signal has to end that, too.
 fn start(
     config: &RelayConfig,
+    predecessor: Option<Predecessor>,
     sender: Sender<Event>,
     events: &Receiver<Event>,
 ) -> Result<Start, CommandError> {
     let config = config.clone();
     let run = move || {
-        let started = catch_unwind(AssertUnwindSafe(|| Relay::start(config)));
+        let begin = || match predecessor {
+            None => Relay::start(config),
+            Some(predecessor) => Relay::take_over(config, predecessor),
+        };
+        let started = catch_unwind(AssertUnwindSafe(|| begin().map(Box::new)));
         // Where nobody hears it any more, the process is about to end.
         let _ = sender.send(Event::Started(started));
     };
@@ -126,7 +146,7 @@ fn start(
             Some(Event::Started(Ok(Err(error)))) => return Err(CommandError::Failed(error.to_string())),
             Some(Event::Started(Err(panic))) => resume_unwind(panic),
             Some(Event::End(name)) => end = Some(name),
-            Some(Event::Reopen(_)) => {}
+            Some(Event::Reopen(_) | Event::Upgrade(_)) => {}
             None => {
                 let name = end.unwrap_or("the end");
                 warn!(
@@ -138,9 +158,17 @@ fn start(
     }
 }
 
+/// Why a relay ends.
+enum End {
+    /// The signal of this name asks for it.
+    Drain(&'static str),
+    /// Another process has taken over.
+    HandedOver,
+}
+
 /// Waits for the signal that ends the relay, and does what others ask for. Meanwhile keeps the status line up to date, if
-/// there is one. Returns the name of the signal.
-fn wait_for_end(events: &Receiver<Event>, relay: &Relay, terminal: Option<&Log>) -> &'static str {
+/// there is one.
+fn wait_for_end(events: &Receiver<Event>, relay: &mut Relay, terminal: Option<&Log>) -> End {
     let mut status = StatusLine::new(Instant::now());
     loop {
         let event = match terminal {
@@ -150,9 +178,14 @@ fn wait_for_end(events: &Receiver<Event>, relay: &Relay, terminal: Option<&Log>)
         match (event, terminal) {
             (Ok(Event::End(name)), _) => {
                 terminal.inspect(|log| log.show_status(String::new()));
-                return name;
+                return End::Drain(name);
             }
             (Ok(Event::Reopen(name)), _) => reopen(name, relay),
+            (Ok(Event::Upgrade(name)), _) => {
+                if take_over(name, relay) {
+                    return End::HandedOver;
+                }
+            }
             (Ok(Event::Started(_)), _) => {}
             (Err(RecvTimeoutError::Timeout), Some(log)) => {
                 log.show_status(status.text(Instant::now(), &relay.ledger()));
@@ -160,6 +193,20 @@ fn wait_for_end(events: &Receiver<Event>, relay: &Relay, terminal: Option<&Log>)
             (Err(_), _) => unreachable!("the thread that hears signals has no end"),
         }
     }
+}
+
+/// Lets a new process take over. Returns whether it has, and this one is to end.
+fn take_over(signal: &str, relay: &mut Relay) -> bool {
+    info!("{signal}: a new process of the program takes over");
+    let handed_over = upgrade::hand_over(relay).and_then(|successor| {
+        info!("the new process reads every connection that can pass; this one ends its outputs");
+        relay.let_go(&successor)
+    });
+    match &handed_over {
+        Ok(_) => info!("the new process has taken over everything; this one ends"),
+        Err(error) => warn!("no upgrade: {error}; this process goes on"),
+    }
+    handed_over.is_ok()
 }
 
 /// Lets every file output begin a new file, for a program that has moved the present one away.

@@ -26,11 +26,13 @@ use tracing::info;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The relay has begun, or cannot; the outer error is a panic.
-    Started(thread::Result<Result<Relay, StartError>>),
+    Started(thread::Result<Result<Box<Relay>, StartError>>),
     /// A signal of this name asks for the end.
     End(&'static str),
     /// A signal of this name asks for new output files.
     Reopen(&'static str),
+    /// A signal of this name asks for a new process in place of this one.
+    Upgrade(&'static str),
 }
 
 /// The handlers of this process.
@@ -95,7 +97,7 @@ impl Signals {
                     () = next(&mut interrupt) => ("SIGINT", Asks::End),
                     _ = hangup.recv() => ("SIGHUP", Asks::Reopen),
                     _ = user1.recv() => ("SIGUSR1", Asks::Reopen),
-                    _ = user2.recv() => ("SIGUSR2", Asks::Nothing),
+                    _ = user2.recv() => ("SIGUSR2", Asks::Upgrade),
                 };
                 // Where nobody hears the event any more, the process is about to end.
                 match asks {
@@ -112,7 +114,10 @@ impl Signals {
                         info!("{name}: tapster is draining and begins no new output files");
                     }
                     Asks::Reopen => drop(events.send(Event::Reopen(name))),
-                    Asks::Nothing => info!("{name}: this signal asks tapster for nothing"),
+                    Asks::Upgrade if ending.began() => {
+                        info!("{name}: tapster is draining, and no new process takes over");
+                    }
+                    Asks::Upgrade => drop(events.send(Event::Upgrade(name))),
                 }
             }
         };
@@ -132,7 +137,7 @@ async fn next(signal: &mut Option<Signal>) {
 enum Asks {
     End,
     Reopen,
-    Nothing,
+    Upgrade,
 }
 
 /// The signals for the end that have come.

@@ -13,6 +13,7 @@ pub mod units;
 mod buffer;
 mod conflicts;
 mod delivery;
+mod diff;
 mod fault;
 mod file;
 mod keys;
@@ -24,6 +25,7 @@ mod section;
 mod value;
 mod words;
 
+pub use diff::differences;
 pub use fault::Fault;
 pub use fault::Faults;
 pub use render::to_toml;

@@ -32,16 +32,33 @@ use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
 use crate::transport::Address;
 
+/// The keys of the process.
+pub(super) fn process_keys(config: &RelayConfig) -> String {
+    let mut document = String::new();
+    write_process_keys(&mut document, config);
+    document
+}
+
+/// The keys of one input.
+pub(super) fn input_keys(input: &InputConfig) -> String {
+    let mut document = String::new();
+    write_input(&mut document, input);
+    document
+}
+
+/// The keys of one output.
+pub(super) fn output_keys(output: &OutputConfig) -> String {
+    let mut document = String::new();
+    write_output(&mut document, output);
+    document
+}
+
 /// The configuration as a TOML document that resolves to the same configuration.
 pub fn to_toml(config: &RelayConfig) -> String {
     let mut document = String::new();
     write_process_keys(&mut document, config);
-    for input in &config.inputs {
-        write_input(&mut document, input);
-    }
-    for output in &config.outputs {
-        write_output(&mut document, output);
-    }
+    document.extend(config.inputs.iter().map(input_keys));
+    document.extend(config.outputs.iter().map(output_keys));
     document
 }
 

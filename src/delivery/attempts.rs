@@ -21,6 +21,12 @@ impl Attempts {
         Self { backoff: Backoff::new(limits, seed), last_chance_used: false }
     }
 
+    /// Pauses within these limits from now on.
+    pub(super) fn reconfigure(&mut self, limits: Reconnect) {
+        self.backoff.limits = limits;
+        self.backoff.next = self.backoff.next.clamp(limits.min, limits.max);
+    }
+
     /// When to try again after an attempt that failed, or after a stream that was given up; `None`: not any more. A
     /// collector that is away when the relay ends gets one more attempt, which this was.
     pub(super) fn after_failure(&mut self, shared: &Shared, now: Instant) -> Option<Instant> {

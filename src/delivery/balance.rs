@@ -87,6 +87,18 @@ impl Balancer {
         Self { balance, slow_start, room, members, turn, connections, sweep_at }
     }
 
+    /// Deals out in this way from now on, to the same members.
+    pub(crate) fn reconfigure(&mut self, balance: Balance, weights: &[u32], room: u64, slow_start: Duration) {
+        (self.balance, self.room, self.slow_start) = (balance, room, slow_start);
+        for (seat, weight) in self.members.iter_mut().zip(weights) {
+            let weight = f64::from(*weight);
+            // Work per weight: what it has had stays what it was.
+            seat.turn *= seat.weight / weight;
+            seat.weight = weight;
+        }
+        self.turn = self.members.iter().map(|seat| seat.turn).fold(0.0, f64::max);
+    }
+
     /// A member is there. One that `returns`, and was there before, is taken back gently: its share grows from a small part
     /// to the full one.
     pub(crate) fn up(&mut self, member: usize, now: Instant, returns: bool) {

@@ -113,6 +113,17 @@ impl DeliveryMachine {
         self.drive(now);
     }
 
+    /// Deals out, waits and tries again as `config` says from now on. It has as many members as before, and the same
+    /// acknowledgement.
+    pub(crate) fn reconfigure(&mut self, config: DeliveryConfig, now: Instant) {
+        debug_assert_eq!(config.weights.len(), self.members.len());
+        let (room, seed) = (config.room(), self.shared.config.seed);
+        self.shared.balancer.reconfigure(config.balance, &config.weights, room, config.slow_start);
+        self.shared.config = DeliveryConfig { seed, ..config };
+        self.members.iter_mut().for_each(|member| member.reconfigure(&self.shared, now));
+        self.drive(now);
+    }
+
     /// A connection is there, past its handshake.
     pub(crate) fn handle_connected(&mut self, stream: StreamId, now: Instant) {
         self.on_member(stream, now, |member, shared| member.connected(stream, shared, now));

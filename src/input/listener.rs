@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::rc::Weak;
 use std::sync::Arc;
@@ -10,8 +13,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use bytes::Bytes;
+use bytes::BytesMut;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
 use crate::faults;
 use crate::input::InputConfig;
+use crate::input::handing::HandedConnection;
+use crate::input::handing::Offer;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
@@ -26,13 +36,15 @@ use crate::protocol::FrameBatch;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
+use crate::protocol::ReaderStage;
 use crate::queue::block_limit::BlockLimit;
-use crate::route::Fanout;
-use crate::route::Inlet;
+use crate::route::Route;
+use crate::route::Routes;
 use crate::session::read;
 use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
 use crate::session::read::Reading;
+use crate::session::read::Started;
 use crate::session::read_coalescer::ReadCoalescer;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
@@ -42,53 +54,94 @@ use crate::transport::stream::Stream;
 /// What the connections of one worker have in common.
 pub(crate) struct Readers {
     pub(crate) backend: Backend,
-    /// Entrances of the lanes that this worker feeds.
-    pub(crate) inlets: Vec<Inlet>,
+    /// The lanes that this worker feeds.
+    pub(crate) routes: Rc<Routes>,
     pub(crate) buffer: RefCell<ReadBuffer>,
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
     streaming: RefCell<Vec<Streaming>>,
     loops: Arc<Loops>,
+    // Where connections are offered to the next process, once it takes them.
+    offers: RefCell<Option<UnboundedSender<Offer>>>,
+    offers_asked: Notify,
 }
 
-/// A connection in its data phase, and its input.
+/// A connection in its data phase, its input, and the scope of its listener.
 struct Streaming {
     handle: Weak<ReadHandle>,
     account: Arc<InputAccount>,
+    scope: Scope,
 }
 
 /// One input, as one worker serves it.
 pub(crate) struct WorkerInput {
-    pub(crate) config: Arc<InputConfig>,
-    pub(crate) reader: Arc<ReaderConfig>,
+    /// As it is configured now, for new connections.
+    pub(crate) config: RefCell<Arc<InputConfig>>,
+    /// And for the next frame of each.
+    pub(crate) reader: RefCell<Arc<ReaderConfig>>,
     pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
     pub(crate) open: Arc<AtomicUsize>,
-    pub(crate) scope: Scope,
 }
 
 impl Readers {
-    pub(crate) fn new(
-        backend: Backend,
-        inlets: Vec<Inlet>,
-        block_limit: Arc<BlockLimit>,
-        loops: Arc<Loops>,
-    ) -> Self {
+    pub(crate) fn new(backend: Backend, block_limit: Arc<BlockLimit>, loops: Arc<Loops>) -> Self {
         Self {
             backend,
-            inlets,
+            routes: Rc::default(),
             buffer: RefCell::new(ReadBuffer::new(block_limit.in_use().clone())),
             block_limit,
             coalescer: ReadCoalescer::new(Instant::now()),
             streaming: RefCell::default(),
             loops,
+            offers: RefCell::default(),
+            offers_asked: Notify::new(),
         }
     }
 
-    /// Tells every connection of the phase of its input.
-    pub(crate) fn enter(&self, phase: Phase) {
-        for handle in self.streaming.borrow().iter().filter_map(|streaming| streaming.handle.upgrade()) {
+    /// Tells every connection of a listener that its scope is in this phase.
+    pub(crate) fn enter(&self, scope: &Scope, phase: Phase) {
+        let streaming = self.streaming.borrow();
+        let theirs = streaming.iter().filter(|streaming| streaming.scope.is(scope));
+        for handle in theirs.filter_map(|streaming| streaming.handle.upgrade()) {
             handle.enter(phase);
+        }
+    }
+
+    /// Offers every connection to the next process from now on; `None`: it takes them no more.
+    pub(crate) fn offer_all(&self, offers: Option<UnboundedSender<Offer>>) {
+        let asked = offers.is_some();
+        self.offers.replace(offers);
+        if asked {
+            let streaming = self.streaming.borrow();
+            let handles = streaming.iter().filter_map(|streaming| streaming.handle.upgrade());
+            handles.for_each(|handle| handle.hand_over());
+            self.offers_asked.notify_waiters();
+        }
+    }
+
+    /// Waits until a connection in its handshake is to be offered. Cancel-safe.
+    async fn offers_asked(&self) {
+        let asked = self.offers_asked.notified();
+        if self.offers.borrow().is_none() {
+            asked.await;
+        }
+    }
+
+    /// Offers a connection. Returns whether the next process has it.
+    async fn offer(
+        &self,
+        input: &WorkerInput,
+        socket: io::Result<OwnedFd>,
+        stage: Option<ReaderStage>,
+        content_type: Option<&ContentType>,
+        received: Bytes,
+    ) -> bool {
+        let name = input.config.borrow().name.clone();
+        let Some(offers) = self.offers.borrow().clone() else { return false };
+        match Offer::new(socket, &name, stage, content_type, received) {
+            Some((offer, answer)) => offers.send(offer).is_ok() && answer.await.unwrap_or(false),
+            None => false,
         }
     }
 
@@ -99,9 +152,9 @@ impl Readers {
     }
 
     /// Called at regular intervals: notes for each input how long outputs have held up one of its connections.
-    pub(crate) fn note_held(&self, inputs: &[Rc<WorkerInput>]) {
+    pub(crate) fn note_held<'a>(&self, inputs: impl Iterator<Item = &'a Rc<WorkerInput>>) {
         let mut oldest = BTreeMap::new();
-        for Streaming { handle, account } in self.streaming.borrow().iter() {
+        for Streaming { handle, account, .. } in self.streaming.borrow().iter() {
             if let Some(read_at) = handle.upgrade().and_then(|handle| handle.held_since()) {
                 let input = oldest.entry(Arc::as_ptr(account)).or_insert(read_at);
                 *input = read_at.min(*input);
@@ -123,13 +176,17 @@ impl Readers {
         batch
     }
 
-    fn register(&self, stream: Stream, input: &WorkerInput) -> Rc<ReadHandle> {
+    fn register(&self, stream: Stream, input: &WorkerInput, scope: &Scope) -> Rc<ReadHandle> {
         let handle = Rc::new(ReadHandle::new(stream));
         let account = Arc::clone(&input.account);
-        self.streaming.borrow_mut().push(Streaming { handle: Rc::downgrade(&handle), account });
-        let phase = input.scope.phase();
+        let streaming = Streaming { handle: Rc::downgrade(&handle), account, scope: scope.clone() };
+        self.streaming.borrow_mut().push(streaming);
+        let phase = scope.phase();
         if phase != Phase::Running {
             handle.enter(phase);
+        }
+        if self.offers.borrow().is_some() {
+            handle.hand_over();
         }
         handle
     }
@@ -146,12 +203,22 @@ struct OpenConnection<'a> {
 
 impl<'a> OpenConnection<'a> {
     /// `None`: there are as many as there may be.
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Result<Self, Self> {
-        input.account.connected();
+    fn new(
+        input: &'a WorkerInput,
+        log: &'a ListenerLog,
+        peer: &'a PeerName,
+        is_new: bool,
+    ) -> Result<Self, Self> {
+        if is_new {
+            input.account.connected();
+        } else {
+            input.account.taken_over();
+        }
         let before = input.open.fetch_add(1, Ordering::Relaxed);
         // What is not replaced tells of a task that failed.
         let connection = Self { input, log, peer, end: "internal", counted: ReaderCounters::default() };
-        if before < input.config.connections_max { Ok(connection) } else { Err(connection) }
+        let max = input.config.borrow().connections_max;
+        if before < max || !is_new { Ok(connection) } else { Err(connection) }
     }
 
     /// Counts what the session has left out since the last call.
@@ -173,31 +240,41 @@ impl<'a> OpenConnection<'a> {
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         self.input.open.fetch_sub(1, Ordering::Relaxed);
-        self.input.account.ended(self.end);
+        if self.end == ReadEnd::HandedOver.name() {
+            self.input.account.handed_over();
+        } else {
+            self.input.account.ended(self.end);
+        }
     }
 }
 
-/// Serves one connection from accept to its end. `peer` names it in the log.
+/// Serves one connection from accept, or from where another process has left it, to its end. `scope` is that of its listener,
+/// `peer` names it in the log.
 pub(crate) async fn serve(
     readers: Rc<Readers>,
     input: Rc<WorkerInput>,
     socket: Socket,
     log: Arc<ListenerLog>,
     peer: PeerName,
+    scope: Scope,
+    handed: Option<Box<HandedConnection>>,
 ) {
-    let mut connection = match OpenConnection::new(&input, &log, &peer) {
+    let mut connection = match OpenConnection::new(&input, &log, &peer, handed.is_none()) {
         Ok(connection) => connection,
         Err(mut refused) => {
             log.tell(Event::Refused, Some(&peer), || {
-                let max = input.config.connections_max;
+                let max = input.config.borrow().connections_max;
                 format!("refused: {max} connections are open; raise `connections_max` of this input")
             });
             refused.end = "refused";
             return;
         }
     };
-    let end = run_session(&readers, &input, socket, &mut connection).await;
+    let end = run_session(&readers, &input, socket, handed, &scope, &mut connection).await;
     connection.end = end.name();
+    if matches!(end, ReadEnd::HandedOver) {
+        return;
+    }
     let event = match &end {
         end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
@@ -207,20 +284,21 @@ pub(crate) async fn serve(
     log.tell(event, Some(&peer), || format!("connection ended: {end}"));
     drop(connection);
     if let ReadEnd::LoopProbe(probe) = end {
-        take_probe(&readers.loops, &input, probe, &peer).await;
+        take_probe(&readers.loops, &input, probe, &peer, &scope).await;
     }
 }
 
 /// Another relay asks whether its frames come back to it, or this one did.
-async fn take_probe(loops: &Loops, input: &WorkerInput, probe: LoopProbe, peer: &PeerName) {
-    let content_type = match (&input.config.content_types, &probe.content_type) {
+async fn take_probe(loops: &Loops, input: &WorkerInput, probe: LoopProbe, peer: &PeerName, scope: &Scope) {
+    let config = Arc::clone(&input.config.borrow());
+    let content_type = match (&config.content_types, &probe.content_type) {
         (ContentTypes::Only(ours), None) => ours.first().cloned(),
         (ours, Some(theirs)) if !ours.contains(theirs) => return,
         (_, theirs) => theirs.clone(),
     };
-    let mut phases = input.scope.phases();
+    let mut phases = scope.phases();
     tokio::select! {
-        () = loops.take(probe, content_type.as_ref(), &input.config.name, peer) => {}
+        () = loops.take(probe, content_type.as_ref(), &config.name, peer) => {}
         () = phases.reached(Phase::Draining) => {}
     }
 }
@@ -240,57 +318,104 @@ async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
+    handed: Option<Box<HandedConnection>>,
+    scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> ReadEnd {
-    let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
-    let mut phases = input.scope.phases();
+    let config = Arc::clone(&input.reader.borrow());
+    let mut received = BytesMut::new();
+    let (mut session, mut started) = match handed {
+        None => (ReaderSession::new(config, Instant::now()), None),
+        Some(handed) => {
+            let HandedConnection { stage, content_type, received: bytes, .. } = *handed;
+            received.extend_from_slice(&bytes);
+            let streams = matches!(stage, ReaderStage::Streaming { .. });
+            let started = streams.then(|| Started::resumed(content_type, std::mem::take(&mut received)));
+            (ReaderSession::resume(config, stage, Instant::now()), started)
+        }
+    };
+    let is_new = started.is_none();
+    let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
     };
-    let started = tokio::select! {
-        biased;
-        started = read::handshake(&mut socket, &mut session) => started,
-        () = drained => return ReadEnd::Drained,
-    };
-    connection.count(session.counters());
-    let started = match started {
-        Ok(started) => started,
-        Err(end) => return end,
-    };
-    let fanout = Fanout::new(&readers.inlets, started.content_type.as_ref());
+    let mut drained = pin!(drained);
+    while started.is_none() {
+        let result = tokio::select! {
+            biased;
+            result = read::handshake(&mut socket, &mut session, &mut received) => result,
+            () = &mut drained => return ReadEnd::Drained,
+            () = readers.offers_asked() => {
+                let bytes = Bytes::copy_from_slice(&received);
+                let offer = readers.offer(input, socket.duplicate(), session.stage(), None, bytes);
+                // In memory of its own: every connection has room for its longest wait, and most are idle.
+                if Box::pin(offer).await {
+                    return ReadEnd::HandedOver;
+                }
+                // The next process is gone, and this one goes on.
+                continue;
+            }
+        };
+        connection.count(session.counters());
+        match result {
+            Ok(begun) => started = Some(begun),
+            Err(end) => return end,
+        }
+    }
+    let Some(started) = started else { return ReadEnd::NoStream };
+    let route = Route::new(&readers.routes, started.content_type.clone());
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
-    connection
-        .log
-        .tell(Event::Began, Some(connection.peer), || format!("connection: content type {}", content_type()));
-    if fanout.is_empty() {
+    if is_new {
+        let began = || format!("connection: content type {}", content_type());
+        connection.log.tell(Event::Began, Some(connection.peer), began);
+    }
+    if route.fanout().is_empty() {
         connection.log.tell(Event::Unrouted, Some(connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }
-    let stream_type = started.content_type.clone();
-    let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
+    let socket_len_max = socket.read_len_max();
+    let read_len_max = || socket_len_max.min(route.fanout().batch_len_max());
     let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
         Err(error) => return ReadEnd::Connection(error),
     };
+    let started_type = started.content_type.clone();
+    let name = input.config.borrow().name.clone();
     let deliver = async |batch: FrameBatch| {
-        faults::point("connection", &input.config.name);
+        faults::point("connection", &name);
         input.account.taken(u64::from(batch.frames()), batch.byte_len() as u64);
+        let fanout = route.fanout();
         if fanout.is_empty() {
             input.account.unrouted(u64::from(batch.frames()));
         } else if readers.loops.is_suspicious(&batch) {
-            ask_about_loops(&readers.loops, &input.scope, stream_type.clone());
+            ask_about_loops(&readers.loops, scope, started_type.clone());
         }
         fanout.deliver(readers.within_block_limit(batch)).await
     };
-    let wait_for_consumers = async || fanout.wait_for_consumers().await;
-    let handle = readers.register(stream, input);
+    let renew = |session: &mut ReaderSession| {
+        let config = input.reader.borrow();
+        if !Arc::ptr_eq(session.config(), &config) {
+            session.set_config(Arc::clone(&config));
+        }
+    };
+    let offer = async |stream: &Stream, stage, received| {
+        let content_type = started_type.as_ref();
+        let taken = Box::pin(readers.offer(input, stream.duplicate(), stage, content_type, received)).await;
+        if !taken {
+            stream.take_back();
+        }
+        taken
+    };
+    let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
+    let handle = readers.register(stream, input, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);
-    let reading = Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count };
+    let reading =
+        Reading { buffer, coalescer, read_len_max, renew, offer, deliver, wait_for_consumers, count };
     read::read_frames(&handle, &mut session, started, reading).await
 }
 

@@ -1,5 +1,6 @@
 //! Ways in: listeners whose connections run Frame Streams readers.
 
+pub(crate) mod handing;
 pub(crate) mod listener;
 
 use std::time::Duration;

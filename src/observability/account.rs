@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -47,6 +48,8 @@ pub(crate) struct OutputAccount {
     connections: AtomicU64,
     sessions_finished: AtomicU64,
     own_input: AtomicU64,
+    // The output ends before the relay does.
+    removed: AtomicBool,
     /// How old frames are that wait, and were when they were delivered.
     pub(crate) ages: Ages,
     spool: OnceLock<SpoolAccount>,
@@ -83,9 +86,20 @@ impl OutputAccount {
             connections: AtomicU64::new(0),
             sessions_finished: AtomicU64::new(0),
             own_input: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
             ages: Ages::default(),
             spool: OnceLock::new(),
         }
+    }
+
+    /// The output has been removed from the relay: what it cannot write any more is lost for this reason.
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Relaxed);
+    }
+
+    /// Why frames are lost that are left at the end of the output.
+    pub(crate) fn end_reason(&self) -> DropReason {
+        if self.removed.load(Relaxed) { DropReason::Removed } else { DropReason::Shutdown }
     }
 
     fn lost(&self, reason: DropReason, frames: u64) {
@@ -156,9 +170,9 @@ impl OutputAccount {
     }
 
     /// Whatever waits in memory now is lost: the thread that has it does not answer any more. Returns how many frames.
-    pub(crate) fn abandoned(&self, reason: DropReason) -> u64 {
+    pub(crate) fn abandoned(&self) -> u64 {
         let frames = u64::try_from(self.queued.swap(0, Relaxed)).unwrap_or_default();
-        self.lost(reason, frames);
+        self.lost(self.end_reason(), frames);
         frames
     }
 
@@ -332,7 +346,7 @@ mod tests {
         let now = ledger(&account);
         assert!(now.balances(), "{now:?}");
         assert_eq!((now.frames_received, now.frames_queued, now.frames_spooled), (110, 35, 20));
-        assert_eq!(account.abandoned(DropReason::Shutdown), 35);
+        assert_eq!(account.abandoned(), 35);
         let end = ledger(&account);
         assert!(end.balances() && end.frames_queued == 0 && end.frames_dropped["shutdown"] == 35, "{end:?}");
     }

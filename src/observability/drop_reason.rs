@@ -13,6 +13,8 @@ pub(crate) enum DropReason {
     Refused,
     /// The relay ended before the frame could be written.
     Shutdown,
+    /// The output was removed before the frame could be written.
+    Removed,
     /// The spool, or its disk, was full.
     SpoolFull,
     /// The frame was in the spool for too long.
@@ -25,12 +27,13 @@ pub(crate) enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::QueueFull,
         Self::Sampled,
         Self::FrameTooLong,
         Self::Refused,
         Self::Shutdown,
+        Self::Removed,
         Self::SpoolFull,
         Self::SpoolAge,
         Self::SpoolDamaged,
@@ -45,6 +48,7 @@ impl DropReason {
             Self::FrameTooLong => "frame_too_long",
             Self::Refused => "refused",
             Self::Shutdown => "shutdown",
+            Self::Removed => "removed",
             Self::SpoolFull => "spool_full",
             Self::SpoolAge => "spool_age",
             Self::SpoolDamaged => "spool_damaged",
@@ -69,6 +73,9 @@ impl DropReason {
             }
             Self::Shutdown => {
                 "tapster ended before the collector took them; raise `drain_timeout`, or give this output a spool"
+            }
+            Self::Removed => {
+                "the output was removed from the configuration, and its collector did not take them within `drain_timeout`"
             }
             Self::SpoolFull => {
                 "the spool is full; raise `spool.max`, or free space on its disk, of which `spool.min_free` stays free"

@@ -12,6 +12,9 @@ use crate::observability::age::Oldest;
 #[derive(Debug, Default)]
 pub(crate) struct InputAccount {
     connections: AtomicU64,
+    // Connections that another process had before, and those that it has now.
+    taken_over: AtomicU64,
+    handed_over: AtomicU64,
     frames: AtomicU64,
     bytes: AtomicU64,
     unrouted: AtomicU64,
@@ -28,6 +31,16 @@ pub(crate) struct InputAccount {
 impl InputAccount {
     pub(crate) fn connected(&self) {
         self.connections.fetch_add(1, Relaxed);
+    }
+
+    /// A connection that another process has accepted and counted.
+    pub(crate) fn taken_over(&self) {
+        self.taken_over.fetch_add(1, Relaxed);
+    }
+
+    /// Another process goes on with a connection, and counts its end.
+    pub(crate) fn handed_over(&self) {
+        self.handed_over.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn taken(&self, frames: u64, bytes: u64) {
@@ -76,7 +89,8 @@ impl InputAccount {
         let ended = self.ended.lock().expect(UNPOISONED).clone();
         let connections = self.connections.load(Relaxed);
         ledger.connections += connections;
-        ledger.connections_open += connections - ended.values().sum::<u64>();
+        let gone = ended.values().sum::<u64>() + self.handed_over.load(Relaxed);
+        ledger.connections_open += connections + self.taken_over.load(Relaxed) - gone;
         ledger.frames += self.frames.load(Relaxed);
         ledger.bytes += self.bytes.load(Relaxed);
         ledger.frames_unrouted += self.unrouted.load(Relaxed);

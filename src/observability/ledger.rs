@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
+use serde::Deserializer;
 use serde::Serialize;
+use serde::Serializer;
 
 /// Where every frame went, per input and per output, in frames.
 ///
@@ -10,7 +13,7 @@ use serde::Serialize;
 /// `frames_received == frames_sent + frames_filtered + Σ frames_dropped + frames_queued + frames_spooled`.
 /// Where the output waits for acknowledgements, once nothing moves:
 /// `frames_sent == frames_acknowledged + frames_unacknowledged`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// In the order of the configuration.
     pub inputs: Vec<InputLedger>,
@@ -19,7 +22,7 @@ pub struct Ledger {
 }
 
 /// What one input took in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputLedger {
     /// Name from the configuration.
     pub name: String,
@@ -47,7 +50,7 @@ pub struct InputLedger {
 }
 
 /// What became of the frames for one output.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputLedger {
     /// Name from the configuration.
     pub name: String,
@@ -88,6 +91,15 @@ pub struct OutputLedger {
     pub connections_to_own_input: u64,
     /// Tasks of this output that ended with a panic, and began again: a bug, told at ERROR.
     pub panics: u64,
+    /// Whether the output was removed while the relay ran. What had the same name counts together.
+    #[serde(
+        rename = "state",
+        default,
+        skip_serializing_if = "is_there",
+        serialize_with = "as_state",
+        deserialize_with = "of_state"
+    )]
+    pub removed: bool,
     /// Microseconds since the oldest frame was read that is not delivered: not written or, where the output waits for
     /// acknowledgements, not acknowledged. To 10 ms, or 2 % of a long wait. `None` where nothing waits. At exit: of what is
     /// left on disk.
@@ -98,12 +110,12 @@ pub struct OutputLedger {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spool: Option<SpoolLedger>,
     /// The members of a group, in the order of the configuration; the other fields are for all of them together.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberLedger>,
 }
 
 /// How a spool stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpoolLedger {
     /// Whether it cannot be opened, or not be written to, or its disk has no more room than `min_free`: frames wait in memory
     /// alone. Tried again every second.
@@ -119,7 +131,7 @@ pub struct SpoolLedger {
 }
 
 /// What one member of a group did. Fields as in [`OutputLedger`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields of the output")]
 pub struct MemberLedger {
     /// Where it is.
@@ -144,7 +156,7 @@ pub struct MemberLedger {
 
 /// Times from the read that brought a batch to its delivery, in microseconds: percentiles over batches, to 1 %. All zero
 /// where none was delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "percentiles")]
 pub struct Residence {
     /// Batches delivered: what was read at once, from a single frame to some hundred.
@@ -157,7 +169,7 @@ pub struct Residence {
 }
 
 /// How a member of a group stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum MemberState {
@@ -178,7 +190,52 @@ impl MemberState {
     pub(crate) const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Down, Self::Stalled, Self::Finished];
 }
 
+impl InputLedger {
+    /// Adds what has the same name now to what had it before.
+    pub(crate) fn go_on_as(&mut self, now: Self) {
+        self.connections += now.connections;
+        self.connections_open += now.connections_open;
+        self.frames += now.frames;
+        self.bytes += now.bytes;
+        self.frames_unrouted += now.frames_unrouted;
+        self.frames_oversize += now.frames_oversize;
+        self.control_frames_ignored += now.control_frames_ignored;
+        self.bytes_after_stop += now.bytes_after_stop;
+        for (reason, sessions) in now.sessions_ended {
+            *self.sessions_ended.entry(reason).or_default() += sessions;
+        }
+        self.panics += now.panics;
+    }
+}
+
+fn is_there(removed: &bool) -> bool {
+    !removed
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn as_state<S: Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("removed")
+}
+
+fn of_state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(String::deserialize(deserializer)? == "removed")
+}
+
 impl OutputLedger {
+    /// Adds what has the same name now to what had it before. Of its state, what is now counts.
+    pub(crate) fn go_on_as(&mut self, now: Self) {
+        let mut sum = now;
+        sum.add(self);
+        sum.panics += self.panics;
+        *self = sum;
+    }
+
+    /// Another output has found on disk what this one has left there, and counts it.
+    pub(crate) fn leave_spooled(&mut self) {
+        self.frames_received -= self.frames_spooled;
+        self.frames_spooled = 0;
+    }
+
     /// Whether every frame received is accounted for. Each term is counted where its frames come and go, so this can fail.
     pub fn balances(&self) -> bool {
         let dropped: u64 = self.frames_dropped.values().sum();

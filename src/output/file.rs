@@ -41,7 +41,8 @@ pub(crate) struct FileLane {
     pub(crate) source: Source,
     /// The content type of START.
     pub(crate) content_type: Option<ContentType>,
-    pub(crate) config: FileConfig,
+    /// It changes while the lane runs.
+    pub(crate) config: watch::Receiver<Arc<FileConfig>>,
     /// Changes when the output is to end its file and to begin a new one.
     pub(crate) reopen: watch::Receiver<u64>,
 }
@@ -51,11 +52,12 @@ impl FileLane {
     /// that fails begins again.
     pub(crate) async fn run(self, scope: Scope) {
         let lane = Arc::new(self);
+        let reconnect = lane.config.borrow().reconnect;
         let task = || async { Driver::new(Arc::clone(&lane), &scope).run().await };
-        lane.source.run(&scope, lane.config.reconnect, task).await;
+        lane.source.run(&scope, reconnect, task).await;
     }
 
-    fn delivery_config(&self) -> DeliveryConfig {
+    fn delivery_config(&self, config: &FileConfig) -> DeliveryConfig {
         let queue = &self.source.queue;
         DeliveryConfig {
             weights: vec![1],
@@ -74,7 +76,7 @@ impl FileLane {
             finish_timeout: Duration::from_secs(3600),
             stall_timeout: None,
             slow_start: Duration::ZERO,
-            reconnect: self.config.reconnect,
+            reconnect: config.reconnect,
             tries_to_the_end: false,
             queue_max: queue.budget().max(),
             held_max: queue.budget().held_max(),
@@ -88,6 +90,8 @@ impl FileLane {
 /// The loop at work. A file is what a connection is to other outputs.
 struct Driver {
     lane: Arc<FileLane>,
+    config: Arc<FileConfig>,
+    news: watch::Receiver<Arc<FileConfig>>,
     delivery: DeliveryMachine,
     open: Option<(StreamId, Open)>,
     // A file that another process has cut, and that was begun anew.
@@ -113,10 +117,14 @@ impl Driver {
     fn new(lane: Arc<FileLane>, scope: &Scope) -> Self {
         let account = Arc::clone(&lane.source.account);
         let now = Instant::now();
-        let delivery = DeliveryMachine::new(lane.delivery_config(), account, &[], now);
+        let mut news = lane.config.clone();
+        let config = Arc::clone(&news.borrow_and_update());
+        let delivery = DeliveryMachine::new(lane.delivery_config(&config), account, &[], now);
         let reopen = lane.reopen.clone();
         Self {
             lane,
+            config,
+            news,
             delivery,
             open: None,
             begun_anew: None,
@@ -144,6 +152,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 phase = self.phases.next() => self.delivery.handle_phase(phase, Instant::now()),
+                Ok(()) = self.news.changed() => self.take_config(Instant::now()),
                 Ok(()) = self.reopen.changed() => self.reopen(Instant::now()),
                 () = ready(self.open.as_ref()) => self.go_on(Instant::now()),
                 () = queue.news(wants, end) => {}
@@ -216,7 +225,7 @@ impl Driver {
     /// Opens whatever has the name of this moment, or makes a file.
     fn open(&self, now: Instant) -> Result<Open, FileFailure> {
         let lane = &self.lane;
-        let pattern = &lane.config.pattern;
+        let pattern = &self.config.pattern;
         let name = file_name::of_now(pattern)
             .map_err(|error| FileFailure::new("name", Path::new(pattern), io::Error::other(error)))?;
         let place = Place::at(&name).map_err(|source| FileFailure::new("open", &name, source))?;
@@ -225,7 +234,7 @@ impl Driver {
                 Open::InPlace(InPlace::open(&name, place, lane.content_type.clone())?)
             }
             Place::EmptyFile | Place::Taken | Place::Free => {
-                Open::File(OutputFile::create(&name, place, &lane.config, lane.content_type.clone())?)
+                Open::File(OutputFile::create(&name, place, &self.config, lane.content_type.clone())?)
             }
         };
         if let Some(left_out) = lane.source.account.log.admit(OutputEvent::FileOpened, "", now) {
@@ -250,7 +259,7 @@ impl Driver {
             Ok(0) => {}
             Ok(count) => {
                 if std::mem::take(&mut self.is_absent) {
-                    self.lane.source.account.absences.is_there(&self.lane.config.to_string());
+                    self.lane.source.account.absences.is_there(&self.config.to_string());
                 }
                 self.delivery.handle_written(stream, count, now);
             }
@@ -405,10 +414,25 @@ impl Driver {
         }
     }
 
+    /// Goes on as it is configured now: in another file, where that has another name or other permissions.
+    fn take_config(&mut self, now: Instant) {
+        let config = Arc::clone(&self.news.borrow_and_update());
+        let former = std::mem::replace(&mut self.config, config);
+        self.delivery.reconfigure(self.lane.delivery_config(&self.config), now);
+        let file =
+            |config: &FileConfig| (config.pattern.clone(), config.mode, config.rotate.partial_suffix.clone());
+        if file(&former) != file(&self.config) {
+            self.lane.source.account.absences.is_there(&former.to_string());
+            if let Some((stream, _)) = &self.open {
+                self.delivery.handle_rotate(*stream, now);
+            }
+        }
+    }
+
     fn remove_old(&mut self, now: Instant) {
         self.keep_at = now + KEEP_EVERY;
         let Some((_, Open::File(file))) = &self.open else { return };
-        let (removed, failed) = keep::remove_old(&self.lane.config, &file.path);
+        let (removed, failed) = keep::remove_old(&self.config, &file.path);
         if !removed.is_empty() {
             let (output, files) = (&self.lane.source.output, removed.len());
             info!(output, files, oldest = %removed[removed.len() - 1].display(), "removed old files, as `keep` says");
@@ -419,7 +443,7 @@ impl Driver {
     }
 
     fn tell(&mut self, failure: &FileFailure, now: Instant) {
-        let (source, to) = (&self.lane.source, self.lane.config.to_string());
+        let (source, to) = (&self.lane.source, self.config.to_string());
         source.account.absences.failed(&to, &failure.to_string(), now);
         self.is_absent = true;
         if self.failures.is_due(failure.kind(), now)
@@ -433,7 +457,7 @@ impl Driver {
 
     /// When the present file is old enough for another to begin. A file without frames is not: it would be an empty one.
     fn rotation_due(&self) -> Option<Instant> {
-        let every = self.lane.config.rotate.every?;
+        let every = self.config.rotate.every?;
         match &self.open {
             Some((_, Open::File(file))) if file.has_frames() => file.opened.checked_add(every),
             _ => None,
@@ -442,7 +466,7 @@ impl Driver {
 
     fn rotate_if_due(&mut self, now: Instant) {
         let Some((stream, Open::File(file))) = &self.open else { return };
-        let full = self.lane.config.rotate.size.is_some_and(|size| file.len >= size);
+        let full = self.config.rotate.size.is_some_and(|size| file.len >= size);
         if file.has_frames() && full || self.rotation_due().is_some_and(|due| due <= now) {
             self.delivery.handle_rotate(*stream, now);
         }

@@ -12,23 +12,24 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
+use crate::batch::Batch;
 use crate::delivery::DeliveryMachine;
 use crate::delivery::action::Action;
 use crate::delivery::action::CloseReason;
 use crate::delivery::action::StreamId;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
+use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
-use crate::loops::Way;
-use crate::observability::member_account::MemberAccount;
 use crate::observability::output_log::OutputEvent;
 use crate::output::config::Buffer;
 use crate::output::deadline::Deadline;
 use crate::output::lane::Source;
 use crate::output::links::LinkEvent;
 use crate::output::links::Links;
+use crate::output::settings::LaneSettings;
 use crate::output::streams::Endpoints;
 use crate::output::streams::StreamsConfig;
 use crate::protocol::ContentType;
@@ -49,15 +50,12 @@ pub(crate) struct StreamLane {
     pub(crate) source: Source,
     /// The content type of START.
     pub(crate) content_type: Option<ContentType>,
-    pub(crate) buffer: Buffer,
-    pub(crate) streams: StreamsConfig,
-    /// Accounts of the members of a group, in order; none for one reader.
-    pub(crate) members: Vec<Arc<MemberAccount>>,
+    /// They change while the lane runs.
+    pub(crate) settings: watch::Receiver<Arc<LaneSettings>>,
     /// Where no output may lead.
     pub(crate) own: Arc<OwnListeners>,
+    /// Which ways of outputs lead back through other relays.
     pub(crate) loops: Arc<Loops>,
-    /// Where the members lead, in order.
-    pub(crate) ways: Vec<Arc<Way>>,
 }
 
 impl StreamLane {
@@ -65,16 +63,22 @@ impl StreamLane {
     /// fails begins again.
     pub(crate) async fn run(self, backend: Backend, scope: Scope) {
         let lane = Arc::new(self);
-        let task = || async { Driver::new(Arc::clone(&lane), backend, &scope).run().await };
-        lane.source.run(&scope, lane.streams.reconnect, task).await;
+        let reconnect = lane.settings.borrow().streams.reconnect;
+        let task = || async {
+            // What one driver has left when other settings came, the next one begins with.
+            let mut left = Vec::new();
+            loop {
+                match Driver::new(Arc::clone(&lane), backend, &scope, left).run().await {
+                    DriverEnd::Over => return,
+                    DriverEnd::Renewed(batches) => left = batches,
+                }
+            }
+        };
+        lane.source.run(&scope, reconnect, task).await;
     }
 
-    fn addresses(&self) -> Vec<Address> {
-        self.streams.endpoints.addresses().cloned().collect()
-    }
-
-    fn delivery_config(&self) -> DeliveryConfig {
-        let StreamsConfig { endpoints, mode, .. } = &self.streams;
+    fn delivery_config(&self, settings: &LaneSettings) -> DeliveryConfig {
+        let StreamsConfig { endpoints, mode, .. } = &settings.streams;
         let queue = &self.source.queue;
         let (queue_max, write_len_max) = (queue.budget().max(), queue.write_len_max());
         let member_max = queue_max / endpoints.addresses().count();
@@ -99,13 +103,13 @@ impl StreamLane {
             acknowledge,
             answers: mode.is_bidirectional(),
             // The opening has limits of its own, for each address, and says what it waited for.
-            connect_timeout: self.streams.handshake_timeout.saturating_mul(OPENING_PARTS),
+            connect_timeout: settings.streams.handshake_timeout.saturating_mul(OPENING_PARTS),
             finish_timeout: mode.finish_timeout(),
             stall_timeout: group.map(|group| group.stall_timeout),
             slow_start: group.map_or(Duration::ZERO, |group| group.slow_start),
-            reconnect: self.streams.reconnect,
+            reconnect: settings.streams.reconnect,
             // Nothing may be lost that could be delivered: the queue blocks, and no spool keeps the frames.
-            tries_to_the_end: matches!(self.buffer, Buffer::Memory { when_full: WhenFull::Block, .. }),
+            tries_to_the_end: matches!(settings.buffer, Buffer::Memory { when_full: WhenFull::Block, .. }),
             queue_max,
             held_max: queue.budget().held_max(),
             write_len_max,
@@ -115,9 +119,22 @@ impl StreamLane {
     }
 }
 
+/// How a loop ended.
+enum DriverEnd {
+    /// With its output.
+    Over,
+    /// Other settings need other connections. These batches were taken from the queue, and are not through.
+    Renewed(Vec<Batch>),
+}
+
 /// The loop at work.
 struct Driver {
     lane: Arc<StreamLane>,
+    // Those that its connections were opened with, or serve as well.
+    settings: Arc<LaneSettings>,
+    news: watch::Receiver<Arc<LaneSettings>>,
+    // Other settings need other connections: until then these may take for their end.
+    renews_by: Option<Instant>,
     addresses: Vec<Address>,
     writer: Arc<WriterConfig>,
     backend: Backend,
@@ -135,17 +152,22 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(lane: Arc<StreamLane>, backend: Backend, scope: &Scope) -> Self {
-        let mode = lane.streams.mode;
+    /// A loop that begins with these batches, which were taken from the queue.
+    fn new(lane: Arc<StreamLane>, backend: Backend, scope: &Scope, left: Vec<Batch>) -> Self {
+        let mut news = lane.settings.clone();
+        let settings = Arc::clone(&news.borrow_and_update());
+        let mode = settings.streams.mode;
         let writer = Arc::new(WriterConfig {
             content_types: lane.content_type.clone().into_iter().collect(),
             bidirectional: mode.is_bidirectional(),
-            handshake_timeout: lane.streams.handshake_timeout,
+            handshake_timeout: settings.streams.handshake_timeout,
             finish_timeout: mode.finish_timeout(),
         });
         let account = Arc::clone(&lane.source.account);
-        let delivery = DeliveryMachine::new(lane.delivery_config(), account, &lane.members, Instant::now());
-        let addresses = lane.addresses();
+        let (config, now) = (lane.delivery_config(&settings), Instant::now());
+        let mut delivery = DeliveryMachine::new(config, account, &settings.members, now);
+        left.into_iter().for_each(|batch| delivery.handle_batch(batch, now));
+        let addresses: Vec<_> = settings.streams.endpoints.addresses().cloned().collect();
         Self {
             told: vec![Vec::new(); addresses.len()],
             brief: vec![None; addresses.len()],
@@ -158,11 +180,14 @@ impl Driver {
             deadline: Deadline::default(),
             loop_news: lane.loops.news(),
             scope: scope.clone(),
+            renews_by: None,
+            news,
+            settings,
             lane,
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self) -> DriverEnd {
         let lane = Arc::clone(&self.lane);
         let queue = &lane.source.queue;
         loop {
@@ -170,11 +195,15 @@ impl Driver {
             if self.delivery.is_over() {
                 break;
             }
-            let (wants, due) = (self.delivery.wants_batch(), self.delivery.poll_timeout());
+            let wants = self.delivery.wants_batch() && self.renews_by.is_none();
+            // Once this time has come, nothing more is due for it.
+            let renews_by = self.renews_by.filter(|by| *by > Instant::now());
+            let due = [self.delivery.poll_timeout(), renews_by].into_iter().flatten().min();
             // The same arms at every turn, and one of them is the end: no wait can forget it.
             tokio::select! {
                 biased;
                 phase = self.phases.next() => self.delivery.handle_phase(phase, Instant::now()),
+                Ok(()) = self.news.changed() => self.take_settings(Instant::now()),
                 (stream, event) = self.links.next() => self.handle(stream, event, Instant::now()),
                 () = queue.news(wants, end) => {}
                 _ = self.loop_news.changed() => self.leave_loops(Instant::now()),
@@ -182,7 +211,35 @@ impl Driver {
             }
         }
         self.links.all_closed().await;
+        if self.renews_by.is_some() && self.phases.seen() < Phase::Over {
+            // The readers of the former settings are nobody's concern any more.
+            let absences = &self.lane.source.account.absences;
+            self.addresses.iter().for_each(|address| absences.is_there(&address.to_string()));
+            return DriverEnd::Renewed(self.delivery.into_remaining().collect());
+        }
         self.lane.source.leave(self.delivery.into_remaining());
+        DriverEnd::Over
+    }
+
+    /// Goes on with other settings. Where they need other connections, the present ones end with STOP and FINISH first.
+    fn take_settings(&mut self, now: Instant) {
+        let settings = Arc::clone(&self.news.borrow_and_update());
+        if self.renews_by.is_none() && settings.connects_like(&self.settings) {
+            self.delivery.reconfigure(self.lane.delivery_config(&settings), now);
+            self.settings = settings;
+        } else {
+            self.renews_by.get_or_insert(now + settings.renew_timeout);
+        }
+    }
+
+    /// Takes nothing out of the queue any more: the connections end.
+    fn end_connections(&mut self, by: Instant, now: Instant) {
+        // Who is away need not be waited for.
+        if by <= now || self.links.open_streams().next().is_none() {
+            self.delivery.handle_phase(Phase::Over, now);
+        } else {
+            self.delivery.handle_source(true, true, now);
+        }
     }
 
     /// Takes batches and does what the delivery asks, until neither is left. Returns how far the end of the queue has
@@ -191,11 +248,17 @@ impl Driver {
         let lane = Arc::clone(&self.lane);
         let queue = &lane.source.queue;
         loop {
-            let end = lane.source.feed(&mut self.delivery, now);
+            let end = match self.renews_by {
+                None => lane.source.feed(&mut self.delivery, now),
+                Some(by) => {
+                    self.end_connections(by, now);
+                    queue.end()
+                }
+            };
             while let Some(action) = self.delivery.poll_action() {
                 self.act(action, now);
             }
-            if !self.delivery.wants_batch() || queue.is_empty() {
+            if !self.delivery.wants_batch() || queue.is_empty() || self.renews_by.is_some() {
                 self.delivery.tell_ages(now);
                 lane.source.acknowledge(self.delivery.poll_acknowledged());
                 self.tell_refused(now);
@@ -234,13 +297,14 @@ impl Driver {
         let lane = Arc::clone(&self.lane);
         let (writer, backend) = (Arc::clone(&self.writer), self.backend);
         let address = self.addresses[stream.member].clone();
-        let unsent_max = (lane.buffer.policy() == WhenFull::Sample)
-            .then(|| lane.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
+        let settings = Arc::clone(&self.settings);
+        let unsent_max = (settings.buffer.policy() == WhenFull::Sample)
+            .then(|| settings.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
         let brief = self.brief[stream.member];
         let scope = self.scope.clone();
         let opening = async move {
-            let StreamsConfig { handshake_timeout, user_timeout, .. } = lane.streams;
-            let way = &lane.ways[stream.member];
+            let StreamsConfig { handshake_timeout, user_timeout, .. } = settings.streams;
+            let way = &settings.ways[stream.member];
             if let Some(led_back) = lane.loops.leads_back(way, &scope).await {
                 return Err(WriteFault::Loop(led_back));
             }
@@ -303,7 +367,7 @@ impl Driver {
     fn leave_loops(&mut self, now: Instant) {
         let open: Vec<StreamId> = self.links.open_streams().collect();
         for stream in open {
-            if let Some(led_back) = self.lane.ways[stream.member].led_back() {
+            if let Some(led_back) = self.settings.ways[stream.member].led_back() {
                 self.tell_refusal(stream, &WriteFault::Loop(led_back), now);
                 self.lost(stream, "tapster ends it, because it is part of a loop", now);
             }
@@ -311,7 +375,8 @@ impl Driver {
     }
 
     fn close(&mut self, stream: StreamId, reason: CloseReason, now: Instant) {
-        let streams = &self.lane.streams;
+        let settings = Arc::clone(&self.settings);
+        let streams = &settings.streams;
         let words = match reason {
             CloseReason::Ended => None,
             CloseReason::ConnectTimeout => {
@@ -348,7 +413,7 @@ impl Driver {
     fn tell_end(&self, stream: StreamId, bytes_unconfirmed: u64, words: &str, now: Instant) {
         let bytes_unconfirmed = bytes_unconfirmed.saturating_sub(self.delivery.cut_len(stream) as u64);
         let (output, to, account) = (self.output(), self.to(stream).to_string(), &self.lane.source.account);
-        let keeps = self.lane.streams.mode.keeps_unacknowledged();
+        let keeps = self.settings.streams.mode.keeps_unacknowledged();
         if !keeps {
             account.unconfirmed(bytes_unconfirmed);
         }

@@ -14,7 +14,6 @@ use crate::faults;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::observability::account::OutputAccount;
-use crate::observability::drop_reason::DropReason;
 use crate::queue::Queue;
 use crate::queue::channel::QueueEnd;
 use crate::spool::reports::Report;
@@ -103,7 +102,7 @@ impl Source {
         for batch in batches.chain(std::iter::from_fn(|| self.queue.pop())) {
             match &self.reports {
                 Some(reports) => reports.send(Report::Left(batch)),
-                None => drop(batch.dropped(DropReason::Shutdown)),
+                None => drop(batch.left()),
             }
         }
         let frames_unacknowledged = self.account.unacknowledged_now();

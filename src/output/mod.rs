@@ -14,6 +14,7 @@ pub(crate) mod lane;
 mod links;
 mod new_file;
 mod place;
+pub(crate) mod settings;
 mod standing;
 mod stream_file;
 pub(crate) mod streams;

@@ -159,6 +159,8 @@ pub use reader::ReaderConfig;
 pub use reader::ReaderCounters;
 pub use reader::ReaderEvent;
 pub use reader::ReaderSession;
+#[cfg(feature = "relay")]
+pub(crate) use reader::ReaderStage;
 pub use reader::SessionEnd;
 pub use writer::WriterConfig;
 pub use writer::WriterEvent;

@@ -151,7 +151,65 @@ enum State {
     Failed(ProtocolError),
 }
 
+/// How far a session is.
+#[cfg(feature = "relay")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ReaderStage {
+    /// No whole control frame has come.
+    Opening,
+    /// ACCEPT was sent, with this type.
+    Accepted { content_type: Option<ContentType>, readies: u32 },
+    /// START has come. `skip` bytes of a frame that is too long are still to come.
+    Streaming { bidirectional: bool, skip: u64 },
+}
+
 impl ReaderSession {
+    /// The configuration.
+    #[cfg(feature = "relay")]
+    pub(crate) fn config(&self) -> &Arc<ReaderConfig> {
+        &self.config
+    }
+
+    /// The next frame is taken as this configuration says. What was agreed in the handshake stays.
+    #[cfg(feature = "relay")]
+    pub(crate) fn set_config(&mut self, config: Arc<ReaderConfig>) {
+        self.config = config;
+    }
+
+    /// How far the session is, for another process that goes on with it; `None` where it has ended, or something is to be sent
+    /// or delivered first.
+    #[cfg(feature = "relay")]
+    pub(crate) fn stage(&self) -> Option<ReaderStage> {
+        if !self.events.is_empty() || !self.transmit.is_empty() {
+            return None;
+        }
+        match &self.state {
+            State::Opening { .. } => Some(ReaderStage::Opening),
+            State::Accepted { content_type, readies, .. } => {
+                Some(ReaderStage::Accepted { content_type: content_type.clone(), readies: *readies })
+            }
+            State::Streaming { bidirectional, skip } => {
+                Some(ReaderStage::Streaming { bidirectional: *bidirectional, skip: *skip })
+            }
+            State::Finished | State::Failed(_) => None,
+        }
+    }
+
+    /// A session that was begun elsewhere. A handshake has all of its time once more.
+    #[cfg(feature = "relay")]
+    pub(crate) fn resume(config: Arc<ReaderConfig>, stage: ReaderStage, now: Instant) -> Self {
+        let mut session = Self::new(config, now);
+        let deadline = session.poll_timeout();
+        session.state = match stage {
+            ReaderStage::Opening => State::Opening { deadline },
+            ReaderStage::Accepted { content_type, readies } => {
+                State::Accepted { deadline, content_type, readies }
+            }
+            ReaderStage::Streaming { bidirectional, skip } => State::Streaming { bidirectional, skip },
+        };
+        session
+    }
+
     /// A session that begins now. One configuration may serve many sessions: pass an `Arc`.
     pub fn new(config: impl Into<Arc<ReaderConfig>>, now: Instant) -> Self {
         let config = config.into();

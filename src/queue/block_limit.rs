@@ -13,6 +13,7 @@
 //! full of frames stays below the second: an eighth of a block is empty on average.
 
 use std::sync::Arc;
+use std::sync::RwLock;
 
 use crate::batch::budget::Budget;
 use crate::transport::buffer::BlocksInUse;
@@ -21,16 +22,21 @@ use crate::transport::buffer::BlocksInUse;
 #[derive(Debug)]
 pub(crate) struct BlockLimit {
     in_use: BlocksInUse,
-    // Of every queue that may have a batch.
-    budgets: Vec<Arc<Budget>>,
+    // Of every queue that may have a batch. Looked at while blocks are many, and else never.
+    budgets: RwLock<Vec<Arc<Budget>>>,
     beside_queues: usize,
 }
 
 impl BlockLimit {
-    /// The limit for so many workers and the queues with these budgets.
-    pub(crate) fn new(workers: usize, budgets: Vec<Arc<Budget>>) -> Self {
+    /// The limit for so many workers, before there is a queue.
+    pub(crate) fn new(workers: usize) -> Self {
         let beside_queues = BESIDE_QUEUES + workers * BESIDE_QUEUES_PER_WORKER;
-        Self { in_use: BlocksInUse::default(), budgets, beside_queues }
+        Self { in_use: BlocksInUse::default(), budgets: RwLock::default(), beside_queues }
+    }
+
+    /// From now on the queues with these budgets count, and no others.
+    pub(crate) fn set_budgets(&self, budgets: Vec<Arc<Budget>>) {
+        *self.budgets.write().expect(UNPOISONED) = budgets;
     }
 
     /// The blocks that count.
@@ -45,13 +51,16 @@ impl BlockLimit {
     }
 
     fn charged(&self) -> usize {
-        self.budgets.iter().map(|budget| budget.charged()).sum()
+        self.budgets.read().expect(UNPOISONED).iter().map(|budget| budget.charged()).sum()
     }
 }
 
 /// Blocks that may be in use whatever queues have charged, bytes: four of the largest, and two more on each worker.
 const BESIDE_QUEUES: usize = 8 << 20;
 const BESIDE_QUEUES_PER_WORKER: usize = 4 << 20;
+
+/// No panic is possible while the lock is held.
+const UNPOISONED: &str = "no panic while it is held";
 
 #[cfg(test)]
 mod tests {
@@ -77,7 +86,8 @@ mod tests {
     #[test]
     fn blocks_may_have_what_queues_have_charged_and_some_more() {
         let budgets = [0, 1].map(|_| Arc::new(Budget::new(1 << 30)));
-        let limit = BlockLimit::new(2, budgets.to_vec());
+        let limit = BlockLimit::new(2);
+        limit.set_budgets(budgets.to_vec());
         let mut workers = [0, 1].map(|_| ReadBuffer::new(limit.in_use().clone()));
         let mut batches = Vec::new();
         // Each worker has a current block that does not count.

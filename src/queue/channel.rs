@@ -26,6 +26,7 @@ use crate::protocol::FrameBatch;
 use crate::queue::enqueue_times::EnqueueTimes;
 use crate::queue::read_ahead::ReadAhead;
 use crate::queue::thinning::Thinning;
+use crate::queue::when_full::Policy;
 use crate::queue::when_full::WhenFull;
 
 /// How far the end of a queue has come.
@@ -45,7 +46,7 @@ pub(crate) struct Queue {
     sender: Sender<Batch>,
     receiver: Receiver<Batch>,
     times: EnqueueTimes,
-    when_full: WhenFull,
+    policy: Policy,
     // Of `Sample`.
     thinning: Thinning,
     budget: Arc<Budget>,
@@ -64,7 +65,7 @@ impl Queue {
             sender,
             receiver,
             times: EnqueueTimes::new(),
-            when_full,
+            policy: Policy::new(when_full),
             thinning: Thinning::new(),
             budget: Arc::new(Budget::new(max)),
             read_ahead: ReadAhead::default(),
@@ -75,16 +76,41 @@ impl Queue {
         }
     }
 
+    /// The policy.
+    pub(crate) fn when_full(&self) -> WhenFull {
+        self.policy.get()
+    }
+
+    /// Has `max` bytes from now on, and this policy. What waits in a queue that has become smaller stays, except under
+    /// `DropOldest`.
+    pub(crate) fn reconfigure(&self, max: usize, when_full: WhenFull) {
+        self.budget.set_max(max);
+        self.policy.set(when_full);
+        self.budget.wake_producers();
+        if when_full == WhenFull::DropOldest {
+            self.drop_oldest();
+        }
+    }
+
     /// Takes frames that an input has for this lane into custody and hands them to the consumer, or does what [`WhenFull`]
-    /// says. Waits under `Block` only. Returns `false` when the queue was closed: the frames are lost with the relay's end.
+    /// says. Waits under `Block` only. Returns `false` when the relay
+    /// has ended, and the frames are lost with it.
     pub(crate) async fn push(&self, frames: FrameBatch, connection: ConnectionId) -> bool {
         let charge = charge(frames.byte_len());
-        let permit = match self.when_full {
-            WhenFull::Block => match self.budget.reserve_when_free(charge).await {
+        let mut policy = self.policy.get();
+        let mut waited = None;
+        if policy == WhenFull::Block {
+            let blocks = || self.policy.get() == WhenFull::Block;
+            waited = self.budget.reserve_when_free(charge, blocks).await;
+            // The operator may have chosen another one meanwhile.
+            policy = if waited.is_some() { policy } else { self.policy.get() };
+        }
+        let permit = match policy {
+            WhenFull::Block => match waited {
                 Some(permit) => permit,
-                None => return self.turn_away(DropReason::Shutdown, &frames),
+                None => return self.turn_away_at_end(&frames),
             },
-            _ if self.is_closed() => return self.turn_away(DropReason::Shutdown, &frames),
+            _ if self.is_closed() => return self.turn_away_at_end(&frames),
             WhenFull::Sample if !self.keeps(connection, charge, frames.read_at()) => {
                 return self.turn_away(DropReason::Sampled, &frames);
             }
@@ -96,7 +122,7 @@ impl Queue {
         };
         let custody = Custody::admit(Arc::clone(&self.account), permit, frames.frames());
         self.send(Batch::new(frames, connection, None, custody));
-        if self.when_full == WhenFull::DropOldest {
+        if policy == WhenFull::DropOldest {
             self.drop_oldest();
         }
         true
@@ -106,6 +132,10 @@ impl Queue {
     fn turn_away(&self, reason: DropReason, frames: &FrameBatch) -> bool {
         self.account.turned_away(reason, u64::from(frames.frames()));
         reason != DropReason::Shutdown
+    }
+
+    fn turn_away_at_end(&self, frames: &FrameBatch) -> bool {
+        self.turn_away(self.account.end_reason(), frames)
     }
 
     /// Room for a batch that another queue has, or the disk; `None` where there is none.
@@ -144,7 +174,7 @@ impl Queue {
     /// Waits, a moment at most, until little is left of what the consumer is writing. Cancel-safe. See
     /// [`read_ahead`](crate::queue::read_ahead).
     pub(crate) async fn wait_for_consumer(&self) {
-        self.read_ahead.wait(&self.budget, self.when_full == WhenFull::Block).await;
+        self.read_ahead.wait(&self.budget, self.policy.get() == WhenFull::Block).await;
     }
 
     /// Waits for news of the queue: that there is something to pop, for a consumer that `wants` it, or that its end has come
@@ -202,7 +232,7 @@ impl Queue {
 
     /// Whether an input waits for room here.
     pub(crate) fn blocks(&self) -> bool {
-        self.when_full == WhenFull::Block && self.budget.has_waiting_producers()
+        self.policy.get() == WhenFull::Block && self.budget.has_waiting_producers()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -222,7 +252,7 @@ impl Queue {
     /// Bytes that one write may take out at once: a part of the queue, so that the policy has the rest.
     pub(crate) fn write_len_max(&self) -> usize {
         let max = self.budget.max();
-        let part = match self.when_full {
+        let part = match self.policy.get() {
             // Much at once would look like a consumer that catches up.
             WhenFull::Sample => (max / 64).max(SAMPLE_WRITE_LEN_MIN).min(max / 4),
             _ => max / 4,
@@ -317,6 +347,40 @@ mod tests {
         assert_eq!(account(&queue).frames_queued, 4);
         assert_eq!(marks(&queue), [6, 7, 8, 9]);
         assert_eq!((account(&queue).frames_received, account(&queue).frames_dropped["queue_full"]), (10, 6));
+    }
+
+    #[test]
+    fn a_queue_that_becomes_smaller_drops_by_its_policy_and_one_that_becomes_larger_takes_more() {
+        let queue = queue(WhenFull::DropOldest);
+        run(async {
+            for mark in 0..4 {
+                push(&queue, frame(mark)).await;
+            }
+            queue.reconfigure(MAX / 2, WhenFull::DropOldest);
+            assert_eq!(account(&queue).frames_dropped["queue_full"], 2);
+            queue.reconfigure(MAX, WhenFull::DropNewest);
+            for mark in 4..8 {
+                push(&queue, frame(mark)).await;
+            }
+        });
+        assert_eq!(marks(&queue), [2, 3, 4, 5]);
+        assert_eq!(account(&queue).frames_dropped["queue_full"], 4);
+    }
+
+    #[test]
+    fn a_producer_that_waits_goes_on_under_another_policy() {
+        let queue = queue(WhenFull::Block);
+        run(async {
+            for mark in 0..4 {
+                push(&queue, frame(mark)).await;
+            }
+            let mut waits = std::pin::pin!(push(&queue, frame(4)));
+            let limit = Duration::from_millis(5);
+            assert!(tokio::time::timeout(limit, &mut waits).await.is_err());
+            queue.reconfigure(MAX, WhenFull::DropOldest);
+            waits.await;
+        });
+        assert_eq!(marks(&queue), [1, 2, 3, 4]);
     }
 
     #[test]

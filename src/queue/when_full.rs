@@ -1,5 +1,8 @@
 //! What happens to a batch that finds its queue full.
 
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::Relaxed;
+
 /// What a full queue does with data. Every frame lost by it is counted, reason `queue_full` or `sampled`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
@@ -14,4 +17,40 @@ pub enum WhenFull {
     /// thinned stream rather than a gap. What was left out is counted as `sampled`. A queue that is full all the same, with
     /// a reader that stands still, drops as `DropNewest` does.
     Sample,
+}
+
+impl WhenFull {
+    const ALL: [Self; 4] = [Self::DropOldest, Self::DropNewest, Self::Block, Self::Sample];
+}
+
+/// The policy of a queue, which an operator may change while the queue is in use.
+#[derive(Debug)]
+pub(super) struct Policy(AtomicU8);
+
+impl Policy {
+    pub(super) fn new(when_full: WhenFull) -> Self {
+        Self(AtomicU8::new(when_full as u8))
+    }
+
+    pub(super) fn get(&self) -> WhenFull {
+        WhenFull::ALL[usize::from(self.0.load(Relaxed))]
+    }
+
+    pub(super) fn set(&self, when_full: WhenFull) {
+        self.0.store(when_full as u8, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_what_it_was_set_to() {
+        let policy = Policy::new(WhenFull::default());
+        for when_full in WhenFull::ALL {
+            policy.set(when_full);
+            assert_eq!(policy.get(), when_full);
+        }
+    }
 }

@@ -9,8 +9,12 @@ use crate::output::Lanes;
 use crate::output::OutputConfig;
 
 /// How many descriptors these outputs need at most, with what the listeners of these inputs hold back.
-pub(crate) fn reserve(inputs: &[InputConfig], outputs: &[OutputConfig], workers: usize) -> usize {
-    let outputs = outputs.iter().map(|output| {
+pub(crate) fn reserve<'a>(
+    inputs: impl Iterator<Item = &'a InputConfig>,
+    outputs: impl Iterator<Item = &'a OutputConfig>,
+    workers: usize,
+) -> usize {
+    let outputs = outputs.map(|output| {
         let lanes = match output.buffer.lanes() {
             Lanes::One => 1,
             Lanes::PerWorker => workers,
@@ -22,7 +26,7 @@ pub(crate) fn reserve(inputs: &[InputConfig], outputs: &[OutputConfig], workers:
         lanes * destination + output.buffer.spool().map_or(0, |_| SPOOL)
     });
     // A listener that finds none but these has one connection in hand.
-    let listeners: usize = inputs.iter().map(|input| input.listen.len()).sum();
+    let listeners: usize = inputs.map(|input| input.listen.len()).sum();
     outputs.sum::<usize>() + listeners * workers + BESIDE
 }
 
@@ -44,9 +48,9 @@ mod tests {
     #[test]
     fn every_output_has_its_part() {
         let inputs = [InputConfig::default()];
-        assert_eq!(reserve(&inputs, &[OutputConfig::default()], 4), 2 + 4 + 8);
+        assert_eq!(reserve(inputs.iter(), [OutputConfig::default()].iter(), 4), 2 + 4 + 8);
         let collector = StreamsConfig::new(Endpoints::One("tcp://127.0.0.1:1".parse().unwrap()));
         let output = OutputConfig { to: Destination::Streams(collector), ..OutputConfig::default() };
-        assert_eq!(reserve(&inputs, &[output, OutputConfig::default()], 1), 4 + 2 + 1 + 8);
+        assert_eq!(reserve(inputs.iter(), [output, OutputConfig::default()].iter(), 1), 4 + 2 + 1 + 8);
     }
 }

@@ -5,6 +5,10 @@
 //! the relay drains: from then on the paths are free for the next process.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -13,17 +17,21 @@ use tracing::warn;
 
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
+use crate::transport::listener;
+use crate::transport::listener::BoundListener;
 use crate::transport::socket_path::AtPath;
 use crate::transport::socket_path::SocketPath;
 
 /// The path of one listener.
+#[derive(Debug)]
 pub(crate) struct Watched {
-    pub(crate) input: String,
-    pub(crate) path: SocketPath,
+    input: String,
+    path: SocketPath,
     /// What keeps it from being bound again, when it was told, and when it is tried again.
     fault: Option<Fault>,
 }
 
+#[derive(Debug)]
 struct Fault {
     words: String,
     told: Instant,
@@ -72,29 +80,104 @@ impl Watched {
     }
 }
 
-/// Looks after the paths on a thread of this scope, and removes the files when the scope drains.
-///
-/// # Errors
-/// The system has no thread for it; the files are gone then.
-pub(crate) fn start(mut paths: Vec<Watched>, scope: &Scope) -> io::Result<()> {
-    if paths.is_empty() {
-        return Ok(());
+/// The paths of a relay, and the thread that looks after them while the scope runs. It removes the files when the scope drains.
+#[derive(Debug)]
+pub(crate) struct SocketPaths {
+    paths: Arc<Mutex<Vec<Watched>>>,
+    scope: Scope,
+    is_watched: bool,
+}
+
+impl SocketPaths {
+    /// No path yet.
+    pub(crate) fn new(scope: Scope) -> Self {
+        Self { paths: Arc::default(), scope, is_watched: false }
     }
-    let runtime = Builder::new_current_thread().enable_time().build()?;
-    let mut phases = scope.phases();
-    let watch = async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = phases.reached(Phase::Draining) => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
-            for path in &mut paths {
-                path.look(Instant::now());
-            }
+
+    /// Looks after one more path.
+    ///
+    /// # Errors
+    /// The system has no thread for it; the file is gone then.
+    pub(crate) fn add(&mut self, path: Watched) -> io::Result<()> {
+        if !self.is_watched {
+            self.watch()?;
+            self.is_watched = true;
         }
-    };
-    scope.spawn_thread("tapster-sockets", "socket files", move || runtime.block_on(watch))
+        self.paths.lock().expect(UNPOISONED).push(path);
+        Ok(())
+    }
+
+    /// Listeners at this path for another input, in place of those that had it before; `None` if it is not bound.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn move_to(
+        &self,
+        path: &Path,
+        input: &str,
+        workers: usize,
+    ) -> io::Result<Option<Vec<BoundListener>>> {
+        let mut paths = self.paths.lock().expect(UNPOISONED);
+        let Some(watched) = paths.iter_mut().find(|watched| watched.path.path() == path) else {
+            return Ok(None);
+        };
+        let listeners = listener::of_path(&mut watched.path, workers)?;
+        input.clone_into(&mut watched.input);
+        Ok(Some(listeners))
+    }
+
+    /// What is bound at this path; `None` if it is not bound.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn socket_at(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+        let paths = self.paths.lock().expect(UNPOISONED);
+        let watched = paths.iter().find(|watched| watched.path.path() == path);
+        watched.map(|watched| watched.path.duplicate()).transpose()
+    }
+
+    /// The files are those of this process, from now on.
+    pub(crate) fn own(&self) {
+        self.paths.lock().expect(UNPOISONED).iter_mut().for_each(|watched| watched.path.own());
+    }
+
+    /// Leaves every file where it is: another process listens there.
+    pub(crate) fn leave(&self) {
+        self.paths.lock().expect(UNPOISONED).drain(..).for_each(|watched| watched.path.leave());
+    }
+
+    /// Sets the permission bits of the socket file at this path.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let mut paths = self.paths.lock().expect(UNPOISONED);
+        let watched = paths.iter_mut().find(|watched| watched.path.path() == path);
+        watched.map_or(Ok(()), |watched| watched.path.set_mode(mode))
+    }
+
+    /// Removes the file at this path, if it is the one that was bound.
+    pub(crate) fn remove(&self, path: &Path) {
+        self.paths.lock().expect(UNPOISONED).retain(|watched| watched.path.path() != path);
+    }
+
+    fn watch(&self) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_time().build()?;
+        let (mut phases, paths) = (self.scope.phases(), Arc::clone(&self.paths));
+        let watch = async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = phases.reached(Phase::Draining) => return paths.lock().expect(UNPOISONED).clear(),
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+                for path in paths.lock().expect(UNPOISONED).iter_mut() {
+                    path.look(Instant::now());
+                }
+            }
+        };
+        self.scope.spawn_thread("tapster-sockets", "socket files", move || runtime.block_on(watch))
+    }
 }
 
 /// How often paths are looked at: what is gone is noticed within a second.
@@ -103,3 +186,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const ANOTHER_LOOK: Duration = Duration::from_secs(10);
 /// How often the log says that a path cannot be bound.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// No panic is possible while the lock is held.
+const UNPOISONED: &str = "no panic while it is held";

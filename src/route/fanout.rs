@@ -18,7 +18,6 @@ pub(crate) struct Inlet {
     /// `None`: streams without a type.
     pub(crate) content_type: Option<ContentType>,
     pub(crate) frame_len_max: u32,
-    pub(crate) when_full: WhenFull,
     pub(crate) queue: Arc<Queue>,
     pub(crate) account: Arc<OutputAccount>,
 }
@@ -29,16 +28,28 @@ pub(crate) struct Fanout {
     connection: ConnectionId,
     // Lanes that may block come last: they delay the next read, not the other lanes.
     inlets: Vec<Inlet>,
+    batch_len_max: usize,
 }
 
 impl Fanout {
     /// The lanes that take `content_type`, for one connection; `None`: a stream without a type.
     pub(crate) fn new(inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self::of(ConnectionId::new(NEXT.fetch_add(1, Ordering::Relaxed)), inlets, content_type)
+    }
+
+    /// The lanes of the same connection, when there are others.
+    pub(crate) fn renew(&self, inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
+        Self::of(self.connection, inlets, content_type)
+    }
+
+    fn of(connection: ConnectionId, inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
         let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
-        inlets.sort_by_key(|inlet| inlet.when_full == WhenFull::Block);
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        Self { connection: ConnectionId::new(NEXT.fetch_add(1, Ordering::Relaxed)), inlets }
+        inlets.sort_by_key(|inlet| inlet.queue.when_full() == WhenFull::Block);
+        let batch_len_max =
+            inlets.iter().map(|inlet| inlet.queue.write_len_max()).min().unwrap_or(usize::MAX);
+        Self { connection, inlets, batch_len_max }
     }
 
     /// Whether nobody takes this content type.
@@ -49,7 +60,7 @@ impl Fanout {
     /// Most bytes that one batch should have: a part of the smallest queue, so that its policy has something to choose
     /// from.
     pub(crate) fn batch_len_max(&self) -> usize {
-        self.inlets.iter().map(|inlet| inlet.queue.write_len_max()).min().unwrap_or(usize::MAX)
+        self.batch_len_max
     }
 
     /// Waits a moment for lanes that are behind and keep up. Cancel-safe.
@@ -88,7 +99,18 @@ impl Inlet {
 }
 
 #[cfg(test)]
-mod tests {
+impl Fanout {
+    pub(crate) fn lanes(&self) -> usize {
+        self.inlets.len()
+    }
+
+    pub(crate) fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
     use std::time::Instant;
 
     use bytes::Bytes;
@@ -97,17 +119,17 @@ mod tests {
     use crate::batch::Batch;
     use crate::batch::tests::ledger;
 
-    fn inlet(content_type: &'static str, frame_len_max: u32) -> Inlet {
+    pub(crate) fn inlet(content_type: &'static str, frame_len_max: u32) -> Inlet {
         let account = Arc::<OutputAccount>::default();
         let queue = Arc::new(Queue::new(1 << 20, WhenFull::DropOldest, Arc::clone(&account)));
         let content_type = ContentType::try_from(content_type).ok();
-        Inlet { content_type, frame_len_max, when_full: WhenFull::DropOldest, queue, account }
+        Inlet { content_type, frame_len_max, queue, account }
     }
 
     #[test]
     fn a_stream_goes_to_the_outputs_of_its_type_alone() {
         let inlets = [inlet("a", 100), inlet("b", 100), inlet("a", 100)];
-        let lanes = |name: &str| Fanout::new(&inlets, ContentType::try_from(name).ok().as_ref()).inlets.len();
+        let lanes = |name: &str| Fanout::new(&inlets, ContentType::try_from(name).ok().as_ref()).lanes();
         assert_eq!((lanes("a"), lanes("b"), lanes("c")), (2, 1, 0));
         assert!(Fanout::new(&inlets, None).is_empty());
     }

@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
+use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
@@ -23,6 +24,7 @@ use crate::protocol::ProtocolError;
 use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
+use crate::protocol::ReaderStage;
 use crate::protocol::SessionEnd;
 use crate::session::read_coalescer::ReadCoalescer;
 use crate::transport::buffer::ReadBuffer;
@@ -38,6 +40,8 @@ pub(crate) enum ReadEnd {
     Finished,
     /// The relay ended before STOP: what had arrived was taken, and no FINISH went.
     Drained,
+    /// Another process goes on with the connection.
+    HandedOver,
     /// The writer closed without STOP, between two frames.
     Unclean,
     /// The writer sent FINISH, which is for readers to send, and nothing behind it: some end like that.
@@ -62,6 +66,7 @@ impl ReadEnd {
         match self {
             Self::Finished => "finished",
             Self::Drained => "drained",
+            Self::HandedOver => "handed_over",
             Self::Unclean => "unclean",
             Self::FinishFromWriter => "finish_from_writer",
             Self::Truncated { .. } => "truncated",
@@ -74,7 +79,7 @@ impl ReadEnd {
 
     /// Whether this is how sessions ought to end.
     pub(crate) fn is_regular(&self) -> bool {
-        matches!(self, Self::Finished | Self::Drained)
+        matches!(self, Self::Finished | Self::Drained | Self::HandedOver)
     }
 
     /// Whether the session ended between two frames, by the will of its writer or of the relay: many writers do not care for
@@ -110,6 +115,7 @@ impl fmt::Display for ReadEnd {
         match self {
             Self::Finished => write!(f, "finished"),
             Self::Drained => write!(f, "drained"),
+            Self::HandedOver => write!(f, "handed over to the next process"),
             Self::Unclean => write!(f, "closed by the writer without STOP"),
             Self::FinishFromWriter => write!(f, "ended by the writer with FINISH in place of STOP"),
             Self::Truncated { bytes } => {
@@ -137,35 +143,46 @@ pub(crate) struct Started {
     fault: Option<ReadEnd>,
 }
 
-/// Drives the handshake until START. The connection is given up when this future is dropped.
+impl Started {
+    /// A stream that was begun elsewhere, with the beginning of a frame.
+    pub(crate) fn resumed(content_type: Option<ContentType>, received: BytesMut) -> Self {
+        Self { content_type, received, fault: None }
+    }
+}
+
+/// Drives the handshake until START. `buffer` has what has arrived and was not taken. Cancel-safe.
 ///
 /// # Errors
 /// How the session ended, if it did not begin.
-pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) -> Result<Started, ReadEnd> {
-    let mut buffer = BytesMut::with_capacity(HANDSHAKE_BUFFER_LEN);
-    let mut silent = true;
+pub(crate) async fn handshake(
+    socket: &mut Socket,
+    session: &mut ReaderSession,
+    buffer: &mut BytesMut,
+) -> Result<Started, ReadEnd> {
+    buffer.reserve(HANDSHAKE_BUFFER_LEN);
+    let mut silent = buffer.is_empty();
     loop {
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
-        let Ok(count) = tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await else {
+        let Ok(count) = tokio::time::timeout_at(deadline.into(), socket.read_buf(buffer)).await else {
             session.handle_timeout(Instant::now()).map_err(ReadEnd::Protocol)?;
             continue;
         };
         match count {
             Ok(0) if silent => return Err(ReadEnd::NoByte),
-            Ok(0) => return Err(session.handle_eof(&buffer).into()),
+            Ok(0) => return Err(session.handle_eof(buffer).into()),
             Ok(_) => silent = false,
             Err(error) if silent && error.kind() == io::ErrorKind::ConnectionReset => {
                 return Err(ReadEnd::NoByte);
             }
             Err(error) => return Err(ReadEnd::Connection(error)),
         }
-        if let Some(probe) = LoopProbe::in_ready(&buffer) {
+        if let Some(probe) = LoopProbe::in_ready(buffer) {
             return Err(ReadEnd::LoopProbe(probe));
         }
-        let result = session.handle_bytes(Instant::now(), &mut buffer);
+        let result = session.handle_bytes(Instant::now(), buffer);
         if let Some(ReaderEvent::Started { content_type, .. }) = session.poll_event() {
-            let fault = result.err().map(|error| ReadEnd::fault(error, &buffer));
-            return Ok(Started { content_type, received: buffer, fault });
+            let fault = result.err().map(|error| ReadEnd::fault(error, buffer));
+            return Ok(Started { content_type, received: std::mem::take(buffer), fault });
         }
         result.map_err(ReadEnd::Protocol)?;
         while let Some(answer) = session.poll_transmit() {
@@ -180,16 +197,29 @@ pub(crate) struct ReadHandle {
     phase: Cell<Phase>,
     // When the frames were read that outputs are taking.
     delivering: Cell<Option<Instant>>,
+    // Whether another process is to go on with the connection.
+    hands_over: Cell<bool>,
 }
 
 impl ReadHandle {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, phase: Cell::new(Phase::Running), delivering: Cell::new(None) }
+        Self {
+            stream,
+            phase: Cell::new(Phase::Running),
+            delivering: Cell::new(None),
+            hands_over: Cell::new(false),
+        }
     }
 
     /// When the frames were read for which the session waits, because an output has no room for them.
     pub(crate) fn held_since(&self) -> Option<Instant> {
         self.delivering.get()
+    }
+
+    /// Another process is to go on with the connection, once every frame that was read is with its lanes.
+    pub(crate) fn hand_over(&self) {
+        self.hands_over.set(true);
+        self.stream.cancel();
     }
 
     /// Tells the session of the phase of its input. Draining, it takes what has arrived and ends. Over, it ends.
@@ -200,13 +230,17 @@ impl ReadHandle {
 }
 
 /// What a session reads with, and where its batches go.
-pub(crate) struct Reading<'a, D, P, C> {
+pub(crate) struct Reading<'a, L, R, O, D, P, C> {
     /// Shared by the connections of a worker.
     pub(crate) buffer: &'a RefCell<ReadBuffer>,
     /// Shared likewise.
     pub(crate) coalescer: &'a ReadCoalescer,
-    /// Most bytes of one read.
-    pub(crate) read_len_max: usize,
+    /// Most bytes of the next read: outputs come and go.
+    pub(crate) read_len_max: L,
+    /// Lets the session go on as its input is configured now. Called before each read.
+    pub(crate) renew: R,
+    /// Offers the connection, with the beginning of a frame, to another process. Returns whether that goes on with it.
+    pub(crate) offer: O,
     /// Takes a batch; reading goes on when it is through. Returns whether the batch was taken: `false` when the relay ended
     /// before.
     pub(crate) deliver: D,
@@ -219,27 +253,32 @@ pub(crate) struct Reading<'a, D, P, C> {
 /// Takes frames until the stream ends, and delivers each batch, in order. Not cancel-safe: [`ReadHandle::enter`] ends it.
 ///
 /// FINISH goes only in answer to STOP, and only when every frame before STOP was taken.
-pub(crate) async fn read_frames<D, P, C>(
+pub(crate) async fn read_frames<L, R, O, D, P, C>(
     handle: &ReadHandle,
     session: &mut ReaderSession,
     started: Started,
-    reading: Reading<'_, D, P, C>,
+    reading: Reading<'_, L, R, O, D, P, C>,
 ) -> ReadEnd
 where
+    L: Fn() -> usize,
+    R: Fn(&mut ReaderSession),
+    O: AsyncFn(&Stream, Option<ReaderStage>, Bytes) -> bool,
     D: AsyncFn(FrameBatch) -> bool,
     P: AsyncFn(),
     C: Fn(ReaderCounters),
 {
-    let Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count } = reading;
+    let Reading { buffer, coalescer, read_len_max, renew, offer, deliver, wait_for_consumers, count } =
+        reading;
     let stream = &handle.stream;
     // Not the buffer of the handshake, which has room for more: many connections stay idle.
-    let mut tail = Tail::new(BytesMut::from(&started.received[..]));
+    let tail = RefCell::new(Tail::new(BytesMut::from(&started.received[..])));
     let mut end = started.fault;
     let mut small_read = false;
-    let mut share = ReadShare::new(read_len_max);
+    let mut share = ReadShare::new(read_len_max());
     let mut drain: Option<Drain> = None;
-    let mut read = |session: &mut ReaderSession, len_max: usize| {
-        let result = buffer.borrow_mut().with_room(&mut tail, read_len_max, |bytes| {
+    let read = |session: &mut ReaderSession, len_max: usize| {
+        renew(session);
+        let result = buffer.borrow_mut().with_room(&mut tail.borrow_mut(), read_len_max(), |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
@@ -299,6 +338,13 @@ where
                     return ReadEnd::Drained;
                 }
             }
+            Phase::Running if handle.hands_over.take() => {
+                let received = Bytes::copy_from_slice(tail.borrow().bytes());
+                if offer(stream, session.stage(), received).await {
+                    return ReadEnd::HandedOver;
+                }
+                continue;
+            }
             Phase::Running => match stream.readable().await {
                 Err(error) if !is_cancelled(&error) => {
                     end = Some(ReadEnd::Connection(error));
@@ -307,7 +353,7 @@ where
                 _ => wait_for_consumers().await,
             },
         }
-        match read(session, share.len()) {
+        match read(session, share.len(read_len_max())) {
             Ok(count) => {
                 small_read = count < SMALL_READ;
                 share.read(count, session.counters().control_frames_ignored);
@@ -325,7 +371,6 @@ where
 /// cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
 struct ReadShare {
     len: usize,
-    len_max: usize,
     // Of the last read: whether it found all that it asked for, batches and control frames.
     is_full: bool,
     events: u64,
@@ -335,16 +380,17 @@ struct ReadShare {
 impl ReadShare {
     fn new(len_max: usize) -> Self {
         let len = len_max.min(SHARE_BEGIN);
-        Self { len, len_max, is_full: false, events: 0, control_frames: 0 }
+        Self { len, is_full: false, events: 0, control_frames: 0 }
     }
 
-    /// How much to read now.
-    fn len(&mut self) -> usize {
+    /// How much to read now, of `len_max` bytes at most.
+    fn len(&mut self, len_max: usize) -> usize {
         if self.events > SHARE_EVENTS {
-            self.len = (self.len / 4).max(SHARE_MIN.min(self.len_max));
+            self.len = (self.len / 4).max(SHARE_MIN);
         } else if self.is_full {
-            self.len = (2 * self.len).min(self.len_max);
+            self.len *= 2;
         }
+        self.len = self.len.min(len_max);
         self.len
     }
 
@@ -470,7 +516,7 @@ mod tests {
     fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
         let mut share = ReadShare::new(1 << 20);
         let mut read = |count: fn(usize) -> usize, control_frames| {
-            let len = share.len();
+            let len = share.len(1 << 20);
             share.read(count(len), control_frames);
             share.took_event();
             len
@@ -486,6 +532,6 @@ mod tests {
         assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
         let mut small = ReadShare::new(1000);
         small.read(1000, 5000);
-        assert_eq!(small.len(), 1000);
+        assert_eq!(small.len(1000), 1000);
     }
 }

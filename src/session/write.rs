@@ -145,7 +145,7 @@ impl WriteStream {
             };
             let peer = socket.peer();
             let fault = match own.behind(&socket) {
-                Some(input) => WriteFault::OwnInput(input.to_owned()),
+                Some(input) => WriteFault::OwnInput(input),
                 None => match Self::begin(socket, Arc::clone(&config), backend).await {
                     Ok(mut stream) => {
                         stream.remark = dial.remark();

@@ -8,7 +8,6 @@ use tokio::sync::oneshot;
 
 use crate::batch::Acknowledgement;
 use crate::batch::Batch;
-use crate::observability::drop_reason::DropReason;
 
 /// One report of a lane.
 #[derive(Debug)]
@@ -64,7 +63,7 @@ impl ReportSender {
     pub(crate) fn send(&self, report: Report) {
         if let Err(SendError(Report::Left(batch))) = self.reports.send(report) {
             // The stage is gone.
-            batch.dropped(DropReason::Shutdown);
+            batch.left();
         }
     }
 

@@ -48,6 +48,19 @@ pub enum AddressError {
 }
 
 impl Address {
+    /// Whether the kernel chooses the port.
+    pub(crate) fn has_any_port(&self) -> bool {
+        matches!(self, Self::Tcp { port: 0, .. })
+    }
+
+    /// The port; `None` where there is none, or the kernel chooses it.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { port, .. } => Some(*port).filter(|port| *port != 0),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Whether this is another address on the port of `address` that is, or may be, one of IPv4.
     pub(crate) fn is_ipv4_beside(&self, address: &Self) -> bool {
         match (self, address) {

@@ -2,16 +2,30 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use rustix::process::Resource;
 use rustix::process::getrlimit;
 
-/// Whether this descriptor, just made, is one of the last `reserve` that the process may have. The kernel gives the lowest number
-/// that is free. The reserve is at most a quarter of the limit.
-pub(super) fn are_scarce(made: RawFd, reserve: usize) -> bool {
-    let Some(limit) = getrlimit(Resource::Nofile).current else { return false };
-    is_in_reserve(made, reserve, limit)
+/// How many descriptors the connections of writers leave to others. A clone is the same number.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reserve(Arc<AtomicUsize>);
+
+impl Reserve {
+    /// Leaves so many from now on.
+    pub(crate) fn set(&self, descriptors: usize) {
+        self.0.store(descriptors, Ordering::Relaxed);
+    }
+
+    /// Whether this descriptor, just made, is one of the last that the process may have. The kernel gives the lowest number that
+    /// is free. The reserve is at most a quarter of the limit.
+    pub(super) fn has(&self, made: RawFd) -> bool {
+        let Some(limit) = getrlimit(Resource::Nofile).current else { return false };
+        is_in_reserve(made, self.0.load(Ordering::Relaxed), limit)
+    }
 }
 
 fn is_in_reserve(made: RawFd, reserve: usize, limit: u64) -> bool {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::warn;
 
 use crate::transport::Address;
-use crate::transport::descriptors;
+use crate::transport::descriptors::Reserve;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::process::AcceptedPeer;
@@ -23,6 +23,7 @@ use crate::transport::process::Process;
 use crate::transport::process::read_users;
 use crate::transport::socket::Socket;
 use crate::transport::socket_path::BACKLOG;
+use crate::transport::socket_path::Listening;
 use crate::transport::socket_path::SocketPath;
 
 /// An address that is listened on, with one listener for every worker.
@@ -38,6 +39,15 @@ pub(crate) struct Bound {
     pub(crate) path: Option<SocketPath>,
 }
 
+/// What else is listened on at the port of an address.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Beside {
+    /// Another address, which is or may be one of IPv4.
+    pub(crate) ipv4: bool,
+    /// An address of ours, which is about to be given up.
+    pub(crate) own: bool,
+}
+
 /// A listener on its way to its worker.
 #[derive(Debug)]
 pub(crate) struct BoundListener {
@@ -48,10 +58,87 @@ pub(crate) struct BoundListener {
     renewals: Option<UnboundedReceiver<OwnedFd>>,
 }
 
+impl Bound {
+    /// The same address for other tasks of the workers: what waits in the backlog waits for whoever accepts first. Of a unix socket
+    /// the path has the socket, see [`of_path`].
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        let listeners = self.listeners.iter().map(|listener| {
+            let fd = listener.fd.try_clone()?;
+            Ok(BoundListener { fd, kind: listener.kind, renewals: None })
+        });
+        let listeners = listeners.collect::<io::Result<_>>()?;
+        Ok(Self { address: self.address.clone(), listeners, dual_stack: self.dual_stack, path: None })
+    }
+}
+
+impl Bound {
+    /// Another descriptor of each socket.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        self.listeners.iter().map(|listener| listener.fd.try_clone()).collect()
+    }
+}
+
+/// The listening sockets of another process at `address`, for `workers` workers: each has one or more, and none is left out,
+/// since connections wait at all of them.
+///
+/// # Errors
+/// There is no socket, or one that does not listen.
+pub(crate) fn adopt(
+    address: Address,
+    sockets: Vec<OwnedFd>,
+    workers: usize,
+    dual_stack: bool,
+    mode: Option<u32>,
+) -> io::Result<Bound> {
+    for socket in &sockets {
+        let socket = socket2::SockRef::from(socket);
+        socket.set_nonblocking(true)?;
+        if !socket.is_listener()? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket that does not listen"));
+        }
+    }
+    let Some(first) = sockets.first() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an address without a socket"));
+    };
+    let (listeners, path) = match &address {
+        Address::Unix(path) => {
+            read_users();
+            let mut path = SocketPath::adopt(path, first.try_clone()?, mode)?;
+            (of_path(&mut path, workers)?, Some(path))
+        }
+        Address::Tcp { .. } => {
+            let more = (sockets.len()..workers).map(|worker| sockets[worker % sockets.len()].try_clone());
+            let more = more.collect::<io::Result<Vec<_>>>()?;
+            let listener = |fd| BoundListener { fd, kind: Kind::Tcp, renewals: None };
+            (sockets.into_iter().chain(more).map(listener).collect(), None)
+        }
+    };
+    Ok(Bound { address, listeners, dual_stack, path })
+}
+
+/// Listeners for `workers` workers at a path that is bound, in place of those that had it before.
+///
+/// # Errors
+/// No descriptor is left.
+pub(crate) fn of_path(path: &mut SocketPath, workers: usize) -> io::Result<Vec<BoundListener>> {
+    let listening = path.listeners(workers)?;
+    Ok(listening.into_iter().map(of_listening).collect())
+}
+
+fn of_listening((fd, renewals): Listening) -> BoundListener {
+    BoundListener { fd, kind: Kind::Unix, renewals: Some(renewals) }
+}
+
 /// Binds `address` for `workers` workers: a TCP listener with SO_REUSEPORT for each, a unix listener shared by all.
 ///
 /// A host name binds every address that it resolves to, on the same port, except those of a family that this host lacks. `::`
-/// takes IPv4 too, except where something else is `beside_ipv4` on the same port. A unix socket that nobody listens on is
+/// takes IPv4 too, except where an address of IPv4 is beside it on the same port. A unix socket that nobody listens on is
 /// replaced; one of a live process is not.
 ///
 /// # Errors
@@ -60,23 +147,23 @@ pub(crate) fn bind(
     address: &Address,
     workers: usize,
     mode: Option<u32>,
-    beside_ipv4: bool,
+    beside: Beside,
 ) -> io::Result<Vec<Bound>> {
     match address {
-        Address::Tcp { host, port } => bind_tcp(host, *port, workers, beside_ipv4),
+        Address::Tcp { host, port } => bind_tcp(host, *port, workers, beside),
         Address::Unix(path) => Ok(vec![bind_unix(path, workers, mode)?]),
     }
 }
 
-fn bind_tcp(host: &str, mut port: u16, workers: usize, beside_ipv4: bool) -> io::Result<Vec<Bound>> {
+fn bind_tcp(host: &str, mut port: u16, workers: usize, beside: Beside) -> io::Result<Vec<Bound>> {
     let mut bound = Vec::new();
     let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
     // A name of both families takes both in listeners of their own.
-    let ipv6_only = beside_ipv4 || addresses.iter().any(SocketAddr::is_ipv4);
+    let ipv6_only = beside.ipv4 || addresses.iter().any(SocketAddr::is_ipv4);
     let mut lacking = None;
     for mut address in addresses {
         address.set_port(port);
-        match bind_address(&mut address, workers, ipv6_only) {
+        match bind_address(&mut address, workers, ipv6_only, beside.own) {
             Ok(listeners) => {
                 port = address.port();
                 let dual_stack = address.is_ipv6() && address.ip().is_unspecified() && !ipv6_only;
@@ -106,9 +193,14 @@ fn host_of(address: SocketAddr) -> String {
 }
 
 /// One listener for each worker. Port 0 becomes the one that the kernel chose.
-fn bind_address(address: &mut SocketAddr, workers: usize, ipv6_only: bool) -> io::Result<Vec<BoundListener>> {
+fn bind_address(
+    address: &mut SocketAddr,
+    workers: usize,
+    ipv6_only: bool,
+    beside_own: bool,
+) -> io::Result<Vec<BoundListener>> {
     // SO_REUSEPORT would share the port with another process that sets it too: ask without it first.
-    if address.port() != 0 {
+    if address.port() != 0 && !beside_own {
         tcp_socket(*address, ipv6_only)?.bind(&(*address).into())?;
     }
     let mut listeners = Vec::new();
@@ -142,13 +234,9 @@ fn tcp_socket(address: SocketAddr, ipv6_only: bool) -> io::Result<socket2::Socke
 fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
     read_users();
     let (file, listening) = SocketPath::bind(path, workers, mode)?;
-    let listeners = listening.into_iter().map(|(fd, renewals)| BoundListener {
-        fd,
-        kind: Kind::Unix,
-        renewals: Some(renewals),
-    });
+    let listeners = listening.into_iter().map(of_listening).collect();
     let address = Address::Unix(path.to_owned());
-    Ok(Bound { address, listeners: listeners.collect(), dual_stack: false, path: Some(file) })
+    Ok(Bound { address, listeners, dual_stack: false, path: Some(file) })
 }
 
 /// One worker's listener in its reactor.
@@ -157,7 +245,7 @@ pub(crate) struct Listener {
     // Of a unix socket: those that take its place when its path is bound again.
     renewals: Option<UnboundedReceiver<OwnedFd>>,
     // Descriptors that are kept for others.
-    reserve: usize,
+    reserve: Reserve,
     // A connection that has one of these.
     held_back: Option<(Detached, AcceptedPeer)>,
 }
@@ -168,9 +256,8 @@ enum ListenerSocket {
 }
 
 impl Listener {
-    /// Puts a listener into the reactor of this thread. Its connections leave the last `reserve` descriptors of the process to
-    /// others.
-    pub(crate) fn new(bound: BoundListener, reserve: usize) -> io::Result<Self> {
+    /// Puts a listener into the reactor of this thread. Its connections leave the descriptors of `reserve` to others.
+    pub(crate) fn new(bound: BoundListener, reserve: Reserve) -> io::Result<Self> {
         let socket = ListenerSocket::new(bound.fd, bound.kind)?;
         Ok(Self { socket, renewals: bound.renewals, reserve, held_back: None })
     }
@@ -192,7 +279,7 @@ impl Listener {
             };
             self.socket = ListenerSocket::new(renewed, Kind::Unix)?;
         };
-        if descriptors::are_scarce(socket.descriptor(), self.reserve) {
+        if self.reserve.has(socket.descriptor()) {
             return self.release(socket.detach()?, peer);
         }
         Ok((socket, peer))
@@ -202,7 +289,7 @@ impl Listener {
     fn release(&mut self, mut socket: Detached, peer: AcceptedPeer) -> io::Result<(Socket, AcceptedPeer)> {
         let free = socket.fd.try_clone();
         match free {
-            Ok(free) if !descriptors::are_scarce(free.as_raw_fd(), self.reserve) => socket.fd = free,
+            Ok(free) if !self.reserve.has(free.as_raw_fd()) => socket.fd = free,
             _ => {
                 self.held_back = Some((socket, peer));
                 return Err(io::Error::other("the descriptors that are left are kept for outputs"));
@@ -245,24 +332,28 @@ mod tests {
 
     #[test]
     fn a_tcp_port_is_shared_among_our_workers_and_with_nobody_else() {
-        let bound = bind_tcp("127.0.0.1", 0, 3, false).unwrap();
+        let bound = bind_tcp("127.0.0.1", 0, 3, Beside::default()).unwrap();
         let Address::Tcp { port, .. } = bound[0].address else { panic!("not tcp") };
         assert_eq!(bound[0].listeners.len(), 3);
         assert_ne!(port, 0);
-        assert_eq!(bind_tcp("127.0.0.1", port, 1, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            bind_tcp("127.0.0.1", port, 1, Beside::default()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
     }
 
     #[test]
     fn the_wildcards_of_both_families_share_a_port_and_one_alone_takes_both() {
-        let Ok(both) = bind_tcp("::", 0, 1, false) else { return };
+        let Ok(both) = bind_tcp("::", 0, 1, Beside::default()) else { return };
         let Address::Tcp { port, .. } = both[0].address else { panic!("not tcp") };
         std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         assert!(both[0].dual_stack);
         drop(both);
+        let beside_ipv4 = Beside { ipv4: true, own: false };
         for order in [["::", "0.0.0.0"], ["0.0.0.0", "::"]] {
-            let first = bind_tcp(order[0], 0, 2, true).unwrap();
+            let first = bind_tcp(order[0], 0, 2, beside_ipv4).unwrap();
             let Address::Tcp { port, .. } = first[0].address else { panic!("not tcp") };
-            let second = bind_tcp(order[1], port, 2, true).unwrap();
+            let second = bind_tcp(order[1], port, 2, beside_ipv4).unwrap();
             assert!(!first[0].dual_stack && !second[0].dual_stack);
             for host in ["127.0.0.1", "::1"] {
                 std::net::TcpStream::connect((host, port)).unwrap();

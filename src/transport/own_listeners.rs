@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::RwLock;
 
 use crate::transport::Address;
 use crate::transport::listener::Bound;
@@ -13,11 +14,12 @@ use crate::transport::socket::Socket;
 
 /// What one relay listens on, with the names of its inputs.
 #[derive(Debug, Default)]
-pub(crate) struct OwnListeners(Vec<OwnListener>);
+pub(crate) struct OwnListeners(RwLock<Vec<OwnListener>>);
 
 #[derive(Debug)]
 struct OwnListener {
     input: String,
+    address: Address,
     place: Place,
 }
 
@@ -29,7 +31,7 @@ enum Place {
 
 impl OwnListeners {
     /// Input `input` listens there.
-    pub(crate) fn add(&mut self, input: &str, bound: &Bound) {
+    pub(crate) fn add(&self, input: &str, bound: &Bound) {
         let place = match &bound.address {
             Address::Unix(path) => Place::Unix(path.clone()),
             Address::Tcp { host, port } => match host.parse() {
@@ -37,13 +39,20 @@ impl OwnListeners {
                 Err(_) => return,
             },
         };
-        self.0.push(OwnListener { input: input.to_owned(), place });
+        let listener = OwnListener { input: input.to_owned(), address: bound.address.clone(), place };
+        self.0.write().expect(UNPOISONED).push(listener);
+    }
+
+    /// Nobody listens there any more.
+    pub(crate) fn remove(&self, address: &Address) {
+        self.0.write().expect(UNPOISONED).retain(|listener| listener.address != *address);
     }
 
     /// The input that a connection of ours has arrived at.
-    pub(crate) fn behind(&self, socket: &Socket) -> Option<&str> {
+    pub(crate) fn behind(&self, socket: &Socket) -> Option<String> {
         let remote = socket.remote()?;
-        self.0.iter().find(|listener| listener.place.is(&remote)).map(|listener| &listener.input[..])
+        let listeners = self.0.read().expect(UNPOISONED);
+        listeners.iter().find(|listener| listener.place.is(&remote)).map(|listener| listener.input.clone())
     }
 }
 
@@ -74,6 +83,9 @@ fn takes(bound: SocketAddr, dual_stack: bool, local: SocketAddr, peer: SocketAdd
     let here = peer.is_loopback() || peer == local;
     here && (bound.is_ipv6() == peer.is_ipv6() || bound.is_ipv6() && dual_stack)
 }
+
+/// No panic is possible while the lock is held.
+const UNPOISONED: &str = "no panic while it is held";
 
 #[cfg(test)]
 mod tests {

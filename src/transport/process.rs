@@ -31,8 +31,15 @@ pub(crate) struct Process {
 
 impl Process {
     pub(super) fn of(credentials: UCred) -> Self {
-        let pid = credentials.pid().filter(|pid| *pid > 0);
-        let uid = credentials.uid();
+        Self::new(credentials.pid(), credentials.uid())
+    }
+
+    pub(super) fn of_credentials(credentials: &rustix::net::UCred) -> Self {
+        Self::new(Some(credentials.pid.as_raw_pid()), credentials.uid.as_raw())
+    }
+
+    fn new(pid: Option<i32>, uid: u32) -> Self {
+        let pid = pid.filter(|pid| *pid > 0);
         Self { pid, uid, user: USERS.get(&uid).cloned(), program: pid.and_then(program) }
     }
 }

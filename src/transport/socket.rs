@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use tokio::net::UnixStream;
 use crate::transport::Backend;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
+use crate::transport::process::AcceptedPeer;
+use crate::transport::process::Process;
 use crate::transport::safe_path::refuse_foreign_links;
 use crate::transport::stream::Stream;
 
@@ -157,6 +161,33 @@ impl Socket {
             Io::Tcp(stream) => stream.as_raw_fd(),
             Io::Unix(stream) => stream.as_raw_fd(),
         }
+    }
+
+    /// Another descriptor of the same socket, for another process to go on with.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        match &self.io {
+            Io::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
+            Io::Unix(stream) => stream.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// A connected socket that another process has given away, and its peer.
+    ///
+    /// # Errors
+    /// It is no connected stream socket of TCP or of unix.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<(Detached, AcceptedPeer)> {
+        let socket = SockRef::from(&fd);
+        socket.set_nonblocking(true)?;
+        let (kind, peer) = if let Some(address) = socket.peer_addr()?.as_socket() {
+            (Kind::Tcp, AcceptedPeer::Tcp(address))
+        } else {
+            let credentials = rustix::net::sockopt::socket_peercred(&fd)?;
+            (Kind::Unix, AcceptedPeer::Unix(Some(Process::of_credentials(&credentials))))
+        };
+        Ok((Detached { fd, kind, acked_before: 0, user_timeout: None }, peer))
     }
 
     /// Puts the socket into the reactor of this thread.

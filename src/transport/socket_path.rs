@@ -31,6 +31,8 @@ pub(crate) struct SocketPath {
     // Permission bits; `None` leaves them to the umask.
     mode: Option<u32>,
     file: SocketFile,
+    // What is bound there.
+    socket: OwnedFd,
     // To the listener of each worker: sockets to go on with.
     workers: Vec<UnboundedSender<OwnedFd>>,
 }
@@ -59,14 +61,60 @@ impl SocketPath {
     /// and what to do; what the system says.
     pub(super) fn bind(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<(Self, Vec<Listening>)> {
         let (socket, file) = bind(path, mode)?;
-        let mut path = Self { path: path.to_owned(), mode, file, workers: Vec::new() };
+        let mut path = Self { path: path.to_owned(), mode, file, socket, workers: Vec::new() };
+        let listening = path.listeners(workers)?;
+        Ok((path, listening))
+    }
+
+    /// The socket for `workers` workers, in place of those that had it before.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn listeners(&mut self, workers: usize) -> io::Result<Vec<Listening>> {
         let mut listening = Vec::new();
+        self.workers.clear();
         for _ in 0..workers {
             let (sender, renewals) = unbounded_channel();
-            path.workers.push(sender);
-            listening.push((socket.try_clone()?, renewals));
+            self.workers.push(sender);
+            listening.push((self.socket.try_clone()?, renewals));
         }
-        Ok((path, listening))
+        Ok(listening)
+    }
+
+    /// A path that another process has bound, with its socket. The file stays that of the other process until it is [ours](Self::own).
+    ///
+    /// # Errors
+    /// Nothing is at the path.
+    pub(super) fn adopt(path: &Path, socket: OwnedFd, mode: Option<u32>) -> io::Result<Self> {
+        let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: true };
+        Ok(Self { path: path.to_owned(), mode, file, socket, workers: Vec::new() })
+    }
+
+    /// Another descriptor of the socket.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
+    /// The other process has let go: the file is removed with this value.
+    pub(crate) fn own(&mut self) {
+        self.file.stays = false;
+    }
+
+    /// Leaves the file: another process listens there.
+    pub(crate) fn leave(mut self) {
+        self.file.stays = true;
+    }
+
+    /// Sets the permission bits of the socket file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn set_mode(&mut self, mode: u32) -> io::Result<()> {
+        self.mode = Some(mode);
+        self.file.set_mode(mode)
     }
 
     /// The path.
@@ -87,9 +135,10 @@ impl SocketPath {
     pub(crate) fn bind_again(&mut self) -> io::Result<()> {
         let (socket, file) = bind(&self.path, self.mode)?;
         self.file = file;
+        self.socket = socket;
         for worker in &self.workers {
             // A worker that is gone needs none.
-            let _ = worker.send(socket.try_clone()?);
+            let _ = worker.send(self.socket.try_clone()?);
         }
         Ok(())
     }
@@ -100,7 +149,7 @@ fn bind(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile { path: path.to_owned(), id: FileId::of(path)? };
+    let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: false };
     if let Some(mode) = mode {
         file.set_mode(mode)?;
     }
@@ -113,6 +162,8 @@ fn bind(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
 struct SocketFile {
     path: PathBuf,
     id: FileId,
+    // Another process listens there.
+    stays: bool,
 }
 
 impl SocketFile {
@@ -134,7 +185,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.id.look_at(&self.path) == AtPath::Ours {
+        if !self.stays && self.id.look_at(&self.path) == AtPath::Ours {
             // Nothing to be done about a failure: the next start removes a stale file.
             let _ = fs::remove_file(&self.path);
         }

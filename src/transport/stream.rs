@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -259,6 +260,20 @@ impl Stream {
             Some(liveness) => liveness.watch(self.fd()).await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Another descriptor of the same socket, for another process to go on with. No operation may be under way.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd().try_clone_to_owned()
+    }
+
+    /// Goes on with the socket that [`Stream::duplicate`] had given away: the other process may have made it blocking, or not.
+    pub(crate) fn take_back(&self) {
+        let nonblocking = matches!(self.shared.io, Io::Epoll(_));
+        let _ = rustix::io::ioctl_fionbio(self.fd(), nonblocking);
     }
 
     /// Ends both directions: the peer sees it, and operations under way complete.

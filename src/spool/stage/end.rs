@@ -43,7 +43,7 @@ impl<S: Storage> Stage<S> {
         self.drop_old(now);
         while !self.entrance.arrived().is_empty() && self.may_store() && self.store(clock()) {}
         for batch in self.entrance.arrived().drain(..) {
-            batch.dropped(DropReason::Shutdown);
+            batch.left();
         }
         self.account.spool().oldest.set(oldest.filter(|_| self.account.spooled_now() > 0));
         self.show_degraded();
@@ -68,7 +68,7 @@ impl<S: Storage> Stage<S> {
             // The kernel has what was written; what is in memory alone is lost.
             let in_memory = if spool.is_degraded() { spool.unsynced_frames() } else { 0 };
             let frames_lost = in_memory.min(self.account.spooled_now());
-            self.account.dropped_from_disk(DropReason::Shutdown, frames_lost);
+            self.account.dropped_from_disk(self.account.end_reason(), frames_lost);
             error!(output, frames_lost, "the spool was not closed in order: {error}");
         }
         if !spool.is_in_place() {

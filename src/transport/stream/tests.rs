@@ -230,8 +230,10 @@ fn a_handshake_that_was_not_acknowledged_is_no_byte_of_the_stream() {
 fn the_side_that_accepts_counts_its_bytes_as_exactly() {
     on_every_backend(|_, _, backend| async move {
         let address = "tcp://127.0.0.1:0".parse().unwrap();
-        let mut bound = listener::bind(&address, 1, None, false).unwrap().remove(0);
-        let mut listener = Listener::new(bound.listeners.remove(0), 0).unwrap();
+        let mut bound = listener::bind(&address, 1, None, listener::Beside::default()).unwrap().remove(0);
+        let mut listener =
+            Listener::new(bound.listeners.remove(0), crate::transport::descriptors::Reserve::default())
+                .unwrap();
         let (socket, accepted) = tokio::join!(connect(&bound.address), listener.accept());
         let (_peer, mut socket) = (socket.unwrap(), accepted.unwrap().0);
         socket.write_all(&[1; 10]).await.unwrap();

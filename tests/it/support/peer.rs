@@ -126,6 +126,15 @@ impl Peer {
         }
     }
 
+    /// Reads whole data frames until the stream ends, within a frame or between two, and counts them.
+    pub(crate) fn count_frames_until_end(mut self) -> u64 {
+        let mut frames = 0;
+        while let Ok(Frame::Data(_)) = Frame::read(&mut self.stream) {
+            frames += 1;
+        }
+        frames
+    }
+
     /// Reads up to `len` bytes, 0 at the end of the stream.
     pub(crate) fn read_some(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; len];

@@ -1,6 +1,7 @@
 //! A relay in this process, configured so that a test reads like its scenario.
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -28,8 +29,10 @@ use tapster::output::Reconnect;
 use tapster::output::StreamsConfig;
 use tapster::protocol::ContentType;
 use tapster::queue::WhenFull;
+use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
+use tapster::relay::Successor;
 use tapster::spool::SpoolConfig;
 use tapster::spool::SpoolSettings;
 use tapster::transport::Address;
@@ -148,6 +151,73 @@ impl TestRelay {
 
     pub(crate) fn reopen_files(&self) {
         self.relay.reopen_files();
+    }
+
+    /// Adds an input of this name, and returns where it listens.
+    #[track_caller]
+    pub(crate) fn add_input(&mut self, name: &str, input: InputBuilder) -> Address {
+        let config = InputConfig { name: name.to_owned(), ..input.0 };
+        self.relay.add_input(config).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (_, address) =
+            self.relay.listeners().iter().find(|(input, _)| input == name).expect("it listens");
+        address.clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn remove_input(&mut self, name: &str) {
+        self.relay.remove_input(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    #[track_caller]
+    pub(crate) fn add_output(&mut self, name: &str, output: OutputBuilder) {
+        let config = OutputConfig { name: name.to_owned(), ..output.0 };
+        self.relay.add_output(config).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    #[track_caller]
+    pub(crate) fn remove_output(&mut self, name: &str) {
+        self.relay.remove_output(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    /// Another relay takes over from this one, which serves no more.
+    #[track_caller]
+    pub(crate) fn upgrade(mut self, config: RelayConfig) -> Self {
+        let (successor, inherited) = Successor::new().expect("a socket");
+        let new = thread::spawn(move || Relay::take_over(config, Predecessor::inherited(inherited).unwrap()));
+        self.relay.hand_over(&successor).unwrap_or_else(|error| panic!("the hand-over: {error}"));
+        let relay = new.join().unwrap().unwrap_or_else(|error| panic!("the new relay: {error}"));
+        self.relay.let_go(&successor).unwrap_or_else(|error| panic!("the end of the old relay: {error}"));
+        Self { relay }
+    }
+
+    /// The relay itself.
+    pub(crate) fn inner(&mut self) -> &mut Relay {
+        &mut self.relay
+    }
+
+    /// The configuration that it runs with.
+    pub(crate) fn config(&self) -> RelayConfig {
+        self.relay.config()
+    }
+
+    /// Goes on with another configuration, or tells all that keeps it from being taken.
+    pub(crate) fn try_reload(&mut self, config: RelayConfig) -> Result<bool, Vec<String>> {
+        self.relay.reload(config).map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    }
+
+    #[track_caller]
+    pub(crate) fn reload(&mut self, change: impl FnOnce(&mut RelayConfig)) {
+        let mut config = self.config();
+        change(&mut config);
+        assert_eq!(self.try_reload(config), Ok(true), "something has changed");
+    }
+
+    /// The output of this name in the ledger.
+    #[track_caller]
+    pub(crate) fn output_named(&self, name: &str) -> OutputLedger {
+        let mut outputs = self.ledger().outputs;
+        let place = outputs.iter().position(|output| output.name == name);
+        outputs.swap_remove(place.unwrap_or_else(|| panic!("no output {name}: {outputs:?}")))
     }
 
     pub(crate) fn input(&self) -> InputLedger {
@@ -271,6 +341,12 @@ pub(crate) fn listening_on(listen: Vec<Address>) -> InputBuilder {
 pub(crate) struct InputBuilder(InputConfig);
 
 impl InputBuilder {
+    pub(crate) fn config(self, name: &str) -> InputConfig {
+        InputConfig { name: name.to_owned(), ..self.0 }
+    }
+}
+
+impl InputBuilder {
     pub(crate) fn content_types(mut self, types: &[&[u8]]) -> Self {
         self.0.content_types = ContentTypes::Only(types.iter().map(|bytes| content_type(bytes)).collect());
         self
@@ -348,6 +424,12 @@ const SOON: Reconnect = Reconnect { min: Duration::from_millis(10), max: Duratio
 
 #[derive(Clone, Debug)]
 pub(crate) struct OutputBuilder(OutputConfig);
+
+impl OutputBuilder {
+    pub(crate) fn config(self, name: &str) -> OutputConfig {
+        OutputConfig { name: name.to_owned(), ..self.0 }
+    }
+}
 
 impl OutputBuilder {
     pub(crate) fn when_full(mut self, policy: WhenFull) -> Self {

@@ -1,0 +1,213 @@
+//! The new process: it takes what the old one gives, and goes on alone where that has ended.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Resource;
+use rustix::process::getrlimit;
+use tracing::info;
+use tracing::warn;
+
+use crate::input::InputConfig;
+use crate::input::handing::HandedConnection;
+use crate::lifecycle::Scope;
+use crate::observability::Ledger;
+use crate::observability::listener_log::ListenerLog;
+use crate::relay::accounts::Accounts;
+use crate::relay::handover::ANSWER_TIME;
+use crate::relay::handover::HandoverError;
+use crate::relay::handover::hear;
+use crate::relay::handover::message::HandedListener;
+use crate::relay::handover::message::Message;
+use crate::relay::handover::say;
+use crate::relay::handover::unexpected;
+use crate::relay::input_entry::InputId;
+use crate::relay::inputs::NewListener;
+use crate::relay::outputs;
+use crate::relay::outputs::OutputParts;
+use crate::relay::serving::peer_name;
+use crate::relay::workers::Workers;
+use crate::transport::Address;
+use crate::transport::passing::Passing;
+use crate::transport::socket::Socket;
+
+/// The process that this one is to take over from.
+#[derive(Debug)]
+pub struct Predecessor {
+    passing: Passing,
+}
+
+/// What the old process gives at first.
+pub(crate) struct Estate {
+    pub(crate) predecessor: Predecessor,
+    pub(crate) generation: u64,
+    pub(crate) started_at: u64,
+    pub(crate) ledger: Ledger,
+    listeners: Vec<(HandedListener, OwnedFd)>,
+}
+
+impl Predecessor {
+    /// The old process at the other end of a descriptor that was inherited.
+    ///
+    /// # Errors
+    /// The descriptor is none of a [`Successor`](crate::relay::Successor).
+    pub fn inherited(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { passing: Passing::inherited(fd)? })
+    }
+
+    /// Tells the old process that this one does not take over, and why. `usage`: for a fault of the command line or of the
+    /// configuration.
+    pub fn refuse(&self, usage: bool, reason: &str) {
+        // An old process that is gone need not know.
+        let _ = say(&self.passing, &Message::Refused { usage, reason: reason.to_owned() });
+    }
+
+    /// Says that this process accepts connections.
+    ///
+    /// # Errors
+    /// The old process is gone.
+    pub(crate) fn say_accepting(&self) -> io::Result<()> {
+        say(&self.passing, &Message::Accepting).map_err(io::Error::other)
+    }
+
+    /// Says that this process is ready, and takes the listeners and the counts.
+    ///
+    /// # Errors
+    /// The old process is gone, or speaks otherwise; this process may open too few files for what the other has.
+    pub(crate) fn take(self) -> Result<Estate, HandoverError> {
+        say(&self.passing, &Message::Hello)?;
+        let heard = hear(&self.passing, ANSWER_TIME)?;
+        let Message::Offer { connections, listeners, generation, started_at, ledger } = heard.message else {
+            return Err(unexpected(&heard.message));
+        };
+        let needs = connections + listeners + DESCRIPTORS_BESIDE;
+        if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needs) {
+            let reason = format!(
+                "it may open {limit} files, and needs {needs} for the {connections} connections of the old process; raise the limit of open files"
+            );
+            self.refuse(false, &reason);
+            return Err(HandoverError::Refused { usage: false, reason });
+        }
+        let mut all = Vec::new();
+        loop {
+            let heard = hear(&self.passing, ANSWER_TIME)?;
+            match heard.message {
+                Message::Listed => break,
+                Message::Listeners { listeners } if listeners.len() == heard.descriptors.len() => {
+                    all.extend(listeners.into_iter().zip(heard.descriptors));
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        let (predecessor, ledger) = (self, *ledger);
+        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all })
+    }
+}
+
+impl Estate {
+    /// The sockets of the old process at this address, for an input of this process; none where it had no such listener.
+    pub(crate) fn take_listeners(
+        &mut self,
+        configured: &Address,
+        input: &InputConfig,
+        workers: usize,
+    ) -> io::Result<Vec<NewListener>> {
+        let text = configured.to_string();
+        let mut bound = BTreeMap::<String, (Vec<OwnedFd>, bool)>::new();
+        for (record, socket) in self.listeners.extract_if(.., |(record, _)| record.configured == text) {
+            let at = bound.entry(record.address).or_insert_with(|| (Vec::new(), record.dual_stack));
+            at.0.push(socket);
+        }
+        let adopt = |(address, sockets): (String, _)| {
+            let address: Address =
+                address.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            NewListener::adopt(configured.clone(), address, sockets, workers, input.socket_mode)
+        };
+        bound.into_iter().map(adopt).collect()
+    }
+}
+
+/// What takes over connections and outputs while the relay runs already.
+pub(crate) struct TakingOver {
+    pub(crate) predecessor: Predecessor,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) accounts: Arc<Accounts>,
+    /// Of each input the number, and the first of its listeners.
+    pub(crate) inputs: BTreeMap<String, (InputId, Scope, Arc<ListenerLog>)>,
+    /// Outputs whose frames wait until the old process has let go of them.
+    pub(crate) held: BTreeMap<String, OutputParts>,
+}
+
+impl TakingOver {
+    /// Takes over until the old process has ended, in whatever way. Every output has begun then.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.take() {
+            warn!("the old process ended before everything was handed over: {error}");
+        }
+        for (name, parts) in std::mem::take(&mut self.held) {
+            self.begin(&name, parts);
+        }
+    }
+
+    fn take(&mut self) -> Result<(), HandoverError> {
+        let mut taken = 0;
+        loop {
+            let mut heard = hear(&self.predecessor.passing, OLD_TIME)?;
+            match heard.message {
+                Message::Connections { connections } if connections.len() == heard.descriptors.len() => {
+                    for (record, socket) in connections.into_iter().zip(heard.descriptors) {
+                        self.serve(socket, record.take(&mut heard.behind)?);
+                        taken += 1;
+                    }
+                    say(&self.predecessor.passing, &Message::Reading)?;
+                }
+                Message::AllConnections => {
+                    info!(connections = taken, "this process reads the connections of the old one");
+                }
+                Message::OutputFree { ledger } => {
+                    let name = ledger.name.clone();
+                    self.accounts.set_former_output(*ledger);
+                    if let Some(parts) = self.held.remove(&name) {
+                        self.begin(&name, parts);
+                    }
+                }
+                Message::Ended { inputs } => {
+                    self.accounts.set_former_inputs(inputs);
+                    return Ok(());
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    fn serve(&self, socket: OwnedFd, connection: HandedConnection) {
+        let Some((id, scope, log)) = self.inputs.get(&connection.input) else {
+            warn!(
+                input = connection.input,
+                "a connection of the old process is closed: its input is not configured any more"
+            );
+            return;
+        };
+        match Socket::adopt(socket) {
+            Ok((socket, peer)) => {
+                self.workers.serve(*id, (socket, peer_name(peer)), (log, scope), connection);
+            }
+            // The peer has gone meanwhile.
+            Err(error) => info!(input = connection.input, "a connection ended in the hand-over: {error}"),
+        }
+    }
+
+    fn begin(&self, output: &str, parts: OutputParts) {
+        if let Err(error) = outputs::start(std::iter::once(parts), &self.workers) {
+            warn!(output, "the output cannot begin: {error}");
+        }
+    }
+}
+
+/// Descriptors that a process needs for other things.
+const DESCRIPTORS_BESIDE: u64 = 64;
+/// The old process says nothing while it drains its outputs.
+const OLD_TIME: Duration = Duration::from_secs(3600);

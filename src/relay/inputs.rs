@@ -1,0 +1,309 @@
+//! The inputs of a relay: bound, started, and found again by name.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+use std::time::Duration;
+
+use crate::faults;
+use crate::input::InputConfig;
+use crate::input::listener::WorkerInput;
+use crate::lifecycle::Scope;
+use crate::observability::input_account::InputAccount;
+use crate::observability::listener_log::ListenerLog;
+use crate::protocol::Oversize;
+use crate::protocol::ReaderConfig;
+use crate::relay::error::StartError;
+use crate::relay::input_entry::InputEntry;
+use crate::relay::input_entry::InputId;
+use crate::relay::sockets::SocketPaths;
+use crate::relay::sockets::Watched;
+use crate::relay::worker::Order;
+use crate::relay::worker::WorkerListener;
+use crate::relay::workers::Workers;
+use crate::transport::Address;
+use crate::transport::listener;
+use crate::transport::listener::Beside;
+use crate::transport::listener::Bound;
+use crate::transport::listener::BoundListener;
+use crate::transport::own_listeners::OwnListeners;
+
+/// One input at work.
+#[derive(Debug)]
+pub(crate) struct RunningInput {
+    pub(crate) id: InputId,
+    pub(crate) config: InputConfig,
+    pub(crate) entry: Arc<InputEntry>,
+    accounts: Vec<Arc<InputAccount>>,
+    open: Arc<AtomicUsize>,
+    pub(crate) listeners: Vec<RunningListener>,
+}
+
+/// One address of it.
+#[derive(Debug)]
+pub(crate) struct RunningListener {
+    /// As it was configured.
+    pub(crate) configured: Address,
+    /// What is bound, for another input that listens there.
+    bound: Bound,
+    /// Of the listeners of all workers, and of the connections that they accept.
+    pub(crate) scope: Scope,
+    /// Below it: of whoever accepts.
+    accepting: Scope,
+    pub(crate) log: Arc<ListenerLog>,
+}
+
+/// A listener that is bound, and not started.
+pub(crate) struct NewListener {
+    configured: Address,
+    bound: Bound,
+}
+
+impl RunningListener {
+    /// Lets workers accept, one or more listeners each.
+    fn accept(&self, input: InputId, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
+        let orders = listeners.into_iter().map(|listener| {
+            let (log, scope, accepting) = (Arc::clone(&self.log), self.scope.clone(), self.accepting.clone());
+            Order::Listen(WorkerListener { input, listener, log, scope, accepting })
+        });
+        let count = workers.count();
+        workers.order(orders.enumerate().map(|(index, order)| (index % count, order)))
+    }
+
+    /// Accepts nothing any more but what waits in the backlog. Connections go on, and the sockets stay open.
+    pub(crate) fn stop_accepting(&self) {
+        self.accepting.drain();
+    }
+
+    /// Whether nobody accepts any more.
+    pub(crate) fn has_stopped_accepting(&self) -> bool {
+        self.accepting.has_ended()
+    }
+
+    /// The listening sockets, one or more.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn sockets(&self, sockets: &SocketPaths) -> io::Result<Vec<OwnedFd>> {
+        match self.address() {
+            Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
+            Address::Tcp { .. } => self.bound.sockets(),
+        }
+    }
+
+    /// Whether it takes connections of IPv4 and of IPv6.
+    pub(crate) fn is_dual_stack(&self) -> bool {
+        self.bound.dual_stack
+    }
+    /// Where it listens, with the port that the kernel chose.
+    pub(crate) fn address(&self) -> &Address {
+        &self.bound.address
+    }
+
+    /// Accepts nothing any more but what waits in the backlog: the address is free for others, unless it has `moved`.
+    pub(crate) fn close(&self, moved: &[Address], doors: &mut Doors<'_>) {
+        if let Address::Unix(path) = self.address()
+            && !moved.contains(self.address())
+        {
+            doors.sockets.remove(path);
+        }
+        doors.own.remove(self.address());
+        self.scope.drain();
+    }
+
+    /// A listener for another input at the same address, which this one gives up.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn move_to(
+        &self,
+        input: &str,
+        sockets: &SocketPaths,
+        workers: usize,
+    ) -> io::Result<NewListener> {
+        let mut bound = self.bound.again()?;
+        if let Address::Unix(path) = &bound.address
+            && let Some(listeners) = sockets.move_to(path, input, workers)?
+        {
+            bound.listeners = listeners;
+        }
+        Ok(NewListener { configured: self.configured.clone(), bound })
+    }
+}
+
+impl NewListener {
+    /// A listener that another process had, for so many workers.
+    ///
+    /// # Errors
+    /// The sockets do not listen.
+    pub(crate) fn adopt(
+        configured: Address,
+        address: Address,
+        (sockets, dual_stack): (Vec<OwnedFd>, bool),
+        workers: usize,
+        mode: Option<u32>,
+    ) -> io::Result<Self> {
+        Ok(Self { configured, bound: listener::adopt(address, sockets, workers, dual_stack, mode)? })
+    }
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.bound.address
+    }
+}
+
+/// What listeners are started with.
+pub(crate) struct Doors<'a> {
+    pub(crate) workers: &'a Workers,
+    pub(crate) own: &'a OwnListeners,
+    pub(crate) sockets: &'a mut SocketPaths,
+}
+
+impl RunningInput {
+    /// An input without a listener, which no worker knows yet.
+    pub(crate) fn new(id: InputId, config: InputConfig, workers: usize, inputs: &Scope) -> Self {
+        let accounts: Vec<_> = (0..workers).map(|_| Arc::<InputAccount>::default()).collect();
+        let scope = inputs.child(&config.name);
+        let skips_oversize = config.oversize == Oversize::Skip;
+        let entry = Arc::new(InputEntry::new(&config.name, scope, accounts.clone(), skips_oversize));
+        Self { id, config, entry, accounts, open: Arc::default(), listeners: Vec::new() }
+    }
+
+    /// Tells every worker of the input, as it is configured now.
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub(crate) fn tell(&self, workers: &Workers) -> io::Result<()> {
+        let config = Arc::new(self.config.clone());
+        let reader = Arc::new(ReaderConfig {
+            content_types: config.content_types.clone(),
+            bidirectional: true,
+            unidirectional: config.unidirectional,
+            frame_len_max: config.frame_len_max,
+            oversize: config.oversize,
+            handshake_timeout: config.handshake_timeout,
+        });
+        let input = |account: &Arc<InputAccount>| WorkerInput {
+            config: Arc::clone(&config).into(),
+            reader: Arc::clone(&reader).into(),
+            account: Arc::clone(account),
+            open: Arc::clone(&self.open),
+        };
+        let orders = self.accounts.iter().map(|account| Order::Input(self.id, input(account)));
+        workers.order(orders.enumerate())
+    }
+
+    /// No worker need know the input any more.
+    pub(crate) fn forget(&self, workers: &Workers) -> io::Result<()> {
+        workers.order((0..workers.count()).map(|worker| (worker, Order::ForgetInput(self.id))))
+    }
+
+    /// Accepts connections at one more address.
+    ///
+    /// # Errors
+    /// A worker cannot listen; the system has no thread to look after a path.
+    pub(crate) fn listen(&mut self, new: NewListener, doors: &mut Doors<'_>) -> io::Result<()> {
+        let NewListener { configured, bound } = new;
+        let spare = bound.again()?;
+        let Bound { address, listeners, path, .. } = bound;
+        if let Some(path) = path {
+            doors.sockets.add(Watched::new(&self.config.name, path))?;
+        }
+        let log = Arc::new(ListenerLog::new(&self.config.name, &address.to_string()));
+        let scope = self.entry.scope.child(&address.to_string());
+        let accepting = scope.child("listener");
+        let listener = RunningListener { configured, bound: spare, scope, accepting, log };
+        let listening = listener.accept(self.id, listeners, doors.workers);
+        self.listeners.push(listener);
+        listening
+    }
+
+    /// Listens again at every address, with the sockets that are bound: the former listeners have ended.
+    ///
+    /// # Errors
+    /// A worker cannot listen.
+    pub(crate) fn listen_again(&mut self, sockets: &SocketPaths, workers: &Workers) -> io::Result<()> {
+        for listener in &mut self.listeners {
+            listener.scope = self.entry.scope.child(&listener.address().to_string());
+        }
+        self.accept_again(sockets, workers)
+    }
+
+    /// Accepts again at every listener that has [stopped](RunningListener::stop_accepting).
+    ///
+    /// # Errors
+    /// A worker cannot listen.
+    pub(crate) fn accept_again(&mut self, sockets: &SocketPaths, workers: &Workers) -> io::Result<()> {
+        for listener in &mut self.listeners {
+            let bound = listener.move_to(&self.config.name, sockets, workers.count())?.bound;
+            listener.accepting = listener.scope.child("listener");
+            listener.accept(self.id, bound.listeners, workers)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on as configured here. Connections that are open go on, those of listeners that are not configured any more excepted.
+    /// Returns these listeners: they accept nothing any more. Another input listens at the addresses that have `moved`.
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub(crate) fn reconfigure(
+        &mut self,
+        config: InputConfig,
+        moved: &[Address],
+        doors: &mut Doors<'_>,
+    ) -> io::Result<Vec<RunningListener>> {
+        let goes = |listener: &mut RunningListener| !config.listen.contains(&listener.configured);
+        let gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
+        gone.iter().for_each(|listener| listener.close(moved, doors));
+        if let Some(mode) = config.socket_mode
+            && self.config.socket_mode != Some(mode)
+        {
+            for listener in &self.listeners {
+                if let Address::Unix(path) = listener.address() {
+                    doors.sockets.set_mode(path, mode)?;
+                }
+            }
+        }
+        self.entry.set_skips_oversize(config.oversize == Oversize::Skip);
+        self.config = config;
+        self.tell(doors.workers)?;
+        Ok(gone)
+    }
+}
+
+/// Binds these addresses, each for the input of its configuration, for so many workers: all of them, or none. `others` are
+/// listened on already, or will be; `going` are about to be given up.
+pub(crate) fn bind<'a>(
+    addresses: impl Iterator<Item = (&'a InputConfig, &'a Address)>,
+    others: &[&Address],
+    going: &[&Address],
+    workers: usize,
+) -> Result<Vec<(String, NewListener)>, StartError> {
+    // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
+    let (names, paths): (Vec<_>, Vec<_>) =
+        addresses.enumerate().partition(|(_, (_, address))| matches!(address, Address::Tcp { .. }));
+    let mut all = Vec::new();
+    for (place, (input, address)) in names.into_iter().chain(paths) {
+        if faults::hit("start hangs", &input.name) {
+            thread::sleep(Duration::from_secs(60));
+        }
+        let beside = Beside {
+            ipv4: others.iter().any(|other| other.is_ipv4_beside(address)),
+            own: address.port().is_some() && going.iter().any(|going| going.port() == address.port()),
+        };
+        let bound = listener::bind(address, workers, input.socket_mode, beside).map_err(|source| {
+            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+        })?;
+        all.extend(bound.into_iter().map(|bound| {
+            let configured = address.clone();
+            (place, input.name.clone(), NewListener { configured, bound })
+        }));
+    }
+    all.sort_by_key(|(place, ..)| *place);
+    Ok(all.into_iter().map(|(_, input, listener)| (input, listener)).collect())
+}

@@ -1,0 +1,241 @@
+//! From the present configuration to another one, while frames flow.
+//!
+//! Inputs and outputs are told apart by their names. What is the same is not touched. Everything that can fail comes before
+//! anything changes, so a configuration with one fault changes nothing.
+
+use std::mem::discriminant;
+
+use crate::input::InputConfig;
+use crate::output::Buffer;
+use crate::output::OutputConfig;
+use crate::relay::Relay;
+use crate::relay::RelayConfig;
+use crate::relay::error::ChangeError;
+use crate::relay::inputs;
+use crate::relay::inputs::Doors;
+use crate::relay::inputs::NewListener;
+use crate::relay::inputs::RunningListener;
+use crate::spool::Folder;
+use crate::transport::Address;
+
+/// What a reload does to one output of the configuration.
+enum Step {
+    Keep,
+    /// At once, or by a new connection.
+    Reconfigure,
+    /// The former one drains, the new one begins.
+    Replace,
+    Begin,
+}
+
+/// Everything that a reload does, when nothing can fail any more.
+struct Plan {
+    outputs: Vec<(OutputConfig, Step)>,
+    listeners: Vec<(String, NewListener)>,
+}
+
+impl Relay {
+    /// Goes on with another configuration. Returns whether it is another one.
+    ///
+    /// # Errors
+    /// Everything that keeps the configuration from being taken. Nothing has changed then.
+    pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
+        let present = self.config();
+        if present == config {
+            return Ok(false);
+        }
+        let plan = self.plan(&present, &config)?;
+        self.around.drain_timeout = config.drain_timeout;
+        self.carry_out(plan, config.inputs).map_err(|error| vec![error])?;
+        Ok(true)
+    }
+
+    /// The configuration that the relay runs with.
+    pub fn config(&self) -> RelayConfig {
+        RelayConfig {
+            workers: self.asked_workers,
+            backend: self.asked_backend,
+            drain_timeout: self.around.drain_timeout,
+            inputs: self.inputs.iter().map(|input| input.config.clone()).collect(),
+            outputs: self.outputs.iter().map(|output| output.config.clone()).collect(),
+        }
+    }
+
+    /// Does whatever can fail: checks, binds.
+    fn plan(&self, present: &RelayConfig, new: &RelayConfig) -> Result<Plan, Vec<ChangeError>> {
+        let mut faults = Vec::new();
+        let mut fixed = |key: &str| faults.push(ChangeError::Fixed { key: key.to_owned() });
+        if present.workers != new.workers {
+            fixed("workers");
+        }
+        if present.backend != new.backend {
+            fixed("backend");
+        }
+        let mut outputs = Vec::new();
+        for output in &new.outputs {
+            if let Err(error) = output.validate() {
+                faults.push(ChangeError::Output { output: output.name.clone(), error });
+            }
+            let step = match present.outputs.iter().find(|present| present.name == output.name) {
+                Some(present) => step(present, output),
+                None => spool_is_free(output, &present.outputs).map(|()| Step::Begin),
+            };
+            match step {
+                Ok(step) => outputs.push((output.clone(), step)),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        // Listening is free of consequences until somebody accepts, but it cannot be undone unseen: last.
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let going: Vec<_> = self.going(&new.inputs).map(|(_, listener)| &listener.configured).collect();
+        let all: Vec<_> = new.inputs.iter().flat_map(|input| &input.listen).collect();
+        let addresses = new.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
+        let addresses = addresses.filter(|(input, address)| !self.listens_on(&input.name, address));
+        match inputs::bind(addresses, &all, &going, self.workers.count()) {
+            Ok(listeners) => Ok(Plan { outputs, listeners }),
+            Err(error) => Err(vec![ChangeError::Listen(error)]),
+        }
+    }
+
+    /// The listeners that this configuration does not have, or has at another input.
+    fn going<'a>(&'a self, new: &'a [InputConfig]) -> impl Iterator<Item = (&'a str, &'a RunningListener)> {
+        self.inputs.iter().flat_map(move |input| {
+            let name = &input.config.name[..];
+            let stays = new.iter().find(|new| new.name == name).map(|new| &new.listen);
+            let goes = move |listener: &&RunningListener| {
+                stays.is_none_or(|listen| !listen.contains(&listener.configured))
+            };
+            input.listeners.iter().filter(goes).map(move |listener| (name, listener))
+        })
+    }
+
+    /// Whether this input listens there, or another one does that leaves the address to it. Each port that the kernel chooses is
+    /// another one.
+    fn listens_on(&self, input: &str, address: &Address) -> bool {
+        let own = |other: &str| other == input || !address.has_any_port();
+        let listeners = self.inputs.iter().filter(|input| own(&input.config.name));
+        listeners.flat_map(|input| &input.listeners).any(|listener| listener.configured == *address)
+    }
+
+    fn carry_out(&mut self, plan: Plan, inputs: Vec<InputConfig>) -> Result<(), ChangeError> {
+        self.change_outputs(plan.outputs)?;
+        self.change_inputs(inputs, plan.listeners)
+    }
+
+    fn change_outputs(&mut self, outputs: Vec<(OutputConfig, Step)>) -> Result<(), ChangeError> {
+        let goes = |name: &str| {
+            let step = outputs.iter().find(|(output, _)| output.name == name).map(|(_, step)| step);
+            matches!(step, None | Some(Step::Replace | Step::Begin))
+        };
+        let gone: Vec<_> = self.outputs.extract_if(.., |output| goes(&output.config.name)).collect();
+        let order: Vec<_> = outputs.iter().map(|(output, _)| output.name.clone()).collect();
+        let mut new = Vec::new();
+        for (config, step) in outputs {
+            match step {
+                Step::Keep => {}
+                Step::Reconfigure => {
+                    let output = self.outputs.iter_mut().find(|output| output.config.name == config.name);
+                    if let Some(output) = output {
+                        output.reconfigure(config, &self.around);
+                    }
+                }
+                Step::Replace | Step::Begin => new.push(config),
+            }
+        }
+        self.begin_outputs(new)?;
+        self.outputs.sort_by_key(|output| order.iter().position(|name| *name == output.config.name));
+        gone.into_iter().try_for_each(|output| self.end_output(&output))
+    }
+
+    fn change_inputs(
+        &mut self,
+        inputs: Vec<InputConfig>,
+        mut listeners: Vec<(String, NewListener)>,
+    ) -> Result<(), ChangeError> {
+        // A listener that moves to another input is not bound again.
+        for (_, listener) in self.going(&inputs).filter(|(_, listener)| !listener.configured.has_any_port()) {
+            let to = inputs.iter().find(|input| input.listen.contains(&listener.configured));
+            if let Some(to) = to {
+                let moved = listener.move_to(&to.name, &self.sockets, self.workers.count())?;
+                listeners.push((to.name.clone(), moved));
+            }
+        }
+        let order: Vec<_> = inputs.iter().map(|input| input.name.clone()).collect();
+        let gone: Vec<_> = self.inputs.extract_if(.., |input| !order.contains(&input.config.name)).collect();
+        for config in inputs {
+            match self.inputs.iter_mut().find(|input| input.config.name == config.name) {
+                Some(input) if input.config == config => {}
+                Some(input) => {
+                    let mut doors =
+                        Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
+                    let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
+                    let closed = input.reconfigure(config, &moved, &mut doors)?;
+                    self.end_listeners(closed)?;
+                }
+                None => self.begin_input(config)?,
+            }
+        }
+        for input in gone {
+            let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
+            self.end_input(input, &moved)?;
+        }
+        self.inputs.sort_by_key(|input| order.iter().position(|name| *name == input.config.name));
+        for (input, listener) in &listeners {
+            self.around.own.add(input, listener.bound());
+        }
+        self.begin_listeners(listeners)?;
+        Ok(())
+    }
+}
+
+/// What is to be done to an output that is there.
+fn step(present: &OutputConfig, new: &OutputConfig) -> Result<Step, ChangeError> {
+    if present == new {
+        return Ok(Step::Keep);
+    }
+    let fixed = |key: &str| Err(ChangeError::Fixed { key: format!("{key} of output `{}`", new.name) });
+    let (old_buffer, new_buffer) = (&present.buffer, &new.buffer);
+    if discriminant(old_buffer) != discriminant(new_buffer) {
+        return fixed("buffer");
+    }
+    if old_buffer.lanes() != new_buffer.lanes() {
+        return fixed("connections");
+    }
+    if let (Some(old), Some(new)) = (old_buffer.spool(), new_buffer.spool()) {
+        if old.folder != new.folder {
+            return fixed("spool.dir");
+        }
+        if old.config != new.config {
+            return fixed("spool");
+        }
+    }
+    // What waits is of the former type.
+    let other_type = present.content_type != new.content_type;
+    if !other_type && discriminant(&present.to) == discriminant(&new.to) {
+        return Ok(Step::Reconfigure);
+    }
+    match new_buffer {
+        Buffer::Memory { .. } => Ok(Step::Replace),
+        _ if other_type => fixed("content_type"),
+        _ => fixed("to"),
+    }
+}
+
+/// Whether the spool of a new output can be had. One that an output of ours has, or had, is waited for.
+fn spool_is_free(output: &OutputConfig, present: &[OutputConfig]) -> Result<(), ChangeError> {
+    let Some(spool) = output.buffer.spool() else { return Ok(()) };
+    let ours = |output: &OutputConfig| {
+        output
+            .buffer
+            .spool()
+            .is_some_and(|ours| Folder::place_of(&ours.folder) == Folder::place_of(&spool.folder))
+    };
+    if present.iter().any(ours) {
+        return Ok(());
+    }
+    Folder::probe(&spool.folder)
+        .map(drop)
+        .map_err(|error| ChangeError::Spool { output: output.name.clone(), error })
+}

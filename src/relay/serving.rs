@@ -1,0 +1,264 @@
+//! Accepting on one worker, and giving each connection to the worker that has the fewest.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::spawn_local;
+use tokio_util::task::TaskTracker;
+
+use crate::input::handing::HandedConnection;
+use crate::input::listener::Readers;
+use crate::input::listener::WorkerInput;
+use crate::input::listener::serve;
+use crate::lifecycle::Guard;
+use crate::lifecycle::Phase;
+use crate::lifecycle::Scope;
+use crate::observability::listener_log::Event;
+use crate::observability::listener_log::ListenerLog;
+use crate::observability::peer_name::LocalPeer;
+use crate::observability::peer_name::PeerName;
+use crate::relay::input_entry::InputId;
+use crate::relay::placement::Place;
+use crate::relay::placement::Placement;
+use crate::transport::detached::Detached;
+use crate::transport::listener::Listener;
+use crate::transport::process::AcceptedPeer;
+use crate::transport::process::Process;
+use crate::transport::socket::Socket;
+use crate::transport::turn::TurnShare;
+
+/// What accepting and serving connections takes.
+pub(crate) struct Serving {
+    pub(crate) index: usize,
+    pub(crate) readers: Rc<Readers>,
+    /// The inputs of the relay, as this worker serves them.
+    pub(crate) inputs: RefCell<BTreeMap<InputId, Rc<WorkerInput>>>,
+    pub(crate) placement: Placement,
+    /// The mailboxes of all workers.
+    pub(crate) mailboxes: Vec<UnboundedSender<Handover>>,
+    /// Connections that have ended since the beginning.
+    pub(crate) ended: Cell<usize>,
+    /// What has to end before the worker does: listeners, connections, lanes.
+    pub(crate) tasks: TaskTracker,
+    /// Of every listener that is there.
+    pub(crate) logs: RefCell<Vec<Weak<ListenerLog>>>,
+}
+
+/// A connection that was accepted.
+pub(crate) struct Accepted<S> {
+    pub(crate) input: InputId,
+    pub(crate) socket: S,
+    pub(crate) log: Arc<ListenerLog>,
+    pub(crate) peer: PeerName,
+    pub(crate) place: Place,
+    /// The scope of the listener, and the connection as one of its tasks.
+    pub(crate) scope: Scope,
+    pub(crate) guard: Guard,
+    /// Where another process has left it.
+    pub(crate) handed: Option<Box<HandedConnection>>,
+}
+
+/// A connection on its way to another worker.
+pub(crate) type Handover = Accepted<Detached>;
+
+impl Serving {
+    /// Accepts connections at a listener until its scope drains, or `accepting`, which is below it.
+    pub(crate) fn listen(
+        self: &Rc<Self>,
+        input: InputId,
+        listener: Listener,
+        log: Arc<ListenerLog>,
+        (scope, accepting): (Scope, &Scope),
+    ) {
+        self.logs.borrow_mut().push(Arc::downgrade(&log));
+        let accept = accept(Rc::clone(self), input, listener, log, (scope.clone(), accepting.clone()));
+        let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
+        let readers = Rc::clone(&self.readers);
+        spawn_local(async move {
+            let mut phases = scope.phases();
+            phases.reached(Phase::Draining).await;
+            // What waits in the backlog comes before the end of what was accepted.
+            let _ = accepting.await;
+            readers.enter(&scope, Phase::Draining);
+            phases.reached(Phase::Over).await;
+            readers.enter(&scope, Phase::Over);
+        });
+    }
+
+    /// Tells what the log left out, of each listener.
+    pub(crate) fn tell_left_out(&self) {
+        self.logs.borrow_mut().retain(|log| {
+            let log = log.upgrade();
+            log.iter().for_each(|log| log.tell_left_out());
+            log.is_some()
+        });
+    }
+
+    /// Serves an input from now on as it is configured here.
+    pub(crate) fn set_input(&self, id: InputId, new: WorkerInput) {
+        let mut inputs = self.inputs.borrow_mut();
+        match inputs.get(&id) {
+            // Connections that are open see it, too.
+            Some(input) => {
+                input.config.replace(new.config.into_inner());
+                input.reader.replace(new.reader.into_inner());
+            }
+            None => drop(inputs.insert(id, Rc::new(new))),
+        }
+    }
+
+    fn input(&self, id: InputId) -> Option<Rc<WorkerInput>> {
+        self.inputs.borrow().get(&id).cloned()
+    }
+
+    /// Serves a connection that has a place on this worker.
+    fn serve(self: &Rc<Self>, accepted: Accepted<Socket>) {
+        let Accepted { input, socket, log, peer, place, scope, guard, handed } = accepted;
+        // An input is forgotten when its last task has ended.
+        let Some(input) = self.input(input) else { return };
+        let ended = Ended(Rc::clone(self));
+        let readers = Rc::clone(&self.readers);
+        let token = self.tasks.token();
+        spawn_local(guard.supervise(async move {
+            let _ended = (place, ended, token);
+            serve(readers, input, socket, log, peer, scope, handed).await;
+        }));
+    }
+
+    /// A connection was lost before this worker or another could serve it.
+    fn lost(&self, input: InputId, log: &ListenerLog, peer: &PeerName, error: &io::Error) {
+        if let Some(input) = self.input(input) {
+            input.account.connected();
+            input.account.ended("connection");
+        }
+        log.tell(Event::LostBetweenWorkers, Some(peer), || {
+            format!("connection lost between two workers: {error}")
+        });
+    }
+}
+
+/// An open connection of this worker. Dropped, it has ended, in whatever way.
+struct Ended(Rc<Serving>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.update(|ended| ended + 1);
+    }
+}
+
+/// Accepts until `accepting` drains, and gives each connection to the worker with the fewest. Connections that
+/// wait in the backlog then are taken too.
+async fn accept(
+    serving: Rc<Serving>,
+    input: InputId,
+    mut listener: Listener,
+    log: Arc<ListenerLog>,
+    (scope, accepting): (Scope, Scope),
+) {
+    let mut phases = accepting.phases();
+    let mut draining_since = None;
+    let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
+    loop {
+        share.spend().await;
+        let draining = phases.seen() != Phase::Running;
+        if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
+            return;
+        }
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = phases.next(), if !draining => continue,
+            () = tokio::time::sleep(BACKLOG_QUIET), if draining => return,
+        };
+        let (socket, peer) = match accepted {
+            Ok((socket, peer)) => (socket, peer_name(peer)),
+            Err(error) => {
+                // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
+                log.tell(Event::CannotAccept, None, || {
+                    format!(
+                        "cannot accept a connection: {error}; connections wait; raise the limit of open files of tapster"
+                    )
+                });
+                if draining {
+                    return;
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let place = serving.placement.take(serving.index);
+        let guard = scope.guard("connection");
+        let worker = place.worker();
+        let (log, scope) = (Arc::clone(&log), scope.clone());
+        if worker == serving.index {
+            serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed: None });
+            continue;
+        }
+        let (lost_log, lost_peer) = (Arc::clone(&log), peer.clone());
+        let is_over = scope.phase() == Phase::Over;
+        let handed_over = socket.detach().and_then(|socket| {
+            let handover = Accepted { input, socket, log, peer, place, scope, guard, handed: None };
+            // A worker that is gone gives the place back, and the guard.
+            serving.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
+        });
+        if let Err(error) = handed_over {
+            serving.lost(input, &lost_log, &lost_peer, &error);
+        }
+        if is_over {
+            return;
+        }
+    }
+}
+
+pub(crate) fn peer_name(peer: AcceptedPeer) -> PeerName {
+    match peer {
+        AcceptedPeer::Tcp(address) => PeerName::Tcp(address),
+        AcceptedPeer::Unix(process) => PeerName::Unix(process.map(|Process { pid, uid, user, program }| {
+            let program = program.map(|name| name.escape_ascii().to_string());
+            LocalPeer { pid, uid, user, program }
+        })),
+    }
+}
+
+/// Serves what other workers accepted, until every listener has ended.
+pub(crate) async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver<Handover>, scope: Scope) {
+    let mut phases = scope.phases();
+    let share = TurnShare::new(serving.readers.backend, CONNECTIONS_PER_TURN);
+    loop {
+        share.spend().await;
+        let draining = phases.seen() != Phase::Running;
+        let handover = tokio::select! {
+            biased;
+            handover = mailbox.recv() => handover,
+            _ = phases.next(), if !draining => continue,
+            () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
+        };
+        let Some(Accepted { input, socket, log, peer, place, scope, guard, handed }) = handover else {
+            return;
+        };
+        match Socket::attach(socket) {
+            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed }),
+            Err(error) => serving.lost(input, &log, &peer, &error),
+        }
+    }
+}
+
+/// So many connections begin in one turn of a worker, for each listener: those that come by the thousand leave the others
+/// their time.
+const CONNECTIONS_PER_TURN: u32 = 16;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Peers that connect without pause keep tapster from its end no longer than this, and the next process from its address.
+const BACKLOG_TIME: Duration = Duration::from_secs(1);
+/// At the end a backlog without a connection for so long is empty.
+const BACKLOG_QUIET: Duration = Duration::from_millis(10);
+/// At the end no other worker hands over a connection any more after so long.
+const MAILBOX_QUIET: Duration = Duration::from_millis(30);
