@@ -167,12 +167,6 @@ impl Relay {
             tell_epoll(&reason);
         }
         let count = placement::worker_count(config.workers);
-        let mut estate = predecessor.map(Predecessor::take).transpose().map_err(StartError::TakeOver)?;
-        let bound = match &mut estate {
-            None => bind_all(&config, count)?,
-            Some(estate) => take_and_bind(&config, estate, count)
-                .inspect_err(|error| estate.predecessor.refuse(true, &error.to_string()))?,
-        };
         let relay = Scope::root("relay");
         let scopes = Scopes {
             inputs: relay.child("inputs"),
@@ -194,7 +188,18 @@ impl Relay {
             (&scopes.relay, &scopes.inputs),
             first_input,
         );
-        let workers = workers.inspect_err(|_| scopes.relay.end())?;
+        let workers = workers.inspect_err(|error| {
+            scopes.relay.end();
+            predecessor.iter().for_each(|predecessor| predecessor.refuse(false, &error.to_string()));
+        })?;
+        let estate = predecessor.map(Predecessor::take).transpose().map_err(StartError::TakeOver);
+        let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
+        let bound = match &mut estate {
+            None => bind_all(&config, count),
+            Some(estate) => take_and_bind(&config, estate, count)
+                .inspect_err(|error| estate.predecessor.refuse(true, &error.to_string())),
+        };
+        let bound = bound.inspect_err(|_| scopes.relay.end())?;
         let around = Surroundings {
             workers: count,
             scope: scopes.outputs.clone(),

@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::fs::MemfdFlags;
+use rustix::io::retry_on_intr;
 use rustix::net::AddressFamily;
 use rustix::net::RecvAncillaryBuffer;
 use rustix::net::RecvAncillaryMessage;
@@ -96,7 +97,8 @@ impl Passing {
         }
         SockRef::from(&self.0).set_write_timeout(Some(timeout.max(TIMEOUT_MIN)))?;
         let len = (body.len() as u64).to_be_bytes();
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(&len)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        let pieces = [IoSlice::new(&len)];
+        retry_on_intr(|| rustix::net::sendmsg(&self.0, &pieces, &mut ancillary, SendFlags::NOSIGNAL))?;
         Ok(())
     }
 
@@ -111,8 +113,9 @@ impl Passing {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut len = [0; 8];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received =
-            rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut len)], &mut ancillary, flags)?;
+        let received = retry_on_intr(|| {
+            rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut len)], &mut ancillary, flags)
+        })?;
         let mut descriptors = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {

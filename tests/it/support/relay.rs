@@ -184,8 +184,9 @@ impl TestRelay {
     pub(crate) fn upgrade(mut self, config: RelayConfig) -> Self {
         let (successor, inherited) = Successor::new().expect("a socket");
         let new = thread::spawn(move || Relay::take_over(config, Predecessor::inherited(inherited).unwrap()));
-        self.relay.hand_over(&successor).unwrap_or_else(|error| panic!("the hand-over: {error}"));
+        let handed_over = self.relay.hand_over(&successor);
         let relay = new.join().unwrap().unwrap_or_else(|error| panic!("the new relay: {error}"));
+        handed_over.unwrap_or_else(|error| panic!("the hand-over: {error}"));
         self.relay.let_go(&successor).unwrap_or_else(|error| panic!("the end of the old relay: {error}"));
         Self { relay }
     }
