@@ -109,7 +109,7 @@ impl<S: Storage> Spool<S> {
         self.progress.acknowledged()
     }
 
-    /// Bytes on disk.
+    /// Bytes on disk, except those of the cursor file: 4160 at most.
     pub fn bytes(&self) -> u64 {
         self.log.bytes()
     }

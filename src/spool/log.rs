@@ -33,7 +33,7 @@ pub(super) struct Log<S: Storage> {
     config: SpoolConfig,
     files: LogFiles,
     open: Option<OpenSegment<S::File>>,
-    /// Bytes of all files on disk.
+    /// Bytes of all files on disk, except the cursor file.
     bytes: u64,
     /// The clock was set: the open segment takes no more records, so that each segment has one clock.
     clock_moved: bool,
@@ -86,7 +86,7 @@ impl<S: Storage> Log<S> {
         &self.config
     }
 
-    /// Bytes of all files on disk.
+    /// Bytes of all files on disk, except the cursor file.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -151,7 +151,7 @@ impl<S: Storage> Log<S> {
             };
             // Room is reserved only where `min_free` leaves enough of it.
             let free = self.storage.free_bytes().unwrap_or(0);
-            let len = self.config.segment_len().min(self.config.max.saturating_sub(self.bytes));
+            let len = self.config.segment_len().min(self.limit_room());
             if free > self.config.min_free.saturating_add(2 * self.config.segment_len()) {
                 open.reserve(&self.storage, len);
             }

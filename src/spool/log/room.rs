@@ -1,5 +1,6 @@
 //! What a log has room for: within `max`, beyond `min_free`, and in a segment.
 
+use crate::spool::cursor::CURSOR_FILE_LEN;
 use crate::spool::log::AGE_STEPS;
 use crate::spool::log::Log;
 use crate::spool::moment::Moment;
@@ -32,9 +33,14 @@ impl<S: Storage> Log<S> {
         batches.get(..count).unwrap_or_default()
     }
 
+    /// Bytes that the files of the log may have: `max` holds for the cursor file too.
+    pub(in crate::spool) fn bytes_max(&self) -> u64 {
+        self.config.max.saturating_sub(CURSOR_FILE_LEN as u64)
+    }
+
     /// Bytes that `max` leaves.
-    fn limit_room(&self) -> u64 {
-        self.config.max.saturating_sub(self.bytes)
+    pub(super) fn limit_room(&self) -> u64 {
+        self.bytes_max().saturating_sub(self.bytes)
     }
 
     /// Bytes that the disk has beyond `min_free`.
