@@ -168,6 +168,7 @@ impl<S: Storage> Spool<S> {
         self.follow_clock(now);
         if self.look_due <= now.instant {
             self.look_due = now.instant + LOOK_INTERVAL;
+            self.log.ask_disk_again();
             self.look_at_folder()?;
         }
         if self.durability.take_retry(now) {

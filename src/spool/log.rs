@@ -7,8 +7,6 @@ mod room;
 use std::collections::VecDeque;
 use std::io;
 
-use rustix::io::Errno;
-
 use crate::batch::position::LogPosition;
 use crate::protocol::ContentType;
 use crate::spool::config::SpoolConfig;
@@ -17,6 +15,7 @@ use crate::spool::error::SpoolError;
 use crate::spool::moment::Moment;
 use crate::spool::numbered::NumberedBatch;
 use crate::spool::open_segment::OpenSegment;
+use crate::spool::refusal::Refusal;
 use crate::spool::segment::Segment;
 use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::segment_name;
@@ -35,6 +34,8 @@ pub(super) struct Log<S: Storage> {
     open: Option<OpenSegment<S::File>>,
     /// Bytes of all files on disk, except the cursor file.
     bytes: u64,
+    /// The disk took no more although it showed room.
+    refusal: Option<Refusal>,
     /// The clock was set: the open segment takes no more records, so that each segment has one clock.
     clock_moved: bool,
 }
@@ -75,7 +76,15 @@ impl<S: Storage> Log<S> {
     pub(super) fn new(storage: S, config: SpoolConfig, files: LogFiles) -> Self {
         let segments = files.segments.iter().map(|segment| segment.len).sum::<u64>();
         let aside = files.aside.iter().map(|entry| entry.len).sum::<u64>();
-        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside), clock_moved: false }
+        Self {
+            storage,
+            config,
+            files,
+            open: None,
+            bytes: segments.saturating_add(aside),
+            refusal: None,
+            clock_moved: false,
+        }
     }
 
     pub(super) fn storage(&self) -> &S {
@@ -338,12 +347,6 @@ impl<S: Storage> Log<S> {
     pub(super) fn begin_segments_at(&mut self, number: u64) {
         self.files.segment_next = self.files.segment_next.max(number);
     }
-}
-
-/// Whether an error says that room would help.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
 /// A segment takes frames for this part of the time that they are kept.
