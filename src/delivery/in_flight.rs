@@ -281,7 +281,11 @@ impl InFlight {
                 shared.unexplained_break();
             } else if by_peer {
                 let got_a_part = self.stream_written > first_at;
+                let sent = first.batch.sent_frames();
                 refuse_after_breaks(first, got_a_part && !has_arrived(first_end), shared);
+                if let Some(account) = &self.account {
+                    account.unacknowledged(i64::from(first.batch.sent_frames()) - i64::from(sent));
+                }
             }
         }
         if items

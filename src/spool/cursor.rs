@@ -176,7 +176,8 @@ pub(super) const CURSOR_NAME: &str = "cursor";
 
 /// Each slot has a block of its own: a write that is torn spoils one.
 const SLOTS_AT: [u64; 2] = [0, 4096];
-const CURSOR_FILE_LEN: usize = 4096 + CursorSlot::LEN;
+/// Length of the file once both slots were written, in bytes.
+pub(super) const CURSOR_FILE_LEN: usize = 4096 + CursorSlot::LEN;
 const MAGIC: &[u8; 8] = b"tapcurs1";
 const MAGIC_WITHOUT_VERSION: &[u8; 7] = b"tapcurs";
 const CRC_AT: usize = CursorSlot::LEN - 4;

@@ -109,7 +109,7 @@ impl<S: Storage> Spool<S> {
         self.progress.acknowledged()
     }
 
-    /// Bytes on disk.
+    /// Bytes on disk, except those of the cursor file: 4160 at most.
     pub fn bytes(&self) -> u64 {
         self.log.bytes()
     }
@@ -168,6 +168,7 @@ impl<S: Storage> Spool<S> {
         self.follow_clock(now);
         if self.look_due <= now.instant {
             self.look_due = now.instant + LOOK_INTERVAL;
+            self.log.ask_disk_again();
             self.look_at_folder()?;
         }
         if self.durability.take_retry(now) {

@@ -7,8 +7,6 @@ mod room;
 use std::collections::VecDeque;
 use std::io;
 
-use rustix::io::Errno;
-
 use crate::batch::position::LogPosition;
 use crate::protocol::ContentType;
 use crate::spool::config::SpoolConfig;
@@ -17,6 +15,7 @@ use crate::spool::error::SpoolError;
 use crate::spool::moment::Moment;
 use crate::spool::numbered::NumberedBatch;
 use crate::spool::open_segment::OpenSegment;
+use crate::spool::refusal::Refusal;
 use crate::spool::segment::Segment;
 use crate::spool::segment::SegmentHeader;
 use crate::spool::segment::segment_name;
@@ -33,8 +32,10 @@ pub(super) struct Log<S: Storage> {
     config: SpoolConfig,
     files: LogFiles,
     open: Option<OpenSegment<S::File>>,
-    /// Bytes of all files on disk.
+    /// Bytes of all files on disk, except the cursor file.
     bytes: u64,
+    /// The disk took no more although it showed room.
+    refusal: Option<Refusal>,
     /// The clock was set: the open segment takes no more records, so that each segment has one clock.
     clock_moved: bool,
 }
@@ -75,7 +76,15 @@ impl<S: Storage> Log<S> {
     pub(super) fn new(storage: S, config: SpoolConfig, files: LogFiles) -> Self {
         let segments = files.segments.iter().map(|segment| segment.len).sum::<u64>();
         let aside = files.aside.iter().map(|entry| entry.len).sum::<u64>();
-        Self { storage, config, files, open: None, bytes: segments.saturating_add(aside), clock_moved: false }
+        Self {
+            storage,
+            config,
+            files,
+            open: None,
+            bytes: segments.saturating_add(aside),
+            refusal: None,
+            clock_moved: false,
+        }
     }
 
     pub(super) fn storage(&self) -> &S {
@@ -86,7 +95,7 @@ impl<S: Storage> Log<S> {
         &self.config
     }
 
-    /// Bytes of all files on disk.
+    /// Bytes of all files on disk, except the cursor file.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -151,7 +160,7 @@ impl<S: Storage> Log<S> {
             };
             // Room is reserved only where `min_free` leaves enough of it.
             let free = self.storage.free_bytes().unwrap_or(0);
-            let len = self.config.segment_len().min(self.config.max.saturating_sub(self.bytes));
+            let len = self.config.segment_len().min(self.limit_room());
             if free > self.config.min_free.saturating_add(2 * self.config.segment_len()) {
                 open.reserve(&self.storage, len);
             }
@@ -338,12 +347,6 @@ impl<S: Storage> Log<S> {
     pub(super) fn begin_segments_at(&mut self, number: u64) {
         self.files.segment_next = self.files.segment_next.max(number);
     }
-}
-
-/// Whether an error says that room would help.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
 /// A segment takes frames for this part of the time that they are kept.

@@ -112,6 +112,7 @@ mod read_head;
 mod reading_end;
 mod record;
 mod recovery;
+mod refusal;
 pub(crate) mod reports;
 mod scan;
 mod segment;

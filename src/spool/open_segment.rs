@@ -45,6 +45,14 @@ impl<F> OpenSegment<F> {
         let _ = storage.reserve(&self.file, len);
     }
 
+    /// Whether the disk has room for a segment of `len` bytes: reserves it.
+    ///
+    /// # Errors
+    /// What the system says: nothing is known where the file system cannot reserve room.
+    pub(super) fn has_room<S: Storage<File = F>>(&self, storage: &S, len: u64) -> io::Result<()> {
+        storage.reserve(&self.file, len)
+    }
+
     /// Writes batches to the end of the segment, as one write. Returns where each begins.
     ///
     /// # Errors

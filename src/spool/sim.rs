@@ -38,6 +38,8 @@ struct Sim {
     dead_after: Option<u64>,
     /// Bytes that all files together may have.
     capacity: Option<u64>,
+    /// The same, and nobody sees it before it is reached.
+    quota: Option<u64>,
     failures: u64,
     time: u64,
     meanwhile: Meanwhile,
@@ -111,6 +113,11 @@ impl SimFolder {
     /// Limits the bytes of all files together; writes beyond fail with `ENOSPC`.
     pub fn limit(&self, bytes: Option<u64>) {
         self.sim().capacity = bytes;
+    }
+
+    /// Limits the bytes of all files together as a quota does: writes beyond fail with `EDQUOT`, and the disk shows room.
+    pub fn quota(&self, bytes: Option<u64>) {
+        self.sim().quota = bytes;
     }
 
     /// The folder as a power cut leaves it: another folder, all of it durable. What was written and not synced is there
@@ -305,15 +312,17 @@ impl Storage for SimFolder {
         }
         let mut sim = self.sim();
         sim.time += 1;
-        let (time, used, capacity) = (sim.time, sim.bytes(), sim.capacity.unwrap_or(u64::MAX));
+        let (time, used) = (sim.time, sim.bytes());
+        let (capacity, quota) = (sim.capacity.unwrap_or(u64::MAX), sim.quota.unwrap_or(u64::MAX));
         let content = sim.file(*file)?;
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let growth = (offset + bytes.len()).saturating_sub(content.bytes.len());
-        let room = usize::try_from(capacity.saturating_sub(used)).unwrap_or(usize::MAX);
+        let room = usize::try_from(capacity.min(quota).saturating_sub(used)).unwrap_or(usize::MAX);
         let lacking = growth.saturating_sub(room);
         bytes.truncate(bytes.len().saturating_sub(lacking));
         if bytes.is_empty() && lacking > 0 {
-            return fate.and(Err(Errno::NOSPC.into()));
+            let errno = if quota < capacity { Errno::DQUOT } else { Errno::NOSPC };
+            return fate.and(Err(errno.into()));
         }
         let end = offset + bytes.len();
         if content.bytes.len() == offset {
@@ -326,8 +335,11 @@ impl Storage for SimFolder {
         fate.map(|()| bytes.len())
     }
 
-    fn reserve(&self, _: &SimFile, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, file: &SimFile, len: u64) -> io::Result<()> {
+        let mut sim = self.sim();
+        let (used, quota) = (sim.bytes(), sim.quota.unwrap_or(u64::MAX));
+        let growth = len.saturating_sub(sim.file(*file)?.bytes.len() as u64);
+        if used.saturating_add(growth) > quota { Err(Errno::DQUOT.into()) } else { Ok(()) }
     }
 
     fn truncate(&self, file: &SimFile, len: u64) -> io::Result<()> {

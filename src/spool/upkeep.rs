@@ -50,7 +50,7 @@ impl<S: Storage> Spool<S> {
 
     /// Drops the oldest frames as long as there are more bytes than the spool may hold: `max` was higher when they were stored.
     fn drop_some_beyond_max(&mut self, now: Moment) -> Result<bool, SpoolError> {
-        let max = self.log.config().max;
+        let max = self.log.bytes_max();
         for _ in 0..STEP {
             if self.log.bytes() <= max {
                 return Ok(false);

@@ -1,6 +1,6 @@
 //! Whether the folder of a spool, and its files, are still where they were: others may remove or replace them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use crate::batch::connection::ConnectionId;
 use crate::batch::position::LogPosition;
@@ -21,7 +21,7 @@ impl<S: Storage> Spool<S> {
         }
     }
 
-    /// Looks at the folder and its files. Frames of files that are gone count as lost, unless they are in memory.
+    /// Looks at the folder and its files. Frames of files that are gone, or were cut, count as lost, unless they are in memory.
     ///
     /// # Errors
     /// [`SpoolError::Away`] and [`SpoolError::Gone`]; [`SpoolError::Io`]: nothing is known.
@@ -34,11 +34,14 @@ impl<S: Storage> Spool<S> {
             self.durability.lose_segment(&mut self.log);
         }
         let entries = self.log.storage().list().map_err(SpoolError::io("list", "the folder"))?;
-        let names: HashSet<String> = entries.into_iter().map(|entry| entry.name).collect();
+        let files = entries.into_iter().filter(|entry| entry.regular);
+        let files: HashMap<String, u64> = files.map(|entry| (entry.name, entry.len)).collect();
         // What is written and not synced is in memory too.
         let in_memory = self.durability.first().unwrap_or(self.log.head());
-        let unread = self.read_head.position().frame_seq;
-        for frames in self.log.forget_missing(&names) {
+        let unread = self.read_head.position().frame_seq.max(self.progress.acknowledged().frame_seq);
+        let mut missing = self.log.forget_missing(&files);
+        missing.extend(self.log.shorten_cut(&files));
+        for frames in missing {
             self.missing.insert(frames.start..frames.end.min(in_memory));
             let lost = frames.start.max(unread)..frames.end.min(in_memory);
             if !lost.is_empty() {

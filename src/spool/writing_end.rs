@@ -9,12 +9,12 @@ use crate::spool::appended::Appended;
 use crate::spool::config::OnFull;
 use crate::spool::disk_queue::Spool;
 use crate::spool::error::SpoolError;
-use crate::spool::log::is_full;
 use crate::spool::loss::LossReason;
 use crate::spool::moment::Moment;
 use crate::spool::numbered::ArrivingBatch;
 use crate::spool::numbered::NumberedBatch;
 use crate::spool::numbered::record_len;
+use crate::spool::refusal::is_full;
 use crate::spool::storage::Storage;
 
 impl<S: Storage> Spool<S> {
@@ -67,7 +67,9 @@ impl<S: Storage> Spool<S> {
                         appended.positions.extend(positions);
                         continue;
                     }
-                    Err(error) if is_full(&error) && self.undo_write(run.len()) => {}
+                    Err(error) if is_full(&error) && self.undo_write(run.len()) => {
+                        self.log.note_refusal(rest.first().map_or(0, |(_, first)| record_len(first)), &error);
+                    }
                     Err(_) => {
                         self.durability.lose_segment(&mut self.log);
                         let positions = self.find_home(now)?;
@@ -155,15 +157,22 @@ impl<S: Storage> Spool<S> {
         }
     }
 
-    /// Length of the record of a batch that was not stored, if `min_free` is the reason: `max` has room for it.
-    pub(super) fn kept_out_by_min_free(&self, batch: &FrameBatch) -> Option<u64> {
-        let len = Some(record_len(batch)).filter(|_| self.log.config().min_free > 0);
-        len.filter(|len| self.log.limits_have_room_for(*len) && !self.log.disk_has_room_for(*len))
+    /// Length of the record of a batch, if the disk is the reason that it cannot be stored, or not without a loss: `max` has room
+    /// for it.
+    pub(super) fn kept_out_by_disk(&self, batch: &FrameBatch) -> Option<u64> {
+        let len = record_len(batch);
+        let short = || self.log.config().min_free > 0 && !self.log.disk_has_room_for(len);
+        (self.log.limits_have_room_for(len) && (self.disk_refusal().is_some() || short())).then_some(len)
     }
 
     /// Whether the disk has room for a record of this length.
     pub(super) fn disk_has_room_for(&self, record_len: u64) -> bool {
-        self.log.disk_has_room_for(record_len)
+        self.disk_refusal().is_none() && self.log.disk_has_room_for(record_len)
+    }
+
+    /// Why the disk takes no more although it shows room; `None` where it takes more.
+    pub(super) fn disk_refusal(&self) -> Option<&str> {
+        self.log.refusal()
     }
 
     // Durability.

@@ -452,3 +452,46 @@ fn a_spool_tells_where_batches_came_from() {
     drop(spool);
     assert_eq!(read(&mut open(&folder, &config, clock.now()).unwrap()), connections);
 }
+
+/// Others cut closed segments: within their records, within the header, to nothing. Nobody has to read them to find out.
+#[test]
+fn a_closed_segment_that_others_cut_is_noticed_before_it_is_read() {
+    for left in [3, 1, 0] {
+        let (folder, mut clock, mut books) = (SimFolder::new(), Clock::new(), Books::default());
+        let mut spool = open(&folder, &small(SyncPolicy::Batch, OnFull::Block), clock.now()).unwrap();
+        let mut positions = Vec::new();
+        for _ in 0..40 {
+            let batch = books.batch(2, 2000, clock.now());
+            positions.extend(books.append(&mut spool, &[batch], clock.now()).unwrap().positions);
+        }
+        let first = books.read(&mut spool, clock.now()).unwrap().expect("the first batch");
+        let of_segment = |number: u64| {
+            positions.iter().copied().filter(move |at| at.segment() == number).collect::<Vec<_>>()
+        };
+        // Cut behind this many records.
+        let (whole, cut) = (of_segment(1), of_segment(2));
+        let len = cut.get(left).filter(|_| left > 0).map_or(100, |at| at.offset() + 10);
+        let name = format!("seg-{:016x}.fsr", 2);
+        let mut bytes = folder.content(&name).unwrap();
+        bytes.truncate(usize::try_from(len).unwrap());
+        folder.put(&name, bytes);
+        clock.advance(Duration::from_secs(1));
+        spool.handle_timeout(clock.now()).unwrap();
+        books.losses(&mut spool);
+        let lost = 2 * (cut.len() - left) as u64;
+        assert_eq!(books.lost.get("spool_damaged"), Some(&lost), "{left} records are left");
+        books.balance(&spool);
+        assert!(spool.bytes() < folder.bytes() && spool.bytes() + 5000 > folder.bytes());
+        books.acknowledged += spool.acknowledge(first, clock.now());
+        while let Some(position) = books.read(&mut spool, clock.now()).unwrap() {
+            books.acknowledged += spool.acknowledge(position, clock.now());
+        }
+        assert_eq!(
+            (books.missing(), books.lost(), spool.frames()),
+            (lost, lost, 0),
+            "{left} records are left"
+        );
+        books.balance(&spool);
+        assert!(whole.len() > 3 && cut.len() > 3);
+    }
+}

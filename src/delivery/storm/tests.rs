@@ -78,7 +78,7 @@ enum Fault {
 }
 
 #[test]
-#[should_panic(expected = "frames_received: 4")]
+#[should_panic(expected = "frames_received: 1, frames_sent: 2")]
 fn a_frame_that_is_counted_twice_is_seen() {
     storm_with(Fault::CountTwice(0));
 }
@@ -150,6 +150,8 @@ struct Storm {
     serial: u64,
     delivery: DeliveryMachine,
     account: Arc<OutputAccount>,
+    /// Of the members of a group.
+    accounts: Vec<Arc<MemberAccount>>,
     budget: Arc<Budget>,
     queue: VecDeque<Batch>,
     source_closed: bool,
@@ -157,8 +159,8 @@ struct Storm {
     streams: BTreeMap<StreamId, Stream>,
     connecting: BTreeSet<StreamId>,
     frames: u64,
-    /// Of each frame: the connection that it came from.
-    origins: Vec<u32>,
+    /// Of each frame: the connection that it came from, and when.
+    origins: Vec<(u32, Instant)>,
     /// The streams that have wholly got a frame, in this order.
     got: BTreeMap<u64, Vec<StreamId>>,
     /// What the spool may forget.
@@ -210,7 +212,7 @@ impl Storm {
             queue_max,
             held_max: queue_max / 2,
             write_len_max: random.usize(1..400),
-            max_age: None,
+            max_age: (random.u32(0..3) == 0).then(|| Duration::from_millis(random.u64(20..1500))),
             seed,
         };
         let fair = random.u32(0..4) == 0;
@@ -241,6 +243,7 @@ impl Storm {
             serial: 0,
             delivery,
             account,
+            accounts,
             budget,
             queue: VecDeque::new(),
             source_closed: false,
@@ -340,7 +343,7 @@ impl Storm {
         let frames = FrameBatch::from_payloads(payloads, self.now).unwrap();
         let position = LogPosition { segment: 1, offset: self.frames, frame_seq: self.frames };
         let connection = self.random.u32(0..3);
-        self.origins.extend((0..count).map(|_| connection));
+        self.origins.extend((0..count).map(|_| (connection, self.now)));
         self.frames += count;
         let permit = self.budget.reserve_anyway(charge(frames.byte_len()));
         let custody = Custody::admit(Arc::clone(&self.account), permit, frames.frames());
@@ -387,6 +390,7 @@ impl Storm {
         }
         let now = ledger(&self.account);
         assert!(now.balances(), "{now:?}");
+        assert!(self.unacknowledged_by_members() <= now.frames_unacknowledged, "{now:?}");
         self.check_waits();
     }
 }

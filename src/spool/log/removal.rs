@@ -1,6 +1,6 @@
 //! What goes from a log: segments that tapster removes or sets aside, and those that others have removed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 
@@ -8,10 +8,12 @@ use crate::batch::position::LogPosition;
 use crate::spool::aside::set_aside;
 use crate::spool::error::SpoolError;
 use crate::spool::log::Log;
+use crate::spool::segment::Segment;
 use crate::spool::segment::segment_name;
 use crate::spool::segment::segment_start;
 use crate::spool::storage::Entry;
 use crate::spool::storage::Storage;
+use crate::spool::summary::Summary;
 
 impl<S: Storage> Log<S> {
     /// The place behind the oldest `count` segments; `None` where so many cannot be removed: the open one cannot.
@@ -99,16 +101,15 @@ impl<S: Storage> Log<S> {
         Ok(!open.has_name(&self.storage, &segment_name(segment.number), segment.len)?)
     }
 
-    /// Forgets the segments whose names are not among these. Returns the numbers of their frames.
-    pub(in crate::spool) fn forget_missing(&mut self, names: &HashSet<String>) -> Vec<Range<u64>> {
+    /// Forgets the segments that are not among these files. Returns the numbers of their frames.
+    pub(in crate::spool) fn forget_missing(&mut self, files: &HashMap<String, u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         for index in (0..self.files.segments.len()).rev() {
             let Some(segment) = self.files.segments.get(index) else { continue };
-            if names.contains(&segment_name(segment.number)) {
+            if files.contains_key(&segment_name(segment.number)) {
                 continue;
             }
-            let end = self.files.segments.get(index + 1).map_or(self.files.head, |next| next.frame_seq);
-            missing.push(segment.frame_seq..end);
+            missing.push(segment.frame_seq..self.frames_end(index));
             self.bytes -= segment.len;
             if index + 1 == self.files.segments.len() {
                 self.open = None;
@@ -117,4 +118,37 @@ impl<S: Storage> Log<S> {
         }
         missing
     }
+
+    /// Number of the frame after the last one that the segment of this index alone has.
+    fn frames_end(&self, index: usize) -> u64 {
+        self.files.segments.get(index + 1).map_or(self.files.head, |next| next.frame_seq)
+    }
+
+    /// Shortens the closed segments that are longer than their files: others have cut these. Returns the numbers of the frames that
+    /// were cut off. Shortens a few at a call, and none that cannot be read now.
+    pub(in crate::spool) fn shorten_cut(&mut self, files: &HashMap<String, u64>) -> Vec<Range<u64>> {
+        let closed = self.files.segments.len() - usize::from(self.open.is_some());
+        let cut = |(index, segment): (usize, &Segment)| {
+            let len = *files.get(&segment_name(segment.number))?;
+            (len < segment.len).then_some((index, segment.number, segment.frame_seq, len))
+        };
+        let segments = self.files.segments.iter().enumerate().take(closed);
+        let cut: Vec<_> = segments.filter_map(cut).take(CUT_MAX).collect();
+        let mut missing = Vec::new();
+        for (index, number, frame_seq, len) in cut {
+            let file = self.storage.open(&segment_name(number));
+            let Ok(left) = file.and_then(|file| Summary::read(&self.storage, &file, number, len)) else {
+                continue;
+            };
+            missing.push(left.end.max(frame_seq)..self.frames_end(index));
+            if let Some(segment) = self.files.segments.get_mut(index) {
+                self.bytes -= segment.len - len;
+                (segment.len, segment.damaged) = (len, true);
+            }
+        }
+        missing
+    }
 }
+
+/// Segments that are read anew at once because others have cut them.
+const CUT_MAX: usize = 4;

@@ -1,5 +1,8 @@
 //! What a log has room for: within `max`, beyond `min_free`, and in a segment.
 
+use std::io;
+
+use crate::spool::cursor::CURSOR_FILE_LEN;
 use crate::spool::log::AGE_STEPS;
 use crate::spool::log::Log;
 use crate::spool::moment::Moment;
@@ -7,6 +10,8 @@ use crate::spool::moment::nanos;
 use crate::spool::numbered::ArrivingBatch;
 use crate::spool::numbered::record_len;
 use crate::spool::record::RecordHeader;
+use crate::spool::refusal::Refusal;
+use crate::spool::refusal::is_full;
 use crate::spool::segment::SEGMENT_HEADER_LEN;
 use crate::spool::storage::Storage;
 
@@ -32,14 +37,44 @@ impl<S: Storage> Log<S> {
         batches.get(..count).unwrap_or_default()
     }
 
-    /// Bytes that `max` leaves.
-    fn limit_room(&self) -> u64 {
-        self.config.max.saturating_sub(self.bytes)
+    /// Bytes that the files of the log may have: `max` holds for the cursor file too.
+    pub(in crate::spool) fn bytes_max(&self) -> u64 {
+        self.config.max.saturating_sub(CURSOR_FILE_LEN as u64)
     }
 
-    /// Bytes that the disk has beyond `min_free`.
+    /// Bytes that `max` leaves.
+    pub(super) fn limit_room(&self) -> u64 {
+        self.bytes_max().saturating_sub(self.bytes)
+    }
+
+    /// Bytes that the disk has beyond `min_free`, and within what it held when it refused to take more.
     fn disk_room(&self) -> u64 {
-        self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free)
+        let shown = self.storage.free_bytes().unwrap_or(u64::MAX).saturating_sub(self.config.min_free);
+        self.refusal.as_ref().map_or(shown, |refusal| shown.min(refusal.bytes.saturating_sub(self.bytes)))
+    }
+
+    /// Notes that the disk took no batch of this length, and that it has no room beyond what the log has now.
+    pub(in crate::spool) fn note_refusal(&mut self, record_len: u64, error: &io::Error) {
+        self.refusal = Some(Refusal { bytes: self.bytes, record_len, reason: error.to_string() });
+    }
+
+    /// Why the disk takes no more although it shows room; `None` where it takes more.
+    pub(in crate::spool) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_ref().map(|refusal| refusal.reason.as_str())
+    }
+
+    /// Asks the disk again that took no more: whether the open segment may have what was removed since, a segment at most, and what
+    /// the disk did not take. Without an open segment, the next write asks.
+    pub(in crate::spool) fn ask_disk_again(&mut self) {
+        let Some(refusal) = &self.refusal else { return };
+        if let (Some(open), Some(segment)) = (&self.open, self.files.segments.back()) {
+            let removed = refusal.bytes.saturating_sub(self.bytes).min(self.config.segment_len());
+            let len = segment.len + removed + refusal.record_len + SEGMENT_OVERHEAD;
+            if open.has_room(&self.storage, len).is_err_and(|error| is_full(&error)) {
+                return;
+            }
+        }
+        self.refusal = None;
     }
 
     /// Whether the disk has room for a record of `record_len` bytes in a segment of its own.

@@ -154,9 +154,10 @@ impl<S: Storage> Stage<S> {
         }
         drop(arrived);
         self.count_lost(acknowledged, frames_dropped);
-        if stored > 0 && all_kept {
+        let refused = self.spool.as_ref().is_some_and(|spool| spool.disk_refusal().is_some());
+        if stored > 0 && all_kept && !refused {
             self.works(now);
-        } else if let Some((_, left)) = arriving.get(stored) {
+        } else if let Some((_, left)) = arriving.get(stored).or(arriving.last()) {
             self.look_for_short_disk(left, now);
         }
         settled > 0

@@ -138,9 +138,9 @@ impl<S: Storage> Stage<S> {
         }
     }
 
-    /// Notes that a batch was not stored, if `min_free` is the reason and not another limit of the spool.
+    /// Notes that a batch was not stored, or not without a loss, if the disk is the reason and not a limit of the spool.
     pub(super) fn look_for_short_disk(&mut self, first: &FrameBatch, now: Moment) {
-        let Some(len) = self.spool.as_ref().and_then(|spool| spool.kept_out_by_min_free(first)) else {
+        let Some(len) = self.spool.as_ref().and_then(|spool| spool.kept_out_by_disk(first)) else {
             return;
         };
         if self.short_of_disk.replace((now.instant + RETRY_PAUSE, len)).is_some() {
@@ -148,13 +148,19 @@ impl<S: Storage> Stage<S> {
         }
         let SpoolSettings { folder, config } = &self.config.settings;
         let (folder, min_free) = (folder.display(), config.min_free);
-        let words =
-            format!("the disk of the spool {folder} has no room: min_free keeps {min_free} bytes of it free");
-        self.tell_degraded(
-            &words,
-            "tapster stores again when it has room: free space, or lower `min_free`",
-            now,
-        );
+        let (words, what_next) = match self.spool.as_ref().and_then(Spool::disk_refusal) {
+            Some(error) => (
+                format!("the disk of the spool {folder} takes no more, although it shows room: {error}"),
+                "tapster asks the disk again every second: free space, or raise the quota",
+            ),
+            None => (
+                format!(
+                    "the disk of the spool {folder} has no room: min_free keeps {min_free} bytes of it free"
+                ),
+                "tapster stores again when it has room: free space, or lower `min_free`",
+            ),
+        };
+        self.tell_degraded(&words, what_next, now);
     }
 
     /// Looks whether the disk has room again.

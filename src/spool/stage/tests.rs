@@ -116,6 +116,8 @@ struct Weather {
     /// Percent of the steps in which a thing happens.
     disk_fails: u32,
     disk_fills: u32,
+    /// A disk that is full shows room all the same.
+    quota: bool,
     disk_hangs: u32,
     lane_fails: u32,
     lane_refuses: u32,
@@ -194,6 +196,7 @@ impl Storm {
             in_order: random.bool(),
             disk_fails,
             disk_fills,
+            quota: seed % 8 == 7, // the storms that have found faults are as they were
             disk_hangs,
             lane_fails,
             lane_refuses,
@@ -271,7 +274,7 @@ impl Storm {
     /// One run of tapster on the folder; the last one has a sound disk and a lane that takes everything.
     fn live(&mut self, stores_all: bool, last: bool) {
         let failures = self.folder.heal();
-        self.folder.limit(None);
+        self.limit_disk(None);
         self.folder.meanwhile(None);
         OPEN_FAILS.set(0);
         if last {
@@ -457,4 +460,41 @@ fn a_stage_that_fails_counts_what_was_on_its_way_to_the_disk() {
     assert!(ledger.balances(), "{ledger:?}");
     life.front.abandon();
     life.back.abandon();
+}
+
+/// A quota is reached, or the rest of the disk is for root: statvfs says nothing of it.
+#[test]
+fn a_disk_that_takes_no_more_although_it_shows_room_is_told_and_asked_again() {
+    for on_full in [OnFull::Block, OnFull::DropNewest, OnFull::DropOldest] {
+        let mut storm = Storm::new(1);
+        (storm.config.on_full, storm.config.sync) = (on_full, SyncPolicy::Batch);
+        (storm.config.max_age, storm.weather.arrives) = (Duration::from_secs(3600), 100);
+        let mut life = storm.begin_life(true);
+        life.stage.open(storm.now);
+        storm.folder.quota(Some(storm.folder.bytes() + 80_000));
+        // The lane takes nothing.
+        let arrive = |storm: &mut Storm, life: &mut Life| {
+            for _ in 0..2000 {
+                storm.now.instant += Duration::from_millis(1);
+                storm.arrive(life);
+                life.stage.turn(|| storm.now);
+            }
+            ledger(&life.account)
+        };
+        let full = arrive(&mut storm, &mut life);
+        let spool = full.spool.clone().unwrap_or_default();
+        assert!(spool.degraded && spool.bytes > 10_000, "{on_full:?}: {full:?}");
+        assert_eq!(full.frames_dropped.contains_key("spool_full"), on_full != OnFull::Block, "{full:?}");
+        storm.folder.quota(None);
+        storm.now.instant += Duration::from_secs(3);
+        while life.stage.turn(|| storm.now) {}
+        storm.now.instant += Duration::from_secs(3);
+        while life.stage.turn(|| storm.now) {}
+        let after = ledger(&life.account);
+        assert!(!after.spool.clone().unwrap_or_default().degraded, "{on_full:?}: {after:?}");
+        assert!(after.balances() && after.frames_spooled >= full.frames_spooled, "{on_full:?}: {after:?}");
+        life.stage.begin_again();
+        life.front.abandon();
+        life.back.abandon();
+    }
 }

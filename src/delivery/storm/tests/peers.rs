@@ -76,7 +76,10 @@ impl Storm {
         assert!(!state.closed && !state.writing && !state.stopped, "a write too many");
         if state.given.len() == state.written {
             self.delivery.buffers(stream).for_each(|buffer| state.given.extend_from_slice(&buffer));
+            let begun = state.given.get(state.written..).unwrap_or_default().to_vec();
+            self.check_ages(&begun);
         }
+        let state = self.streams.get_mut(&stream).unwrap();
         assert!(state.given.len() > state.written, "a write of nothing");
         state.writing = true;
         if state.written < state.stalls_at {

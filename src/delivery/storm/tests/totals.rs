@@ -13,12 +13,13 @@ pub(super) struct Totals {
     pub(super) frames_twice: u64,
     pub(super) frames_left: u64,
     pub(super) frames_refused: u64,
+    pub(super) frames_too_old: u64,
 }
 
 impl Totals {
-    pub(super) fn kinds(&self) -> [u64; 10] {
+    pub(super) fn kinds(&self) -> [u64; 11] {
         let Self { frames, connected, refused, broken, stalled, finished, .. } = *self;
-        let Self { unanswered, frames_twice, frames_left, frames_refused, .. } = *self;
+        let Self { unanswered, frames_twice, frames_left, frames_refused, frames_too_old, .. } = *self;
         [
             frames,
             connected,
@@ -30,6 +31,7 @@ impl Totals {
             frames_twice,
             frames_left,
             50 * frames_refused,
+            5 * frames_too_old,
         ]
     }
 
@@ -44,5 +46,6 @@ impl Totals {
         self.frames_twice += other.frames_twice;
         self.frames_left += other.frames_left;
         self.frames_refused += other.frames_refused;
+        self.frames_too_old += other.frames_too_old;
     }
 }

@@ -17,10 +17,20 @@ impl Storm {
             self.folder.heal();
         }
         if self.happens(self.weather.disk_fills) {
-            self.folder.limit(Some(self.folder.bytes() + self.random.u64(0..20_000)));
+            let bytes = self.folder.bytes() + self.random.u64(0..20_000);
+            self.limit_disk(Some(bytes));
             self.totals.count("disk_full", 1);
         } else if self.happens(10) {
-            self.folder.limit(None);
+            self.limit_disk(None);
+        }
+    }
+
+    /// Limits the disk, as the disk shows or by a quota.
+    pub(super) fn limit_disk(&self, bytes: Option<u64>) {
+        if self.weather.quota {
+            self.folder.quota(bytes);
+        } else {
+            self.folder.limit(bytes);
         }
     }
 
