@@ -10,6 +10,7 @@
 
 pub mod units;
 
+mod access;
 mod buffer;
 mod conflicts;
 mod delivery;

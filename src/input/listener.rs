@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::rc::Weak;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
 use crate::faults;
 use crate::input::InputConfig;
+use crate::input::admission::Refusal;
+use crate::input::admission::admit;
+use crate::input::gate::Gate;
+use crate::input::gate::Place;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
@@ -58,7 +60,7 @@ pub(crate) struct WorkerInput {
     pub(crate) reader: Arc<ReaderConfig>,
     pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
-    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) scope: Scope,
 }
 
@@ -131,16 +133,17 @@ struct OpenConnection<'a> {
     peer: &'a PeerName,
     end: &'static str,
     counted: ReaderCounters,
+    place: Place,
+    // Connections that were open before it.
+    open_before: usize,
 }
 
 impl<'a> OpenConnection<'a> {
-    /// `None`: there are as many as there may be.
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Result<Self, Self> {
+    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Self {
         input.account.connected();
-        let before = input.open.fetch_add(1, Ordering::Relaxed);
+        let (place, open_before) = input.gate.enter();
         // What is not replaced tells of a task that failed.
-        let connection = Self { input, log, peer, end: "internal", counted: ReaderCounters::default() };
-        if before < input.config.connections_max { Ok(connection) } else { Err(connection) }
+        Self { input, log, peer, end: "internal", counted: ReaderCounters::default(), place, open_before }
     }
 
     /// Counts what the session has left out since the last call.
@@ -161,7 +164,6 @@ impl<'a> OpenConnection<'a> {
 
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
-        self.input.open.fetch_sub(1, Ordering::Relaxed);
         self.input.account.ended(self.end);
     }
 }
@@ -174,18 +176,16 @@ pub(crate) async fn serve(
     log: Arc<ListenerLog>,
     peer: PeerName,
 ) {
-    let mut connection = match OpenConnection::new(&input, &log, &peer) {
-        Ok(connection) => connection,
-        Err(mut refused) => {
-            log.tell(Event::Refused, Some(&peer), || {
-                let max = input.config.connections_max;
-                format!("refused: {max} connections are open; raise `connections_max` of this input")
-            });
-            refused.end = "refused";
+    let mut connection = OpenConnection::new(&input, &log, &peer);
+    let end = match run_session(&readers, &input, socket, &mut connection).await {
+        Ok(end) => end,
+        Err(refusal) => {
+            connection.end = "refused";
+            input.account.rejected(refusal.reason());
+            log.tell(Event::Refused(refusal.reason()), Some(&peer), || format!("refused: {refusal}"));
             return;
         }
     };
-    let end = run_session(&readers, &input, socket, &mut connection).await;
     connection.end = end.name();
     let event = match &end {
         end if end.is_whole() => Event::Ended,
@@ -200,7 +200,8 @@ async fn run_session(
     input: &WorkerInput,
     mut socket: Socket,
     connection: &mut OpenConnection<'_>,
-) -> ReadEnd {
+) -> Result<ReadEnd, Refusal> {
+    admit(&input.config, connection.open_before, &mut connection.place, connection.peer)?;
     let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
     let mut phases = input.scope.phases();
     let drained = async {
@@ -210,12 +211,12 @@ async fn run_session(
     let started = tokio::select! {
         biased;
         started = read::handshake(&mut socket, &mut session) => started,
-        () = drained => return ReadEnd::Drained,
+        () = drained => return Ok(ReadEnd::Drained),
     };
     connection.count(session.counters());
     let started = match started {
         Ok(started) => started,
-        Err(end) => return end,
+        Err(end) => return Ok(end),
     };
     let fanout = Fanout::new(&readers.inlets, started.content_type.as_ref());
     // Its text escapes what is not printable.
@@ -231,7 +232,7 @@ async fn run_session(
     let read_len_max = socket.read_len_max().min(fanout.batch_len_max());
     let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
-        Err(error) => return ReadEnd::Connection(error),
+        Err(error) => return Ok(ReadEnd::Connection(error)),
     };
     let deliver = async |batch: FrameBatch| {
         faults::point("connection", &input.config.name);
@@ -247,7 +248,7 @@ async fn run_session(
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);
     let reading = Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count };
-    read::read_frames(&handle, &mut session, started, reading).await
+    Ok(read::read_frames(&handle, &mut session, started, reading).await)
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.

@@ -1,13 +1,18 @@
 //! Ways in: listeners whose connections run Frame Streams readers.
 
+mod access;
+mod admission;
+pub(crate) mod gate;
 pub(crate) mod listener;
 
 use std::time::Duration;
 
+pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
 use crate::transport::Address;
+pub use crate::transport::SocketFileConfig;
 
 /// One input: where it listens and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +33,10 @@ pub struct InputConfig {
     pub handshake_timeout: Duration,
     /// Connections at the same time; more are closed at once.
     pub connections_max: usize,
-    /// Permission bits of unix sockets; `None` leaves them to the umask.
-    pub socket_mode: Option<u32>,
+    /// Who may connect.
+    pub access: Access,
+    /// Owner and permission bits of unix sockets.
+    pub socket_file: SocketFileConfig,
 }
 
 impl Default for InputConfig {
@@ -43,7 +50,8 @@ impl Default for InputConfig {
             oversize: Oversize::Close,
             handshake_timeout: Duration::from_secs(10),
             connections_max: 10_000,
-            socket_mode: None,
+            access: Access::default(),
+            socket_file: SocketFileConfig::default(),
         }
     }
 }

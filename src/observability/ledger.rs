@@ -27,6 +27,9 @@ pub struct InputLedger {
     pub connections: u64,
     /// Connections open now.
     pub connections_open: u64,
+    /// Connections that were closed without an answer, by reason: `limit`, `limit_address`, `not_allowed`, `peer`,
+    /// `proxy_header`. They are a part of `connections` too, and together `sessions_ended` has them as `refused`.
+    pub connections_rejected: BTreeMap<String, u64>,
     /// Whole data frames taken.
     pub frames: u64,
     /// Their bytes, length words included.

@@ -1,12 +1,12 @@
 //! From configuration to what each worker gets, and to the accounts of it all.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::watch;
 
 use crate::batch::budget::Budget;
 use crate::input::InputConfig;
+use crate::input::gate::Gate;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
 use crate::observability::account::OutputAccount;
@@ -98,7 +98,7 @@ impl Assembly {
             skips_oversize: config.oversize == Oversize::Skip,
         };
         let config = Arc::new(config);
-        let open = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::<Gate>::default();
         for worker in &mut self.workers {
             let account = Arc::<InputAccount>::default();
             entry.accounts.push(Arc::clone(&account));
@@ -106,7 +106,7 @@ impl Assembly {
                 config: Arc::clone(&config),
                 reader: Arc::clone(&reader),
                 account,
-                open: Arc::clone(&open),
+                gate: Arc::clone(&gate),
                 scope: scope.clone(),
             });
         }

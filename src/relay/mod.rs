@@ -433,7 +433,7 @@ fn bind_inputs(inputs: &[InputConfig], workers: usize) -> Result<Vec<(usize, Bou
         }
         let mut others = inputs.iter().flat_map(|input| &input.listen);
         let beside_ipv4 = others.any(|other| other.is_ipv4_beside(address));
-        let bound = listener::bind(address, workers, input.socket_mode, beside_ipv4).map_err(|source| {
+        let bound = listener::bind(address, workers, &input.socket_file, beside_ipv4).map_err(|source| {
             StartError::Listen { input: input.name.clone(), address: address.clone(), source }
         })?;
         all.extend(bound.into_iter().map(|bound| (place, bound)));

@@ -23,6 +23,7 @@ use crate::transport::process::Process;
 use crate::transport::process::read_users;
 use crate::transport::socket::Socket;
 use crate::transport::socket_path::BACKLOG;
+use crate::transport::socket_path::SocketFileConfig;
 use crate::transport::socket_path::SocketPath;
 
 /// An address that is listened on, with one listener for every worker.
@@ -59,12 +60,12 @@ pub(crate) struct BoundListener {
 pub(crate) fn bind(
     address: &Address,
     workers: usize,
-    mode: Option<u32>,
+    file: &SocketFileConfig,
     beside_ipv4: bool,
 ) -> io::Result<Vec<Bound>> {
     match address {
         Address::Tcp { host, port } => bind_tcp(host, *port, workers, beside_ipv4),
-        Address::Unix(path) => Ok(vec![bind_unix(path, workers, mode)?]),
+        Address::Unix(path) => Ok(vec![bind_unix(path, workers, file)?]),
     }
 }
 
@@ -139,9 +140,9 @@ fn tcp_socket(address: SocketAddr, ipv6_only: bool) -> io::Result<socket2::Socke
     Ok(socket)
 }
 
-fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
+fn bind_unix(path: &Path, workers: usize, file: &SocketFileConfig) -> io::Result<Bound> {
     read_users();
-    let (file, listening) = SocketPath::bind(path, workers, mode)?;
+    let (file, listening) = SocketPath::bind(path, workers, file)?;
     let listeners = listening.into_iter().map(|(fd, renewals)| BoundListener {
         fd,
         kind: Kind::Unix,

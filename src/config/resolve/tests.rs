@@ -83,7 +83,8 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
     assert_eq!((config.workers, config.drain_timeout), (2, Duration::from_secs(90)));
     let [resolvers, any] = &config.inputs[..] else { panic!("{config:?}") };
     assert_eq!((resolvers.name.as_str(), resolvers.listen.len()), ("resolvers", 2));
-    assert_eq!((resolvers.socket_mode, resolvers.connections_max), (Some(0o660), 50));
+    assert_eq!((resolvers.socket_file.mode, resolvers.connections_max), (Some(0o660), 50));
+    assert_eq!((resolvers.access.allow.len(), resolvers.access.allow_users.len()), (2, 2));
     assert_eq!(any.content_types, ContentTypes::Any);
     let [siem, archive] = &config.outputs[..] else { panic!("{config:?}") };
     assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
@@ -121,7 +122,7 @@ fn a_query_carries_the_keys_of_a_file() {
     ).unwrap();
     let ContentTypes::Only(types) = &config.inputs[0].content_types else { panic!("{config:?}") };
     assert_eq!((config.inputs[0].name.as_str(), types.len()), ("a b", 2));
-    assert_eq!((config.inputs[0].unidirectional, config.inputs[0].socket_mode), (false, Some(0o600)));
+    assert_eq!((config.inputs[0].unidirectional, config.inputs[0].socket_file.mode), (false, Some(0o600)));
     let [siem, hourly] = &config.outputs[..] else { panic!("{config:?}") };
     assert_eq!(siem.name, "tcp://10.0.0.5:6000");
     assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
@@ -430,7 +431,13 @@ const EVERY_KEY: &str = r#"
         oversize = "skip"
         handshake_timeout = "5s"
         connections_max = 50
+        connections_max_per_address = 5
+        allow = ["10.0.0.0/8", "2001:db8::1"]
+        allow_users = ["root", 53]
+        allow_groups = "root"
         socket_mode = "0660"
+        socket_user = "root"
+        socket_group = 53
 
         [[input]]
         listen = "tcp://[::1]:6001"

@@ -21,6 +21,7 @@ use crate::transport::listener;
 use crate::transport::listener::Listener;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
+use crate::transport::socket_path::SocketFileConfig;
 
 const OPTIONS: ConnectOptions =
     ConnectOptions { timeout: Duration::from_secs(10), user_timeout: Duration::from_secs(30) };
@@ -230,7 +231,7 @@ fn a_handshake_that_was_not_acknowledged_is_no_byte_of_the_stream() {
 fn the_side_that_accepts_counts_its_bytes_as_exactly() {
     on_every_backend(|_, _, backend| async move {
         let address = "tcp://127.0.0.1:0".parse().unwrap();
-        let mut bound = listener::bind(&address, 1, None, false).unwrap().remove(0);
+        let mut bound = listener::bind(&address, 1, &SocketFileConfig::default(), false).unwrap().remove(0);
         let mut listener = Listener::new(bound.listeners.remove(0), 0).unwrap();
         let (socket, accepted) = tokio::join!(connect(&bound.address), listener.accept());
         let (_peer, mut socket) = (socket.unwrap(), accepted.unwrap().0);

@@ -307,7 +307,7 @@ impl InputBuilder {
     }
 
     pub(crate) fn socket_mode(mut self, mode: u32) -> Self {
-        self.0.socket_mode = Some(mode);
+        self.0.socket_file.mode = Some(mode);
         self
     }
 }
