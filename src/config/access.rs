@@ -18,36 +18,59 @@ pub(super) fn take_access(section: &mut Section<'_>, input: &mut InputConfig) {
     set_list(section, "allow", network, &mut access.allow);
     set_list(section, "allow_users", user, &mut access.allow_users);
     set_list(section, "allow_groups", group, &mut access.allow_groups);
+    access.proxy_from = take_proxy(section);
     access.connections_max_per_address =
         section.take("connections_max_per_address", value::integer(1..=CONNECTIONS_MAX));
     input.socket_file.mode = section.take("socket_mode", value::permission_bits);
     input.socket_file.user = section.take("socket_user", user);
     input.socket_file.group = section.take("socket_group", group);
-    check_kinds(section, input);
+    if !input.listen.is_empty() {
+        check_kinds(section, input);
+    }
+}
+
+/// Who may send a PROXY header; `None` where there is none.
+fn take_proxy(section: &mut Section<'_>) -> Option<Vec<IpNet>> {
+    let mut from = Vec::new();
+    set_list(section, "proxy_from", network, &mut from);
+    let is_proxied = section.take("proxy_protocol", value::boolean);
+    let is_wrong = is_proxied.is_none() && section.has("proxy_protocol");
+    if is_proxied != Some(true) && !is_wrong && section.has("proxy_from") {
+        section.fault("proxy_from", "means nothing without `proxy_protocol = true`".to_owned());
+    }
+    is_proxied?.then_some(from)
 }
 
 /// Keys that mean nothing for these addresses would be obeyed in vain.
 fn check_kinds(section: &mut Section<'_>, input: &InputConfig) {
-    if input.listen.is_empty() {
-        return;
-    }
-    let is_unix = |address: &Address| matches!(address, Address::Unix(_));
-    if !input.listen.iter().any(is_unix) {
-        for key in ["socket_mode", "socket_user", "socket_group", "allow_users", "allow_groups"] {
+    let mut refuse = |keys: &[&str], why: &str| {
+        for key in keys {
             if section.has(key) {
-                section.fault(key, "is for unix sockets, and this input listens on none".to_owned());
+                section.fault(key, why.to_owned());
             }
         }
+    };
+    let (some_unix, all_unix) = (input.listen.iter().any(is_unix), input.listen.iter().all(is_unix));
+    if !some_unix {
+        let keys = ["socket_mode", "socket_user", "socket_group", "allow_users", "allow_groups"];
+        refuse(&keys, "is for unix sockets, and this input listens on none");
     }
-    if input.listen.iter().all(is_unix) {
-        for key in ["allow", "connections_max_per_address"] {
-            if section.has(key) {
-                let message = "is for peers with an address, and this input listens on unix sockets alone: \
-                               `allow_users` and `allow_groups` are for these";
-                section.fault(key, message.to_owned());
-            }
-        }
+    // A PROXY header gives a peer an address.
+    if all_unix && input.access.proxy_from.is_none() {
+        refuse(
+            &["allow", "connections_max_per_address"],
+            "is for peers with an address, and this input listens on unix sockets alone: `allow_users` and `allow_groups` are \
+             for these",
+        );
     }
+    if !all_unix && !section.has("proxy_from") && input.access.proxy_from.is_some() {
+        let message = "everyone who can connect can claim any address: name the proxies with `proxy_from`";
+        section.warn("proxy_protocol", message.to_owned());
+    }
+}
+
+fn is_unix(address: &Address) -> bool {
+    matches!(address, Address::Unix(_))
 }
 
 fn set_list<T>(
@@ -162,7 +185,27 @@ mod tests {
             let name = key.split(' ').next().unwrap();
             assert_eq!(keys_at_fault(&format!("{unix}\n{key}")), [format!("input[0].{name}")]);
             assert_eq!(keys_at_fault(&format!("{tcp}\n{key}")), [""; 0]);
+            assert_eq!(keys_at_fault(&format!("{unix}\n{key}\nproxy_protocol = true")), [""; 0]);
         }
+    }
+
+    #[test]
+    fn who_may_send_a_proxy_header_should_be_said() {
+        let resolved = |keys: &str| {
+            let resolved =
+                resolve_toml(&format!("[[input]]\nlisten = \"tcp://127.0.0.1:1\"\n{keys}")).unwrap();
+            (resolved.config.inputs[0].access.proxy_from.clone(), resolved.warnings.len())
+        };
+        assert_eq!(resolved("proxy_protocol = false"), (None, 0));
+        assert_eq!(resolved("proxy_protocol = true"), (Some(Vec::new()), 1));
+        let from = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(resolved("proxy_protocol = true\nproxy_from = \"10.0.0.0/8\""), (from, 0));
+        for keys in ["", "proxy_protocol = false\n"] {
+            let keys = format!("listen = \"tcp://127.0.0.1:1\"\n{keys}proxy_from = \"10.0.0.0/8\"");
+            assert_eq!(keys_at_fault(&keys), ["input[0].proxy_from"]);
+        }
+        let keys = "listen = \"tcp://127.0.0.1:1\"\nproxy_protocol = 1\nproxy_from = \"10.0.0.0/8\"";
+        assert_eq!(keys_at_fault(keys), ["input[0].proxy_protocol"]);
     }
 
     #[test]

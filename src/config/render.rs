@@ -78,6 +78,8 @@ fn write_access(document: &mut String, input: &InputConfig) {
     let (access, file) = (&input.access, &input.socket_file);
     let keys = [
         ("connections_max_per_address", access.connections_max_per_address.map(|max| max.to_string())),
+        ("proxy_protocol", access.proxy_from.as_ref().map(|_| "true".to_owned())),
+        ("proxy_from", access.proxy_from.as_ref().and_then(|from| list(from))),
         ("allow", list(&access.allow)),
         ("allow_users", list(&access.allow_users)),
         ("allow_groups", list(&access.allow_groups)),
@@ -169,6 +171,9 @@ fn write_streams(document: &mut String, streams: &StreamsConfig) {
     line(document, "handshake_timeout", &quoted(&format_duration(streams.handshake_timeout)));
     if streams.endpoints.addresses().any(|address| matches!(address, Address::Tcp { .. })) {
         line(document, "user_timeout", &quoted(&format_duration(streams.user_timeout)));
+    }
+    if let Some(version) = streams.send_proxy {
+        line(document, "send_proxy", &quoted(version.word()));
     }
     line(document, "finish_timeout", &quoted(&format_duration(mode.finish_timeout())));
     line(document, "ack", &quoted(AckWord::of(mode).word()));

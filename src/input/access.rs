@@ -18,6 +18,9 @@ pub struct Access {
     /// Groups that may connect to unix sockets: the primary group of the peer must be one of them, unless its user is in
     /// `allow_users`.
     pub allow_groups: Vec<LocalId>,
+    /// Whether a connection begins with a PROXY header, which names its peer, and the networks that such connections may come
+    /// from; empty: any. `None`: there is no header.
+    pub proxy_from: Option<Vec<IpNet>>,
     /// Connections of one address at the same time, of one /64 of IPv6; `None`: any number.
     pub connections_max_per_address: Option<usize>,
 }
@@ -26,6 +29,11 @@ impl Access {
     /// Whether a network of `allow` has the address.
     pub(super) fn allows(&self, address: IpAddr) -> bool {
         self.allow.is_empty() || is_within(address, &self.allow)
+    }
+
+    /// Whether this address may send a PROXY header.
+    pub(super) fn allows_proxy(&self, address: IpAddr) -> bool {
+        self.proxy_from.as_ref().is_some_and(|from| from.is_empty() || is_within(address, from))
     }
 
     /// Whether the process at the other end of a unix socket may connect. A peer with an address is not concerned.

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use crate::faults;
 use crate::input::InputConfig;
-use crate::input::admission::Refusal;
-use crate::input::admission::admit;
+use crate::input::admission::Entrant;
+use crate::input::admission::NotAdmitted;
 use crate::input::gate::Gate;
 use crate::input::gate::Place;
 use crate::lifecycle::Phase;
@@ -130,7 +130,7 @@ impl Readers {
 struct OpenConnection<'a> {
     input: &'a WorkerInput,
     log: &'a ListenerLog,
-    peer: &'a PeerName,
+    peer: PeerName,
     end: &'static str,
     counted: ReaderCounters,
     place: Place,
@@ -139,7 +139,7 @@ struct OpenConnection<'a> {
 }
 
 impl<'a> OpenConnection<'a> {
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: &'a PeerName) -> Self {
+    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: PeerName) -> Self {
         input.account.connected();
         let (place, open_before) = input.gate.enter();
         // What is not replaced tells of a task that failed.
@@ -176,13 +176,14 @@ pub(crate) async fn serve(
     log: Arc<ListenerLog>,
     peer: PeerName,
 ) {
-    let mut connection = OpenConnection::new(&input, &log, &peer);
+    let mut connection = OpenConnection::new(&input, &log, peer);
     let end = match run_session(&readers, &input, socket, &mut connection).await {
-        Ok(end) => end,
-        Err(refusal) => {
+        Ok(end) | Err(NotAdmitted::Ended(end)) => end,
+        Err(NotAdmitted::Refused(refusal)) => {
             connection.end = "refused";
             input.account.rejected(refusal.reason());
-            log.tell(Event::Refused(refusal.reason()), Some(&peer), || format!("refused: {refusal}"));
+            let event = Event::Refused(refusal.reason());
+            log.tell(event, Some(&connection.peer), || format!("refused: {refusal}"));
             return;
         }
     };
@@ -192,7 +193,7 @@ pub(crate) async fn serve(
         ReadEnd::NoByte => Event::Probed,
         _ => Event::Failed,
     };
-    log.tell(event, Some(&peer), || format!("connection ended: {end}"));
+    log.tell(event, Some(&connection.peer), || format!("connection ended: {end}"));
 }
 
 async fn run_session(
@@ -200,32 +201,38 @@ async fn run_session(
     input: &WorkerInput,
     mut socket: Socket,
     connection: &mut OpenConnection<'_>,
-) -> Result<ReadEnd, Refusal> {
-    admit(&input.config, connection.open_before, &mut connection.place, connection.peer)?;
+) -> Result<ReadEnd, NotAdmitted> {
     let mut session = ReaderSession::new(Arc::clone(&input.reader), Instant::now());
     let mut phases = input.scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
     };
+    let opening = async {
+        let entrant = Entrant {
+            config: &input.config,
+            open_before: connection.open_before,
+            place: &mut connection.place,
+            peer: &mut connection.peer,
+        };
+        entrant.admit(&mut socket, &mut session).await?;
+        read::handshake(&mut socket, &mut session).await.map_err(NotAdmitted::Ended)
+    };
     let started = tokio::select! {
         biased;
-        started = read::handshake(&mut socket, &mut session) => started,
+        started = opening => started,
         () = drained => return Ok(ReadEnd::Drained),
     };
     connection.count(session.counters());
-    let started = match started {
-        Ok(started) => started,
-        Err(end) => return Ok(end),
-    };
+    let started = started?;
     let fanout = Fanout::new(&readers.inlets, started.content_type.as_ref());
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
-    connection
-        .log
-        .tell(Event::Began, Some(connection.peer), || format!("connection: content type {}", content_type()));
+    connection.log.tell(Event::Began, Some(&connection.peer), || {
+        format!("connection: content type {}", content_type())
+    });
     if fanout.is_empty() {
-        connection.log.tell(Event::Unrouted, Some(connection.peer), || {
+        connection.log.tell(Event::Unrouted, Some(&connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }

@@ -226,8 +226,8 @@ impl Driver {
             .then(|| lane.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
         let brief = self.brief[stream.member];
         let opening = async move {
-            let StreamsConfig { handshake_timeout, user_timeout, .. } = lane.streams;
-            let options = ConnectOptions { timeout: handshake_timeout, user_timeout };
+            let StreamsConfig { handshake_timeout, user_timeout, send_proxy, .. } = lane.streams;
+            let options = ConnectOptions { timeout: handshake_timeout, user_timeout, send_proxy };
             let open = WriteStream::open(&address, brief, &options, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
                 // The queue would fall at once by what the socket takes at once.

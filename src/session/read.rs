@@ -27,6 +27,7 @@ use crate::session::read_coalescer::ReadCoalescer;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
 use crate::transport::cancel::is_cancelled;
+use crate::transport::proxy_header;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
 
@@ -47,6 +48,8 @@ pub(crate) enum ReadEnd {
     NoStream,
     /// The peer closed or reset the connection before it sent a byte: it wanted to know whether somebody listens.
     NoByte,
+    /// A PROXY header came where the stream should begin.
+    ProxyHeader,
     /// The writer broke the protocol, or was too slow in its handshake.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -63,6 +66,7 @@ impl ReadEnd {
             Self::FinishFromWriter => "finish_from_writer",
             Self::Truncated { .. } => "truncated",
             Self::NoStream | Self::NoByte => "no_stream",
+            Self::ProxyHeader => "protocol_error",
             Self::Protocol(error) => error.reason(),
             Self::Connection(_) => "connection",
         }
@@ -77,6 +81,11 @@ impl ReadEnd {
     /// STOP.
     pub(crate) fn is_whole(&self) -> bool {
         self.is_regular() || matches!(self, Self::Unclean | Self::FinishFromWriter)
+    }
+
+    /// The end by a fault in what should become a stream, and is still in `bytes`.
+    fn of_beginning(error: ProtocolError, bytes: &[u8]) -> Self {
+        if proxy_header::is_begun_by(bytes) { Self::ProxyHeader } else { Self::Protocol(error) }
     }
 
     /// The end by a fault, with `rest` behind it.
@@ -113,6 +122,11 @@ impl fmt::Display for ReadEnd {
             }
             Self::NoStream => write!(f, "closed by the writer before START"),
             Self::NoByte => write!(f, "closed by the peer before it sent a byte"),
+            Self::ProxyHeader => write!(
+                f,
+                "the peer sends a PROXY header where its stream should begin: set `proxy_protocol = true` on this input, or let the \
+                 proxy send no more of them than one"
+            ),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "{error}"),
         }
@@ -157,7 +171,7 @@ pub(crate) async fn handshake(socket: &mut Socket, session: &mut ReaderSession) 
             let fault = result.err().map(|error| ReadEnd::fault(error, &buffer));
             return Ok(Started { content_type, received: buffer, fault });
         }
-        result.map_err(ReadEnd::Protocol)?;
+        result.map_err(|error| ReadEnd::of_beginning(error, &buffer))?;
         while let Some(answer) = session.poll_transmit() {
             socket.write_all(&answer).await.map_err(ReadEnd::Connection)?;
         }

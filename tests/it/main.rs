@@ -12,6 +12,7 @@ mod support;
 #[path = "../common/skips.rs"]
 mod skips;
 
+mod access;
 mod age;
 mod checkpoint;
 mod data;
@@ -40,6 +41,7 @@ mod many_connections;
 mod memory;
 mod panics;
 mod peers;
+mod proxy;
 mod reconnect;
 mod refused;
 mod sample;

@@ -27,6 +27,7 @@ use crate::spool::OnFull;
 use crate::spool::SpoolConfig;
 use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
+use crate::transport::ProxyVersion;
 
 fn from_file(text: &str) -> Result<Resolved, Faults> {
     let mut file = NamedTempFile::new().unwrap();
@@ -96,6 +97,7 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
             mode: Mode::Unidirectional { finish_timeout: max, ack: Ack::Written },
             handshake_timeout: Duration::from_secs(10),
             user_timeout: Duration::from_secs(20),
+            send_proxy: Some(ProxyVersion::V1),
             reconnect: Reconnect { min, max },
         }
     );
@@ -319,6 +321,8 @@ fn keys_that_mean_nothing_for_an_address_are_refused() {
         ("file:a.fstrm?rotate.partial_suffix=/x", "rotate.partial_suffix"),
         ("file:a.fstrm?finish_timeout=1s", "finish_timeout"),
         ("file:a.fstrm?user_timeout=10s", "user_timeout"),
+        ("file:a.fstrm?send_proxy=v2", "send_proxy"),
+        ("tcp://a:1?send_proxy=v3", "send_proxy"),
         ("unix:/a?user_timeout=10s", "user_timeout"),
         ("unix:/a?to=unix:/b&user_timeout=10s", "user_timeout"),
         ("file:a.fstrm?ack=received", "ack"),
@@ -432,6 +436,8 @@ const EVERY_KEY: &str = r#"
         handshake_timeout = "5s"
         connections_max = 50
         connections_max_per_address = 5
+        proxy_protocol = true
+        proxy_from = ["192.0.2.0/24", "::1"]
         allow = ["10.0.0.0/8", "2001:db8::1"]
         allow_users = ["root", 53]
         allow_groups = "root"
@@ -455,6 +461,7 @@ const EVERY_KEY: &str = r#"
         handshake_timeout = "10s"
         finish_timeout = "1m"
         user_timeout = "20s"
+        send_proxy = "v1"
         reconnect = { min = "1s", max = "60s" }
 
         [[output]]

@@ -23,8 +23,11 @@ use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 use crate::transport::socket_path::SocketFileConfig;
 
-const OPTIONS: ConnectOptions =
-    ConnectOptions { timeout: Duration::from_secs(10), user_timeout: Duration::from_secs(30) };
+const OPTIONS: ConnectOptions = ConnectOptions {
+    timeout: Duration::from_secs(10),
+    user_timeout: Duration::from_secs(30),
+    send_proxy: None,
+};
 
 /// Runs `test` with a unix stream and its peer, on every backend that this machine has.
 fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(Stream, UnixStream, Backend) -> F) {

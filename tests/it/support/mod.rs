@@ -6,6 +6,7 @@ pub(crate) mod collector;
 pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod files;
+pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod numbered;
 pub(crate) mod peer;

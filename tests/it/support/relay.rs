@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
+use tapster::input::Access;
 use tapster::input::ContentTypes;
 use tapster::input::InputConfig;
 use tapster::input::Oversize;
@@ -35,6 +36,7 @@ use tapster::spool::SpoolSettings;
 use tapster::transport::Address;
 use tapster::transport::Backend;
 use tapster::transport::BackendChoice;
+use tapster::transport::ProxyVersion;
 
 use super::collector::Collected;
 use super::collector::CollectingReader;
@@ -253,6 +255,11 @@ pub(crate) fn ended(input: &InputLedger, how: &str) -> u64 {
     input.sessions_ended.get(how).copied().unwrap_or_default()
 }
 
+/// Connections of an input that were refused for this reason.
+pub(crate) fn rejected(input: &InputLedger, reason: &str) -> u64 {
+    input.connections_rejected.get(reason).copied().unwrap_or_default()
+}
+
 /// An input on a free TCP port of the IPv4 loopback.
 pub(crate) fn tcp() -> InputBuilder {
     listening(Transport::Tcp, Path::new("unused"))
@@ -303,6 +310,11 @@ impl InputBuilder {
 
     pub(crate) fn connections_max(mut self, connections: usize) -> Self {
         self.0.connections_max = connections;
+        self
+    }
+
+    pub(crate) fn access(mut self, change: impl FnOnce(&mut Access)) -> Self {
+        change(&mut self.0.access);
         self
     }
 
@@ -423,6 +435,11 @@ impl OutputBuilder {
 
     pub(crate) fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.streams().handshake_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn send_proxy(mut self, version: ProxyVersion) -> Self {
+        self.streams().send_proxy = Some(version);
         self
     }
 
