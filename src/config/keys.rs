@@ -47,6 +47,7 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     section.set("oversize", value::word, &mut input.oversize);
     section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut input.handshake_timeout);
     section.set("connections_max", value::integer(1..=CONNECTIONS_MAX), &mut input.connections_max);
+    input.max_connection_age = section.take("max_connection_age", value::duration(AGE_MIN..=YEAR));
     take_access(&mut section, &mut input);
 
     if input.frame_len_max < FRAME_LEN_USUAL {
@@ -96,4 +97,7 @@ const FRAME_LEN_USUAL: u32 = 66_560;
 pub(super) const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
+/// Ages are looked at once a second.
+const AGE_MIN: Duration = Duration::from_secs(1);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -67,6 +67,9 @@ fn write_input(document: &mut String, input: &InputConfig) {
     line(document, "oversize", &quoted(input.oversize.word()));
     line(document, "handshake_timeout", &quoted(&format_duration(input.handshake_timeout)));
     line(document, "connections_max", &input.connections_max.to_string());
+    if let Some(age) = input.max_connection_age {
+        line(document, "max_connection_age", &quoted(&format_duration(age)));
+    }
     write_access(document, input);
 }
 

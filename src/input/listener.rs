@@ -89,6 +89,13 @@ impl Readers {
         self.streaming.borrow_mut().retain(|streaming| streaming.handle.strong_count() > 0);
     }
 
+    /// Called at regular intervals: ends connections that are as old as they may become.
+    pub(crate) fn retire(&self, now: Instant) {
+        for handle in self.streaming.borrow().iter().filter_map(|streaming| streaming.handle.upgrade()) {
+            handle.look_at_age(now);
+        }
+    }
+
     /// Called at regular intervals: notes for each input how long outputs have held up one of its connections.
     pub(crate) fn note_held(&self, inputs: &[Rc<WorkerInput>]) {
         let mut oldest = BTreeMap::new();
@@ -115,7 +122,7 @@ impl Readers {
     }
 
     fn register(&self, stream: Stream, input: &WorkerInput) -> Rc<ReadHandle> {
-        let handle = Rc::new(ReadHandle::new(stream));
+        let handle = Rc::new(ReadHandle::new(stream, input.config.retirement(Instant::now())));
         let account = Arc::clone(&input.account);
         self.streaming.borrow_mut().push(Streaming { handle: Rc::downgrade(&handle), account });
         let phase = input.scope.phase();
@@ -189,6 +196,7 @@ pub(crate) async fn serve(
     };
     connection.end = end.name();
     let event = match &end {
+        ReadEnd::MaxAge => Event::Retired,
         end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
         _ => Event::Failed,

@@ -6,6 +6,7 @@ pub(crate) mod gate;
 pub(crate) mod listener;
 
 use std::time::Duration;
+use std::time::Instant;
 
 pub use crate::input::access::Access;
 use crate::protocol::ContentType;
@@ -33,6 +34,8 @@ pub struct InputConfig {
     pub handshake_timeout: Duration,
     /// Connections at the same time; more are closed at once.
     pub connections_max: usize,
+    /// A connection that is older, by up to a tenth more or less, is closed when its writer says nothing; `None`: never.
+    pub max_connection_age: Option<Duration>,
     /// Who may connect.
     pub access: Access,
     /// Owner and permission bits of unix sockets.
@@ -50,8 +53,18 @@ impl Default for InputConfig {
             oversize: Oversize::Close,
             handshake_timeout: Duration::from_secs(10),
             connections_max: 10_000,
+            max_connection_age: None,
             access: Access::default(),
             socket_file: SocketFileConfig::default(),
         }
+    }
+}
+
+impl InputConfig {
+    /// When a connection whose stream begins now is as old as it may become. Not the same for all that begin now: writers that
+    /// came together do not come again together.
+    pub(crate) fn retirement(&self, now: Instant) -> Option<Instant> {
+        let age = self.max_connection_age?.mul_f64(0.9 + 0.2 * fastrand::f64());
+        now.checked_add(age)
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Event {
     Began,
     /// A connection ended between two frames: as it ought to, or without STOP.
     Ended,
+    /// A connection was as old as it may become.
+    Retired,
     /// A connection ended in another way.
     Failed,
     /// A connection was closed before its peer sent a byte.
@@ -35,9 +37,10 @@ pub(crate) enum Event {
 
 impl Event {
     /// All events, in the order of their numbers.
-    const ALL: [Self; 7 + Rejection::ALL.len()] = [
+    const ALL: [Self; 8 + Rejection::ALL.len()] = [
         Self::Began,
         Self::Ended,
+        Self::Retired,
         Self::Failed,
         Self::Probed,
         Self::CannotAccept,
@@ -57,7 +60,7 @@ impl Event {
     /// Lines in a minute. What has one cause for all peers needs one.
     fn lines_max(self) -> u32 {
         match self {
-            Self::CannotAccept | Self::LostBetweenWorkers => 1,
+            Self::CannotAccept | Self::LostBetweenWorkers | Self::Retired => 1,
             _ => LINES_MAX,
         }
     }
@@ -122,7 +125,7 @@ impl ListenerLog {
         let left_out = (left_out > 0).then_some(left_out);
         match event {
             Event::Probed => debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
-            Event::Began | Event::Ended => {
+            Event::Began | Event::Ended | Event::Retired => {
                 info!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
             }
             _ => warn!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
@@ -135,6 +138,7 @@ fn summary(event: Event) -> &'static str {
     match event {
         Event::Began => "more connections, without a line for each",
         Event::Ended => "more connections ended, without a line for each",
+        Event::Retired => "more connections were as old as they may become, without a line for each",
         Event::Failed => "more connections ended irregularly, without a line for each",
         Event::Probed => "more connections were closed before a byte was sent, without a line for each",
         Event::Refused(_) => "more connections were refused, without a line for each",

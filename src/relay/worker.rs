@@ -390,6 +390,7 @@ async fn tidy_up(serving: Rc<Serving>) {
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.free_unused();
         serving.readers.note_held(&serving.inputs);
+        serving.readers.retire(Instant::now());
         serving.logs.iter().for_each(|log| log.tell_left_out());
         let ended = serving.ended.get();
         if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
@@ -24,6 +23,8 @@ use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
 use crate::protocol::SessionEnd;
 use crate::session::read_coalescer::ReadCoalescer;
+use crate::session::read_share::ReadShare;
+use crate::session::retirement::Retirement;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
 use crate::transport::cancel::is_cancelled;
@@ -38,6 +39,8 @@ pub(crate) enum ReadEnd {
     Finished,
     /// The relay ended before STOP: what had arrived was taken, and no FINISH went.
     Drained,
+    /// tapster closed between two frames, because the connection was as old as it may become.
+    MaxAge,
     /// The writer closed without STOP, between two frames.
     Unclean,
     /// The writer sent FINISH, which is for readers to send, and nothing behind it: some end like that.
@@ -62,6 +65,7 @@ impl ReadEnd {
         match self {
             Self::Finished => "finished",
             Self::Drained => "drained",
+            Self::MaxAge => "max_age",
             Self::Unclean => "unclean",
             Self::FinishFromWriter => "finish_from_writer",
             Self::Truncated { .. } => "truncated",
@@ -115,6 +119,7 @@ impl fmt::Display for ReadEnd {
         match self {
             Self::Finished => write!(f, "finished"),
             Self::Drained => write!(f, "drained"),
+            Self::MaxAge => write!(f, "older than `max_connection_age` of this input"),
             Self::Unclean => write!(f, "closed by the writer without STOP"),
             Self::FinishFromWriter => write!(f, "ended by the writer with FINISH in place of STOP"),
             Self::Truncated { bytes } => {
@@ -184,11 +189,23 @@ pub(crate) struct ReadHandle {
     phase: Cell<Phase>,
     // When the frames were read that outputs are taking.
     delivering: Cell<Option<Instant>>,
+    // When it ends, at the next quiet moment.
+    retires_at: Option<Instant>,
+    retires: Cell<bool>,
 }
 
 impl ReadHandle {
-    pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, phase: Cell::new(Phase::Running), delivering: Cell::new(None) }
+    /// A connection that ends soon after `retires_at`.
+    pub(crate) fn new(stream: Stream, retires_at: Option<Instant>) -> Self {
+        let (phase, delivering) = (Cell::new(Phase::Running), Cell::new(None));
+        Self { stream, phase, delivering, retires_at, retires: Cell::new(false) }
+    }
+
+    /// Tells the session if it is as old as it may become. Called at regular intervals.
+    pub(crate) fn look_at_age(&self, now: Instant) {
+        if self.retires_at.is_some_and(|at| at <= now) && !self.retires.replace(true) {
+            self.stream.cancel();
+        }
     }
 
     /// When the frames were read for which the session waits, because an output has no room for them.
@@ -242,8 +259,9 @@ where
     let mut small_read = false;
     let mut share = ReadShare::new(read_len_max);
     let mut drain: Option<Drain> = None;
-    let mut read = |session: &mut ReaderSession, len_max: usize| {
-        let result = buffer.borrow_mut().with_room(&mut tail, read_len_max, |bytes| {
+    let mut retirement: Option<Retirement> = None;
+    let read = |session: &mut ReaderSession, tail: &mut Tail, len_max: usize| {
+        let result = buffer.borrow_mut().with_room(tail, read_len_max, |bytes| {
             let count = stream.read_now(bytes, len_max).map_err(ReadEnd::Connection)?;
             if count == 0 {
                 return Err(session.handle_eof(bytes).into());
@@ -282,7 +300,7 @@ where
         if let Some(end) = end {
             if end.is_regular() {
                 // Bytes left unread would make the close a reset, which could overtake FINISH. They are counted.
-                let _ = read_arrived(stream, |len_max| read(session, len_max));
+                let _ = read_arrived(stream, |len_max| read(session, &mut tail, len_max));
             }
             return end;
         }
@@ -303,6 +321,12 @@ where
                     return ReadEnd::Drained;
                 }
             }
+            Phase::Running if handle.retires.get() => {
+                let retirement = retirement.get_or_insert_with(|| Retirement::begin(Instant::now()));
+                if !retirement.goes_on(stream, tail.is_empty()).await {
+                    return ReadEnd::MaxAge;
+                }
+            }
             Phase::Running => match stream.readable().await {
                 Err(error) if !is_cancelled(&error) => {
                     end = Some(ReadEnd::Connection(error));
@@ -311,7 +335,7 @@ where
                 _ => wait_for_consumers().await,
             },
         }
-        match read(session, share.len()) {
+        match read(session, &mut tail, share.len()) {
             Ok(count) => {
                 small_read = count < SMALL_READ;
                 share.read(count, session.counters().control_frames_ignored);
@@ -320,51 +344,11 @@ where
                 }
             }
             Err(ReadEnd::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(ReadEnd::Unclean) if retirement.as_ref().is_some_and(Retirement::is_told) => {
+                end = Some(ReadEnd::MaxAge);
+            }
             Err(other) => end = Some(other),
         }
-    }
-}
-
-/// What a connection may read in one turn of its worker: as many bytes as are quickly taken. Control frames between data frames
-/// cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
-struct ReadShare {
-    len: usize,
-    len_max: usize,
-    // Of the last read: whether it found all that it asked for, batches and control frames.
-    is_full: bool,
-    events: u64,
-    control_frames: u64,
-}
-
-impl ReadShare {
-    fn new(len_max: usize) -> Self {
-        let len = len_max.min(SHARE_BEGIN);
-        Self { len, len_max, is_full: false, events: 0, control_frames: 0 }
-    }
-
-    /// How much to read now.
-    fn len(&mut self) -> usize {
-        if self.events > SHARE_EVENTS {
-            self.len = (self.len / 4).max(SHARE_MIN.min(self.len_max));
-        } else if self.is_full {
-            self.len = (2 * self.len).min(self.len_max);
-        }
-        self.len
-    }
-
-    /// Tells of a read, and of the control frames that the session has ignored until now.
-    fn read(&mut self, count: usize, control_frames: u64) {
-        self.is_full = count >= self.len;
-        self.events = control_frames - self.control_frames;
-        self.control_frames = control_frames;
-    }
-
-    fn took_event(&mut self) {
-        self.events += 1;
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.is_full
     }
 }
 
@@ -389,16 +373,7 @@ impl Drain {
         if stream.readable_bytes() > 0 {
             return true;
         }
-        let mut readable = pin!(stream.readable());
-        tokio::select! {
-            biased;
-            readable = &mut readable => readable.is_ok(),
-            () = tokio::time::sleep(DRAIN_QUIET) => {
-                // Polled to its end: what arrives in this moment is not lost.
-                stream.cancel();
-                readable.await.is_ok()
-            }
-        }
+        stream.readable_within(DRAIN_QUIET).await.unwrap_or(false)
     }
 
     fn took(&mut self, count: usize) {
@@ -451,13 +426,6 @@ const SMALL_READ: usize = 16 << 10;
 /// A batch below this many bytes is not worth a block.
 const SMALL_BATCH: usize = 4 << 10;
 
-/// The first share of a connection, in bytes. It doubles with each read that uses it up.
-const SHARE_BEGIN: usize = 64 << 10;
-/// With more batches and control frames in a read, the next one is shorter.
-const SHARE_EVENTS: u64 = 256;
-/// No share is smaller: these are some 250 data frames of a byte with a control frame before each.
-const SHARE_MIN: usize = 4 << 10;
-
 /// How long a connection that drains is read from at least, for STOP to arrive.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 /// A connection that drains has nothing more to say after this time without a byte.
@@ -465,31 +433,3 @@ const DRAIN_QUIET: Duration = Duration::from_millis(50);
 
 /// Most bytes of one read at the end.
 const ARRIVED_READ_MAX: usize = 64 << 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
-        let mut share = ReadShare::new(1 << 20);
-        let mut read = |count: fn(usize) -> usize, control_frames| {
-            let len = share.len();
-            share.read(count(len), control_frames);
-            share.took_event();
-            len
-        };
-        assert_eq!([0; 6].map(|_| read(|len| len, 0) >> 10), [64, 128, 256, 512, 1024, 1024]);
-        assert_eq!([0; 2].map(|_| read(|_| 100, 0) >> 10), [1024, 1024]);
-        let mut ignored = 0;
-        let lens = [0; 7].map(|_| {
-            ignored += 1000;
-            read(|len| len, ignored) >> 10
-        });
-        assert_eq!(lens, [1024, 256, 64, 16, 4, 4, 4]);
-        assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
-        let mut small = ReadShare::new(1000);
-        small.read(1000, 5000);
-        assert_eq!(small.len(), 1000);
-    }
-}

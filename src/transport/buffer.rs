@@ -60,6 +60,11 @@ impl Tail {
         Self { bytes, shared_len: None }
     }
 
+    /// Whether the last frame is whole.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Moves the bytes to memory with `room` bytes more. Returns the memory that they had if a batch has a part of it.
     fn move_out(&mut self, room: usize) -> Option<Block> {
         let mut bytes = BytesMut::with_capacity(self.bytes.len() + room);

@@ -44,6 +44,7 @@ mod peers;
 mod proxy;
 mod reconnect;
 mod refused;
+mod retirement;
 mod sample;
 mod scarce;
 mod seccomp;

@@ -436,6 +436,7 @@ const EVERY_KEY: &str = r#"
         handshake_timeout = "5s"
         connections_max = 50
         connections_max_per_address = 5
+        max_connection_age = "12h"
         proxy_protocol = true
         proxy_from = ["192.0.2.0/24", "::1"]
         allow = ["10.0.0.0/8", "2001:db8::1"]

@@ -318,6 +318,11 @@ impl InputBuilder {
         self
     }
 
+    pub(crate) fn max_connection_age(mut self, age: Duration) -> Self {
+        self.0.max_connection_age = Some(age);
+        self
+    }
+
     pub(crate) fn socket_mode(mut self, mode: u32) -> Self {
         self.0.socket_file.mode = Some(mode);
         self
