@@ -51,9 +51,10 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct RelayArgs {
-    /// TOML file; what is given here beside it is added to it
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    /// TOML file, or a folder of which every *.toml is read in order of name; may be repeated: inputs and outputs add up, and
+    /// what is given here beside it is added to it
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub(crate) config: Vec<PathBuf>,
     /// Listen here: tcp://HOST:PORT or unix:PATH, keys of an [[input]] behind a `?`; may be repeated
     /// [default: tcp://127.0.0.1:6000]
     #[arg(short, long, value_name = "ADDR")]

@@ -16,6 +16,7 @@ mod conflicts;
 mod delivery;
 mod fault;
 mod file;
+mod files;
 mod keys;
 mod output;
 mod raw;
