@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::io::AsyncReadExt;
 
 use crate::input::InputConfig;
-use crate::input::gate::Place;
+use crate::input::gate::Slot;
 use crate::observability::peer_name::PeerName;
 use crate::observability::rejection::Rejection;
 use crate::protocol::ReaderSession;
@@ -42,7 +42,7 @@ pub(super) struct Entrant<'a> {
     pub(super) config: &'a InputConfig,
     /// Connections of the input that were open before it.
     pub(super) open_before: usize,
-    pub(super) place: &'a mut Place,
+    pub(super) slot: &'a mut Slot,
     /// The far end of the connection; the one that the PROXY header names, from then on.
     pub(super) peer: &'a mut PeerName,
 }
@@ -55,7 +55,7 @@ impl Entrant<'_> {
         socket: &mut Socket,
         session: &mut ReaderSession,
     ) -> Result<(), NotAdmitted> {
-        let Self { config, open_before, place, peer } = self;
+        let Self { config, open_before, slot, peer } = self;
         let access = &config.access;
         if open_before >= config.connections_max {
             return Err(Refusal::Limit { connections_max: config.connections_max }.into());
@@ -76,7 +76,7 @@ impl Entrant<'_> {
             return Err(Refusal::NotAllowed.into());
         }
         match access.connections_max_per_address {
-            Some(connections_max) if !place.take_one_of(address, connections_max) => {
+            Some(connections_max) if !slot.take_one_of(address, connections_max) => {
                 Err(Refusal::LimitAddress { connections_max }.into())
             }
             _ => Ok(()),

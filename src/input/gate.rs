@@ -18,20 +18,20 @@ pub(crate) struct Gate {
 
 /// One connection among the open ones. Dropped, it has ended.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Slot {
     gate: Arc<Gate>,
     address: Option<IpAddr>,
 }
 
 impl Gate {
     /// Counts a connection, and returns how many were open before.
-    pub(crate) fn enter(self: &Arc<Self>) -> (Place, usize) {
+    pub(crate) fn enter(self: &Arc<Self>) -> (Slot, usize) {
         let before = self.open.fetch_add(1, Relaxed);
-        (Place { gate: Arc::clone(self), address: None }, before)
+        (Slot { gate: Arc::clone(self), address: None }, before)
     }
 }
 
-impl Place {
+impl Slot {
     /// Counts the connection among those of its address, unless there are as many as there may be. Returns whether there was
     /// room.
     pub(crate) fn take_one_of(&mut self, address: IpAddr, connections_max: usize) -> bool {
@@ -47,7 +47,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.gate.open.fetch_sub(1, Relaxed);
         let Some(address) = self.address else { return };
@@ -79,9 +79,9 @@ const UNPOISONED: &str = "no panic while it is held";
 mod tests {
     use super::*;
 
-    fn enter(gate: &Arc<Gate>, address: &str, max: usize) -> Option<Place> {
-        let (mut place, _) = gate.enter();
-        place.take_one_of(address.parse().unwrap(), max).then_some(place)
+    fn enter(gate: &Arc<Gate>, address: &str, max: usize) -> Option<Slot> {
+        let (mut slot, _) = gate.enter();
+        slot.take_one_of(address.parse().unwrap(), max).then_some(slot)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::input::InputConfig;
 use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
 use crate::input::gate::Gate;
-use crate::input::gate::Place;
+use crate::input::gate::Slot;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
@@ -140,7 +140,7 @@ struct OpenConnection<'a> {
     peer: PeerName,
     end: &'static str,
     counted: ReaderCounters,
-    place: Place,
+    slot: Slot,
     // Connections that were open before it.
     open_before: usize,
 }
@@ -148,9 +148,9 @@ struct OpenConnection<'a> {
 impl<'a> OpenConnection<'a> {
     fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: PeerName) -> Self {
         input.account.connected();
-        let (place, open_before) = input.gate.enter();
+        let (slot, open_before) = input.gate.enter();
         // What is not replaced tells of a task that failed.
-        Self { input, log, peer, end: "internal", counted: ReaderCounters::default(), place, open_before }
+        Self { input, log, peer, end: "internal", counted: ReaderCounters::default(), slot, open_before }
     }
 
     /// Counts what the session has left out since the last call.
@@ -220,7 +220,7 @@ async fn run_session(
         let entrant = Entrant {
             config: &input.config,
             open_before: connection.open_before,
-            place: &mut connection.place,
+            slot: &mut connection.slot,
             peer: &mut connection.peer,
         };
         entrant.admit(&mut socket, &mut session).await?;

@@ -8,6 +8,8 @@ pub(crate) mod listener;
 use std::time::Duration;
 use std::time::Instant;
 
+pub use ipnet::IpNet;
+
 pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
@@ -64,7 +66,25 @@ impl InputConfig {
     /// When a connection whose stream begins now is as old as it may become. Not the same for all that begin now: writers that
     /// came together do not come again together.
     pub(crate) fn retirement(&self, now: Instant) -> Option<Instant> {
-        let age = self.max_connection_age?.mul_f64(0.9 + 0.2 * fastrand::f64());
-        now.checked_add(age)
+        let seconds = self.max_connection_age?.as_secs_f64() * (0.9 + 0.2 * fastrand::f64());
+        now.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_begin_together_do_not_end_together() {
+        let (config, now) = (InputConfig::default(), Instant::now());
+        assert_eq!(config.retirement(now), None);
+        let config = InputConfig { max_connection_age: Some(Duration::from_secs(1000)), ..config };
+        let ages = [0; 1000].map(|_| (config.retirement(now).unwrap() - now).as_secs());
+        assert!(ages.iter().all(|age| (900..=1100).contains(age)), "{ages:?}");
+        let in_this_tenth = |tenth: u64| ages.iter().any(|age| (age - 900) / 20 == tenth);
+        assert!((0..10).all(in_this_tenth), "{ages:?}");
+        let longest = InputConfig { max_connection_age: Some(Duration::MAX), ..config };
+        assert_eq!(longest.retirement(now), None);
     }
 }

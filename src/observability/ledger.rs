@@ -43,7 +43,7 @@ pub struct InputLedger {
     /// Bytes that came after STOP and were not taken.
     pub bytes_after_stop: u64,
     /// How connections ended: `finished`, `unclean`, `finish_from_writer`, `truncated`, `no_stream`, `protocol_error`,
-    /// `handshake_timeout`, …
+    /// `handshake_timeout`, `max_age`, `refused`, …
     pub sessions_ended: BTreeMap<String, u64>,
     /// Tasks of this input that ended with a panic: a bug, told at ERROR.
     pub panics: u64,
