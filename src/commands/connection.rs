@@ -50,6 +50,8 @@ pub(crate) struct Connection {
     session: WriterSession,
     incoming: BytesMut,
     to: Address,
+    ends: Ends,
+    content_type: Option<ContentType>,
     finish_timeout: Duration,
 }
 
@@ -77,10 +79,25 @@ impl Connection {
         let finish_timeout = config.finish_timeout;
         let session = WriterSession::new(config, Instant::now())?;
         let incoming = BytesMut::new();
-        let mut connection = Self { stream, session, incoming, to: to.clone(), finish_timeout };
-        while !matches!(connection.next_event().await?, WriterEvent::Started { .. }) {}
+        let (to, content_type) = (to.clone(), None);
+        let mut connection = Self { stream, session, incoming, to, ends, content_type, finish_timeout };
+        connection.content_type = loop {
+            if let WriterEvent::Started { content_type } = connection.next_event().await? {
+                break content_type;
+            }
+        };
         connection.transmit().await?;
         Ok(connection)
+    }
+
+    /// The address of the reader, over TCP.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.ends.map(|(_, peer)| peer)
+    }
+
+    /// The content type of the stream.
+    pub(crate) fn content_type(&self) -> Option<&ContentType> {
+        self.content_type.as_ref()
     }
 
     /// STOP, and FINISH if the reader answers at all. Says so if FINISH does not come soon.
