@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Run(RelayArgs),
     /// Resolve the configuration and print it, every key filled in; bind nothing
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(RelayArgs),
+    Check(CheckArgs),
     /// Tell what this host allows, and how to allow more
     #[command(after_help = DOCTOR_NOTES)]
     Doctor,
@@ -51,9 +51,10 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct RelayArgs {
-    /// TOML file; what is given here beside it is added to it
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    /// TOML file, or a folder of which every *.toml is read in order of name; may be repeated: inputs and outputs add up, and
+    /// what is given here beside it is added to it
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub(crate) config: Vec<PathBuf>,
     /// Listen here: tcp://HOST:PORT or unix:PATH, keys of an [[input]] behind a `?`; may be repeated
     /// [default: tcp://127.0.0.1:6000]
     #[arg(short, long, value_name = "ADDR")]
@@ -80,6 +81,15 @@ pub(crate) struct RelayArgs {
     /// Write the ledger as JSON to this file at exit; `-` is stdout
     #[arg(long, value_name = "FILE")]
     pub(crate) summary: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) relay: RelayArgs,
+    /// Connect to the readers of all outputs, too, and say what is found; they get a session without frames
+    #[arg(long)]
+    pub(crate) connect: bool,
 }
 
 #[derive(Args, Debug)]
@@ -228,9 +238,11 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   tapster check -c tapster.toml && systemctl restart tapster
   tapster check -t 'tcp://10.0.0.5:6000?queue=256MiB' > tapster.toml
+  tapster check -c tapster.toml --connect > /dev/null
 
 What is printed is a configuration that can be fed back. Otherwise every
-fault is named, in one go, and the exit status is 64.";
+fault is named, in one go, and the exit status is 64. A reader that --connect
+does not find, and a spool that cannot be used, make it 1.";
 
 const DOCTOR_NOTES: &str = "\
 Nothing is changed. What is printed after `->` mends what is written before it.

@@ -33,6 +33,8 @@ use tapster::spool::Spool;
 use tapster::spool::SpoolConfig;
 use tempfile::TempDir;
 
+#[path = "cli/connect.rs"]
+mod connect;
 #[path = "cli/files.rs"]
 mod files;
 #[path = "cli/hostile.rs"]

@@ -13,6 +13,7 @@ use targets::file::file;
 use targets::frames::control;
 use targets::frames::decoder;
 use targets::memory::no_more_than_given;
+use targets::proxy::proxy;
 use targets::sessions::reader;
 use targets::sessions::writer;
 use targets::spool::any_folder;
@@ -30,11 +31,12 @@ fn the_corpora_of_the_fuzzers_pass() {
     replay("dnstap", dnstap);
     replay("file", file);
     replay("folder", folder);
+    replay("proxy", proxy);
     replay("reader", reader);
     replay("segment", segment);
     replay("writer", writer);
     let corpora = fs::read_dir(corpora()).expect("a folder of corpora").count();
-    assert_eq!(corpora, 11, "every corpus has its target");
+    assert_eq!(corpora, 12, "every corpus has its target");
 }
 
 fn replay(name: &str, target: fn(&[u8])) {

@@ -8,5 +8,6 @@ pub(crate) mod file;
 pub(crate) mod frames;
 mod input;
 pub(crate) mod memory;
+pub(crate) mod proxy;
 pub(crate) mod sessions;
 pub(crate) mod spool;

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use tapster::protocol::WriterConfig;
 use tapster::protocol::WriterEvent;
 use tapster::protocol::WriterSession;
 use tapster::transport::Address;
+use tapster::transport::proxy_header;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
@@ -48,6 +50,8 @@ pub(crate) struct Connection {
     session: WriterSession,
     incoming: BytesMut,
     to: Address,
+    ends: Ends,
+    content_type: Option<ContentType>,
     finish_timeout: Duration,
 }
 
@@ -58,11 +62,14 @@ impl Connection {
         config: &StreamsConfig,
         content_type: Option<ContentType>,
     ) -> Result<Self, SendError> {
-        let stream = match timeout(config.handshake_timeout, connect(to)).await {
-            Ok(Ok(stream)) => stream,
+        let (mut stream, ends) = match timeout(config.handshake_timeout, connect(to)).await {
+            Ok(Ok(connected)) => connected,
             Ok(Err(error)) => return Err(SendError::Connect(to.clone(), error)),
             Err(_) => return Err(SendError::ConnectTimeout(to.clone())),
         };
+        if let Some(version) = config.send_proxy {
+            stream.write_all(&proxy_header::encode(version, ends)).await.map_err(SendError::Broken)?;
+        }
         let config = WriterConfig {
             content_types: content_type.into_iter().collect(),
             bidirectional: config.mode.is_bidirectional(),
@@ -72,10 +79,25 @@ impl Connection {
         let finish_timeout = config.finish_timeout;
         let session = WriterSession::new(config, Instant::now())?;
         let incoming = BytesMut::new();
-        let mut connection = Self { stream, session, incoming, to: to.clone(), finish_timeout };
-        while !matches!(connection.next_event().await?, WriterEvent::Started { .. }) {}
+        let (to, content_type) = (to.clone(), None);
+        let mut connection = Self { stream, session, incoming, to, ends, content_type, finish_timeout };
+        connection.content_type = loop {
+            if let WriterEvent::Started { content_type } = connection.next_event().await? {
+                break content_type;
+            }
+        };
         connection.transmit().await?;
         Ok(connection)
+    }
+
+    /// The address of the reader, over TCP.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.ends.map(|(_, peer)| peer)
+    }
+
+    /// The content type of the stream.
+    pub(crate) fn content_type(&self) -> Option<&ContentType> {
+        self.content_type.as_ref()
     }
 
     /// STOP, and FINISH if the reader answers at all. Says so if FINISH does not come soon.
@@ -190,14 +212,18 @@ async fn read(
     Ok(len == 0)
 }
 
-async fn connect(to: &Address) -> io::Result<Box<dyn Stream>> {
+/// The two ends of a TCP connection, ours first.
+type Ends = Option<(SocketAddr, SocketAddr)>;
+
+async fn connect(to: &Address) -> io::Result<(Box<dyn Stream>, Ends)> {
     match to {
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
+            let ends = (stream.local_addr()?, stream.peer_addr()?);
+            Ok((Box::new(stream), Some(ends)))
         }
-        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Address::Unix(path) => Ok((Box::new(UnixStream::connect(path).await?), None)),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::cli::RelayArgs;
 use crate::cli::time::TimeRange;
 
 pub(crate) mod check;
+pub(crate) mod check_connect;
 pub(crate) mod connection;
 pub(crate) mod contents;
 pub(crate) mod count;

@@ -253,6 +253,9 @@ fn log_ledger(ledger: &Ledger) {
         for (end, sessions) in &input.sessions_ended {
             info!(input = input.name, end, sessions, "sessions ended");
         }
+        for (reason, connections) in &input.connections_rejected {
+            info!(input = input.name, reason, connections, "connections refused");
+        }
     }
     for output in &ledger.outputs {
         info!(

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::access::CONNECTIONS_MAX;
+use crate::config::access::take_access;
 use crate::config::raw::Value;
 use crate::config::section::Origin;
 use crate::config::section::Section;
@@ -11,7 +13,6 @@ use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::protocol::ContentType;
 use crate::relay::RelayConfig;
-use crate::transport::Address;
 
 /// An input or output, and where it was written.
 pub(super) struct Entry<T> {
@@ -46,7 +47,8 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     section.set("oversize", value::word, &mut input.oversize);
     section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut input.handshake_timeout);
     section.set("connections_max", value::integer(1..=CONNECTIONS_MAX), &mut input.connections_max);
-    input.socket_mode = section.take("socket_mode", value::permission_bits);
+    input.max_connection_age = section.take("max_connection_age", value::duration(AGE_MIN..=YEAR));
+    take_access(&mut section, &mut input);
 
     if input.frame_len_max < FRAME_LEN_USUAL {
         let message = format!("one DNS message of 64 KiB in dnstap needs up to {FRAME_LEN_USUAL}B");
@@ -54,10 +56,6 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     }
     if input.handshake_timeout < HANDSHAKE_USUAL {
         section.warn("handshake_timeout", "writers over slow paths may need 5s and more".to_owned());
-    }
-    let unix = input.listen.iter().any(|address| matches!(address, Address::Unix(_)));
-    if input.socket_mode.is_some() && !unix && !input.listen.is_empty() {
-        section.fault("socket_mode", "is for unix sockets, and this input listens on none".to_owned());
     }
     Entry { config: input, origin: section.finish() }
 }
@@ -90,8 +88,6 @@ pub(super) fn take_frame_len_max(section: &mut Section<'_>, target: &mut u32) {
 }
 
 const WORKERS_MAX: usize = 1024;
-/// More descriptors than this no kernel gives to a process by default (`fs.nr_open`).
-const CONNECTIONS_MAX: usize = 1 << 20;
 /// The least that the reference's `fstrm_reader_options_set_max_frame_size` takes.
 const FRAME_LEN_MIN: u64 = 512;
 /// Longer lengths are told from broken streams by nobody.
@@ -101,4 +97,7 @@ const FRAME_LEN_USUAL: u32 = 66_560;
 pub(super) const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
+/// Ages are looked at once a second.
+const AGE_MIN: Duration = Duration::from_secs(1);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -10,12 +10,14 @@
 
 pub mod units;
 
+mod access;
 mod buffer;
 mod conflicts;
 mod delivery;
 mod diff;
 mod fault;
 mod file;
+mod files;
 mod keys;
 mod output;
 mod raw;

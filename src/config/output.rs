@@ -11,6 +11,7 @@ use crate::config::keys::Entry;
 use crate::config::keys::HANDSHAKE_MIN;
 use crate::config::keys::HOUR;
 use crate::config::keys::take_frame_len_max;
+use crate::config::raw::Value;
 use crate::config::section::Section;
 use crate::config::value;
 use crate::config::value::OutputAddress;
@@ -26,6 +27,7 @@ use crate::output::OutputConfig;
 use crate::output::Reconnect;
 use crate::output::StreamsConfig;
 use crate::transport::Address;
+use crate::transport::ProxyVersion;
 
 /// The keys of an `[[output]]`.
 pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
@@ -51,6 +53,7 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     let mut streams = StreamsConfig::new(placeholder);
     section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut streams.handshake_timeout);
     section.set("user_timeout", value::duration(USER_TIMEOUT_MIN..=HOUR), &mut streams.user_timeout);
+    streams.send_proxy = section.take("send_proxy", send_proxy).flatten();
     let delivery = DeliveryKeys::take(&mut section, mode);
     streams.mode = delivery.mode();
     take_reconnect(&mut section, &mut streams.reconnect);
@@ -174,6 +177,7 @@ fn refuse_keys_of_streams(section: &mut Section<'_>) {
         "handshake_timeout",
         "finish_timeout",
         "user_timeout",
+        "send_proxy",
         "ack",
         "replay_margin",
         "checkpoint",
@@ -183,6 +187,14 @@ fn refuse_keys_of_streams(section: &mut Section<'_>) {
         if section.has(key) {
             section.fault(key, "nobody answers in a file: leave this key out".to_owned());
         }
+    }
+}
+
+/// A version, or whether there is a header.
+fn send_proxy(value: &Value) -> Result<Option<ProxyVersion>, String> {
+    match value::boolean(value) {
+        Ok(is_sent) => Ok(is_sent.then_some(ProxyVersion::V2)),
+        Err(_) => value::word(value).map(Some),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A configuration as TOML, every key filled in, to be fed back.
 
+use std::fmt::Display;
 use std::fmt::Write;
 
 use crate::config::units::format_duration;
@@ -83,8 +84,33 @@ fn write_input(document: &mut String, input: &InputConfig) {
     line(document, "oversize", &quoted(input.oversize.word()));
     line(document, "handshake_timeout", &quoted(&format_duration(input.handshake_timeout)));
     line(document, "connections_max", &input.connections_max.to_string());
-    if let Some(bits) = input.socket_mode {
-        line(document, "socket_mode", &quoted(&format!("{bits:04o}")));
+    if let Some(age) = input.max_connection_age {
+        line(document, "max_connection_age", &quoted(&format_duration(age)));
+    }
+    write_access(document, input);
+}
+
+fn write_access(document: &mut String, input: &InputConfig) {
+    fn list<T: Display>(items: &[T]) -> Option<String> {
+        let items: Vec<String> = items.iter().map(|item| quoted(&item.to_string())).collect();
+        (!items.is_empty()).then(|| format!("[{}]", items.join(", ")))
+    }
+    let (access, file) = (&input.access, &input.socket_file);
+    let keys = [
+        ("connections_max_per_address", access.connections_max_per_address.map(|max| max.to_string())),
+        ("proxy_protocol", access.proxy_from.as_ref().map(|_| "true".to_owned())),
+        ("proxy_from", access.proxy_from.as_ref().and_then(|from| list(from))),
+        ("allow", list(&access.allow)),
+        ("allow_users", list(&access.allow_users)),
+        ("allow_groups", list(&access.allow_groups)),
+        ("socket_mode", file.mode.map(|bits| quoted(&format!("{bits:04o}")))),
+        ("socket_user", file.user.as_ref().map(|user| quoted(&user.to_string()))),
+        ("socket_group", file.group.as_ref().map(|group| quoted(&group.to_string()))),
+    ];
+    for (key, value) in keys {
+        if let Some(value) = value {
+            line(document, key, &value);
+        }
     }
 }
 
@@ -165,6 +191,9 @@ fn write_streams(document: &mut String, streams: &StreamsConfig) {
     line(document, "handshake_timeout", &quoted(&format_duration(streams.handshake_timeout)));
     if streams.endpoints.addresses().any(|address| matches!(address, Address::Tcp { .. })) {
         line(document, "user_timeout", &quoted(&format_duration(streams.user_timeout)));
+    }
+    if let Some(version) = streams.send_proxy {
+        line(document, "send_proxy", &quoted(version.word()));
     }
     line(document, "finish_timeout", &quoted(&format_duration(mode.finish_timeout())));
     line(document, "ack", &quoted(AckWord::of(mode).word()));

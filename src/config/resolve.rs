@@ -3,10 +3,7 @@
 //! The file comes first, the command line is laid over it, and then everything is looked at together: names,
 //! addresses and content types must fit each other. Every fault is found in one go.
 
-use std::fs::File;
 use std::io;
-use std::io::Read;
-use std::path::Path;
 use std::path::PathBuf;
 
 use crate::config::conflicts::check_addresses;
@@ -15,6 +12,9 @@ use crate::config::conflicts::check_names;
 use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
+use crate::config::files::Document;
+use crate::config::files::SeenKeys;
+use crate::config::files::read_files;
 use crate::config::keys::Entry;
 use crate::config::keys::take_input;
 use crate::config::keys::take_process_keys;
@@ -28,7 +28,6 @@ use crate::config::raw::from_toml;
 use crate::config::section::Findings;
 use crate::config::section::Origin;
 use crate::config::section::Section;
-use crate::config::units::format_size;
 use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::relay::RelayConfig;
@@ -36,8 +35,8 @@ use crate::relay::RelayConfig;
 /// What was given on the command line, as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// `--config`: a TOML file.
-    pub config: Option<PathBuf>,
+    /// `--config`, each a TOML file, or a folder of them.
+    pub config: Vec<PathBuf>,
     /// `--listen`, each an input of its own: `ADDR` or `ADDR?key=value&key=value`.
     pub listen: Vec<String>,
     /// `--to`, each an output of its own: `ADDR` or `ADDR?key=value&key=value`.
@@ -59,7 +58,7 @@ pub struct Resolved {
     pub warnings: Vec<Fault>,
 }
 
-/// Reads the file, if there is one, and lays the command line over it.
+/// Reads the files, if there are any, and lays the command line over them.
 ///
 /// Without any input it listens on `tcp://127.0.0.1:6000`; without any output it writes
 /// `file:tapster-%Y%m%dT%H%M%S.fstrm`. An input or output without a name is called after its address.
@@ -67,11 +66,7 @@ pub struct Resolved {
 /// # Errors
 /// [`Faults`]: all of them, each with its key and what to do.
 pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
-    let file = options.config.as_ref().map(|path| {
-        let origin = Origin { source: path.display().to_string(), ..Origin::default() };
-        (origin, read_text(path))
-    });
-    resolve_all(file, options)
+    resolve_all(read_files(&options.config), options)
 }
 
 /// The configuration of a TOML document that is not in a file.
@@ -80,17 +75,19 @@ pub fn resolve(options: &Options) -> Result<Resolved, Faults> {
 /// [`Faults`], as if the document had been given to `--config`.
 pub fn resolve_toml(document: &str) -> Result<Resolved, Faults> {
     let origin = Origin { source: "configuration".to_owned(), ..Origin::default() };
-    resolve_all(Some((origin, Ok(document.to_owned()))), &Options::default())
+    resolve_all(vec![Document { origin, text: Ok(document.to_owned()) }], &Options::default())
 }
 
-fn resolve_all(file: Option<(Origin, io::Result<String>)>, options: &Options) -> Result<Resolved, Faults> {
+fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, Faults> {
     let mut findings = Findings::default();
     let mut config = RelayConfig { inputs: Vec::new(), outputs: Vec::new(), ..RelayConfig::default() };
     let mut inputs = Vec::new();
     let mut outputs = Vec::new();
 
-    if let Some((origin, text)) = file {
+    let mut seen = SeenKeys::default();
+    for Document { origin, text } in documents {
         let table = read_document(text, &origin, &mut findings);
+        seen.add(&origin, &table, &mut findings);
         let mut top = Section::new(origin, table, &mut findings);
         take_process_keys(&mut top, &mut config);
         let (input_tables, output_tables) = (top.tables("input"), top.tables("output"));
@@ -184,15 +181,6 @@ fn read_document(text: io::Result<String>, origin: &Origin, findings: &mut Findi
     }
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(FILE_LEN_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_LEN_MAX {
-        return Err(io::Error::other(format!("it has more than {}", format_size(FILE_LEN_MAX))));
-    }
-    Ok(text)
-}
-
 /// `ADDR?key=value` as the table that a file would hold.
 fn read_address(option: &str, key: &str, text: &str, findings: &mut Findings) -> (Origin, Table) {
     let origin = command_line(&format!("{option} {text}"));
@@ -230,9 +218,6 @@ fn first_address(input: &InputConfig) -> String {
 fn command_line(source: &str) -> Origin {
     Origin { source: source.to_owned(), ..Origin::default() }
 }
-
-/// More is not a configuration but a mistake, `/dev/zero` for one.
-const FILE_LEN_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests;

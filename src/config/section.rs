@@ -16,9 +16,10 @@ pub(super) struct Findings {
     warnings: Vec<Located>,
 }
 
-/// A fault, and the line to sort it by.
+/// A fault, and the file and the line to sort it by.
 #[derive(Debug)]
 struct Located {
+    file: usize,
     line: Option<usize>,
     fault: Fault,
 }
@@ -28,6 +29,8 @@ struct Located {
 pub(super) struct Origin {
     /// The file, or the option of the command line.
     pub(super) source: String,
+    /// Which of the files it is.
+    pub(super) file: usize,
     /// Where it begins; `None` on the command line.
     pub(super) line: Option<usize>,
     /// Path of the table, empty at the top.
@@ -65,7 +68,7 @@ impl Findings {
         self.warnings.push(origin.locate(origin.line, key, message));
     }
 
-    /// Faults, then warnings: those of the file by line, then those of the command line.
+    /// Faults, then warnings: those of the files by line, then those of the command line.
     pub(super) fn into_sorted(self) -> (Vec<Fault>, Vec<Fault>) {
         let mut warnings = sorted(self.warnings);
         let more = warnings.len().saturating_sub(FAULTS_SHOWN);
@@ -250,16 +253,21 @@ impl Origin {
         }
     }
 
-    fn locate(&self, line: Option<usize>, key: &str, message: String) -> Located {
-        let place = match line {
+    /// The source, and the line.
+    pub(super) fn place(&self) -> String {
+        match self.line {
             Some(line) => format!("{}:{line}", self.source),
             None => self.source.clone(),
-        };
+        }
+    }
+
+    fn locate(&self, line: Option<usize>, key: &str, message: String) -> Located {
+        let place = Self { line, ..self.clone() }.place();
         let mut key = self.path_of(key);
         if !key.is_empty() && !self.label.is_empty() {
             key = format!("{key} ({})", self.label);
         }
-        Located { line, fault: Fault { place, key, message } }
+        Located { file: self.file, line, fault: Fault { place, key, message } }
     }
 }
 
@@ -267,6 +275,6 @@ impl Origin {
 const VALUES_MAX: usize = 1000;
 
 fn sorted(mut found: Vec<Located>) -> Vec<Fault> {
-    found.sort_by_key(|located| located.line.unwrap_or(usize::MAX));
+    found.sort_by_key(|located| (located.line.is_none(), located.file, located.line));
     found.into_iter().map(|located| located.fault).collect()
 }

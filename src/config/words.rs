@@ -10,6 +10,7 @@ use crate::queue::WhenFull;
 use crate::spool::OnFull;
 use crate::spool::SyncPolicy;
 use crate::transport::BackendChoice;
+use crate::transport::ProxyVersion;
 
 /// An enum whose values are written as words.
 pub trait Words: Copy + Sized + 'static {
@@ -49,6 +50,7 @@ words!(
 words!(Order: PerConnection = "per_connection", Strict = "strict");
 words!(BufferWord: Memory = "memory", Disk = "disk");
 words!(ModeWord: Bidirectional = "bidirectional", Unidirectional = "unidirectional");
+words!(ProxyVersion: V1 = "v1", V2 = "v2");
 words!(AckWord: Written = "written", Received = "received");
 
 /// The values of `buffer`.
@@ -134,5 +136,6 @@ mod tests {
         check::<BufferWord>();
         check::<ModeWord>();
         check::<AckWord>();
+        check::<ProxyVersion>();
     }
 }

@@ -1,11 +1,13 @@
 //! Connections that another process goes on with.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::observability::peer_name::PeerName;
 use crate::protocol::ContentType;
 use crate::protocol::ReaderStage;
 
@@ -14,6 +16,8 @@ use crate::protocol::ReaderStage;
 pub(crate) struct HandedConnection {
     /// Name of its input.
     pub(crate) input: String,
+    /// The address of its peer: the one that a PROXY header has named, if there was one.
+    pub(crate) peer: Option<SocketAddr>,
     /// How far its session is.
     pub(crate) stage: ReaderStage,
     /// The type of its stream, once that has begun.
@@ -35,7 +39,7 @@ impl Offer {
     /// An offer, and what becomes of it; `None` where the connection cannot be offered.
     pub(crate) fn new(
         socket: io::Result<OwnedFd>,
-        input: &str,
+        (input, peer): (&str, &PeerName),
         stage: Option<ReaderStage>,
         content_type: Option<&ContentType>,
         received: Bytes,
@@ -43,6 +47,10 @@ impl Offer {
         let (verdict, answer) = oneshot::channel();
         let connection = HandedConnection {
             input: input.to_owned(),
+            peer: match peer {
+                PeerName::Tcp(address) => Some(*address),
+                PeerName::Unix(_) => None,
+            },
             stage: stage?,
             content_type: content_type.cloned(),
             received,

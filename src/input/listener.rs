@@ -8,8 +8,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::rc::Weak;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -20,6 +18,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::faults;
 use crate::input::InputConfig;
+use crate::input::admission::Entrant;
+use crate::input::admission::NotAdmitted;
+use crate::input::gate::Gate;
+use crate::input::gate::Slot;
 use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
 use crate::lifecycle::Phase;
@@ -81,7 +83,7 @@ pub(crate) struct WorkerInput {
     pub(crate) reader: RefCell<Arc<ReaderConfig>>,
     pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
-    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl Readers {
@@ -131,7 +133,7 @@ impl Readers {
     /// Offers a connection. Returns whether the next process has it.
     async fn offer(
         &self,
-        input: &WorkerInput,
+        (input, peer): (&WorkerInput, &PeerName),
         socket: io::Result<OwnedFd>,
         stage: Option<ReaderStage>,
         content_type: Option<&ContentType>,
@@ -139,7 +141,7 @@ impl Readers {
     ) -> bool {
         let name = input.config.borrow().name.clone();
         let Some(offers) = self.offers.borrow().clone() else { return false };
-        match Offer::new(socket, &name, stage, content_type, received) {
+        match Offer::new(socket, (&name, peer), stage, content_type, received) {
             Some((offer, answer)) => offers.send(offer).is_ok() && answer.await.unwrap_or(false),
             None => false,
         }
@@ -149,6 +151,13 @@ impl Readers {
     pub(crate) fn free_unused(&self) {
         self.buffer.borrow_mut().free_unused();
         self.streaming.borrow_mut().retain(|streaming| streaming.handle.strong_count() > 0);
+    }
+
+    /// Called at regular intervals: ends connections that are as old as they may become.
+    pub(crate) fn retire(&self, now: Instant) {
+        for handle in self.streaming.borrow().iter().filter_map(|streaming| streaming.handle.upgrade()) {
+            handle.look_at_age(now);
+        }
     }
 
     /// Called at regular intervals: notes for each input how long outputs have held up one of its connections.
@@ -177,7 +186,8 @@ impl Readers {
     }
 
     fn register(&self, stream: Stream, input: &WorkerInput, scope: &Scope) -> Rc<ReadHandle> {
-        let handle = Rc::new(ReadHandle::new(stream));
+        let retires_at = input.config.borrow().retirement(Instant::now());
+        let handle = Rc::new(ReadHandle::new(stream, retires_at));
         let account = Arc::clone(&input.account);
         let streaming = Streaming { handle: Rc::downgrade(&handle), account, scope: scope.clone() };
         self.streaming.borrow_mut().push(streaming);
@@ -196,29 +206,24 @@ impl Readers {
 struct OpenConnection<'a> {
     input: &'a WorkerInput,
     log: &'a ListenerLog,
-    peer: &'a PeerName,
+    peer: PeerName,
     end: &'static str,
     counted: ReaderCounters,
+    slot: Slot,
+    // Connections that were open before it.
+    open_before: usize,
 }
 
 impl<'a> OpenConnection<'a> {
-    /// `None`: there are as many as there may be.
-    fn new(
-        input: &'a WorkerInput,
-        log: &'a ListenerLog,
-        peer: &'a PeerName,
-        is_new: bool,
-    ) -> Result<Self, Self> {
+    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: PeerName, is_new: bool) -> Self {
         if is_new {
             input.account.connected();
         } else {
             input.account.taken_over();
         }
-        let before = input.open.fetch_add(1, Ordering::Relaxed);
+        let (slot, open_before) = input.gate.enter();
         // What is not replaced tells of a task that failed.
-        let connection = Self { input, log, peer, end: "internal", counted: ReaderCounters::default() };
-        let max = input.config.borrow().connections_max;
-        if before < max || !is_new { Ok(connection) } else { Err(connection) }
+        Self { input, log, peer, end: "internal", counted: ReaderCounters::default(), slot, open_before }
     }
 
     /// Counts what the session has left out since the last call.
@@ -239,7 +244,6 @@ impl<'a> OpenConnection<'a> {
 
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
-        self.input.open.fetch_sub(1, Ordering::Relaxed);
         if self.end == ReadEnd::HandedOver.name() {
             self.input.account.handed_over();
         } else {
@@ -259,31 +263,32 @@ pub(crate) async fn serve(
     scope: Scope,
     handed: Option<Box<HandedConnection>>,
 ) {
-    let mut connection = match OpenConnection::new(&input, &log, &peer, handed.is_none()) {
-        Ok(connection) => connection,
-        Err(mut refused) => {
-            log.tell(Event::Refused, Some(&peer), || {
-                let max = input.config.borrow().connections_max;
-                format!("refused: {max} connections are open; raise `connections_max` of this input")
-            });
-            refused.end = "refused";
+    let mut connection = OpenConnection::new(&input, &log, peer, handed.is_none());
+    let end = match run_session(&readers, &input, socket, handed, &scope, &mut connection).await {
+        Ok(end) | Err(NotAdmitted::Ended(end)) => end,
+        Err(NotAdmitted::Refused(refusal)) => {
+            connection.end = "refused";
+            input.account.rejected(refusal.reason());
+            let event = Event::Refused(refusal.reason());
+            log.tell(event, Some(&connection.peer), || format!("refused: {refusal}"));
             return;
         }
     };
-    let end = run_session(&readers, &input, socket, handed, &scope, &mut connection).await;
     connection.end = end.name();
     if matches!(end, ReadEnd::HandedOver) {
         return;
     }
     let event = match &end {
+        ReadEnd::MaxAge => Event::Retired,
         end if end.is_whole() => Event::Ended,
         ReadEnd::NoByte => Event::Probed,
         ReadEnd::LoopProbe(_) => Event::Asked,
         _ => Event::Failed,
     };
-    log.tell(event, Some(&peer), || format!("connection ended: {end}"));
-    drop(connection);
+    log.tell(event, Some(&connection.peer), || format!("connection ended: {end}"));
     if let ReadEnd::LoopProbe(probe) = end {
+        let peer = connection.peer.clone();
+        drop(connection);
         take_probe(&readers.loops, &input, probe, &peer, &scope).await;
     }
 }
@@ -321,7 +326,8 @@ async fn run_session(
     handed: Option<Box<HandedConnection>>,
     scope: &Scope,
     connection: &mut OpenConnection<'_>,
-) -> ReadEnd {
+) -> Result<ReadEnd, NotAdmitted> {
+    let is_handed = handed.is_some();
     let config = Arc::clone(&input.reader.borrow());
     let mut received = BytesMut::new();
     let (mut session, mut started) = match handed {
@@ -334,7 +340,7 @@ async fn run_session(
             (ReaderSession::resume(config, stage, Instant::now()), started)
         }
     };
-    let is_new = started.is_none();
+    let (is_new, mut is_admitted) = (started.is_none(), is_handed);
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
@@ -342,37 +348,57 @@ async fn run_session(
     };
     let mut drained = pin!(drained);
     while started.is_none() {
+        let opening = async {
+            if !is_admitted {
+                let config = Arc::clone(&input.config.borrow());
+                let entrant = Entrant {
+                    config: &config,
+                    open_before: connection.open_before,
+                    slot: &mut connection.slot,
+                    peer: &mut connection.peer,
+                };
+                entrant.admit(&mut socket, &mut session).await?;
+                is_admitted = true;
+            }
+            read::handshake(&mut socket, &mut session, &mut received).await.map_err(NotAdmitted::Ended)
+        };
         let result = tokio::select! {
             biased;
-            result = read::handshake(&mut socket, &mut session, &mut received) => result,
-            () = &mut drained => return ReadEnd::Drained,
-            () = readers.offers_asked() => {
-                let bytes = Bytes::copy_from_slice(&received);
-                let offer = readers.offer(input, socket.duplicate(), session.stage(), None, bytes);
-                // In memory of its own: every connection has room for its longest wait, and most are idle.
-                if Box::pin(offer).await {
-                    return ReadEnd::HandedOver;
-                }
-                // The next process is gone, and this one goes on.
-                continue;
-            }
+            result = opening => Some(result),
+            () = &mut drained => return Ok(ReadEnd::Drained),
+            () = readers.offers_asked() => None,
         };
         connection.count(session.counters());
         match result {
-            Ok(begun) => started = Some(begun),
-            Err(end) => return end,
+            Some(result) => started = Some(result?),
+            // A connection that is not let in yet is let in, or not, by this process.
+            None if !is_admitted => {}
+            None => {
+                let bytes = Bytes::copy_from_slice(&received);
+                let offer = readers.offer(
+                    (input, &connection.peer),
+                    socket.duplicate(),
+                    session.stage(),
+                    None,
+                    bytes,
+                );
+                // In memory of its own: every connection has room for its longest wait, and most are idle.
+                if Box::pin(offer).await {
+                    return Ok(ReadEnd::HandedOver);
+                }
+            }
         }
     }
-    let Some(started) = started else { return ReadEnd::NoStream };
+    let Some(started) = started else { return Ok(ReadEnd::NoStream) };
     let route = Route::new(&readers.routes, started.content_type.clone());
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
     if is_new {
         let began = || format!("connection: content type {}", content_type());
-        connection.log.tell(Event::Began, Some(connection.peer), began);
+        connection.log.tell(Event::Began, Some(&connection.peer), began);
     }
     if route.fanout().is_empty() {
-        connection.log.tell(Event::Unrouted, Some(connection.peer), || {
+        connection.log.tell(Event::Unrouted, Some(&connection.peer), || {
             format!("no output takes content type {}: its frames are counted as unrouted", content_type())
         });
     }
@@ -380,9 +406,10 @@ async fn run_session(
     let read_len_max = || socket_len_max.min(route.fanout().batch_len_max());
     let stream = match socket.into_stream(readers.backend) {
         Ok(stream) => stream,
-        Err(error) => return ReadEnd::Connection(error),
+        Err(error) => return Ok(ReadEnd::Connection(error)),
     };
     let started_type = started.content_type.clone();
+    let peer = connection.peer.clone();
     let name = input.config.borrow().name.clone();
     let deliver = async |batch: FrameBatch| {
         faults::point("connection", &name);
@@ -403,7 +430,8 @@ async fn run_session(
     };
     let offer = async |stream: &Stream, stage, received| {
         let content_type = started_type.as_ref();
-        let taken = Box::pin(readers.offer(input, stream.duplicate(), stage, content_type, received)).await;
+        let taken =
+            Box::pin(readers.offer((input, &peer), stream.duplicate(), stage, content_type, received)).await;
         if !taken {
             stream.take_back();
         }
@@ -416,7 +444,7 @@ async fn run_session(
     let count = |counters| connection.borrow_mut().count(counters);
     let reading =
         Reading { buffer, coalescer, read_len_max, renew, offer, deliver, wait_for_consumers, count };
-    read::read_frames(&handle, &mut session, started, reading).await
+    Ok(read::read_frames(&handle, &mut session, started, reading).await)
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.

@@ -1,14 +1,22 @@
 //! Ways in: listeners whose connections run Frame Streams readers.
 
+mod access;
+mod admission;
+pub(crate) mod gate;
 pub(crate) mod handing;
 pub(crate) mod listener;
 
 use std::time::Duration;
+use std::time::Instant;
 
+pub use ipnet::IpNet;
+
+pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
 use crate::transport::Address;
+pub use crate::transport::SocketFileConfig;
 
 /// One input: where it listens and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +37,12 @@ pub struct InputConfig {
     pub handshake_timeout: Duration,
     /// Connections at the same time; more are closed at once.
     pub connections_max: usize,
-    /// Permission bits of unix sockets; `None` leaves them to the umask.
-    pub socket_mode: Option<u32>,
+    /// A connection that is older, by up to a tenth more or less, is closed when its writer says nothing; `None`: never.
+    pub max_connection_age: Option<Duration>,
+    /// Who may connect.
+    pub access: Access,
+    /// Owner and permission bits of unix sockets.
+    pub socket_file: SocketFileConfig,
 }
 
 impl Default for InputConfig {
@@ -44,7 +56,36 @@ impl Default for InputConfig {
             oversize: Oversize::Close,
             handshake_timeout: Duration::from_secs(10),
             connections_max: 10_000,
-            socket_mode: None,
+            max_connection_age: None,
+            access: Access::default(),
+            socket_file: SocketFileConfig::default(),
         }
+    }
+}
+
+impl InputConfig {
+    /// When a connection whose stream begins now is as old as it may become. Not the same for all that begin now: writers that
+    /// came together do not come again together.
+    pub(crate) fn retirement(&self, now: Instant) -> Option<Instant> {
+        let seconds = self.max_connection_age?.as_secs_f64() * (0.9 + 0.2 * fastrand::f64());
+        now.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_begin_together_do_not_end_together() {
+        let (config, now) = (InputConfig::default(), Instant::now());
+        assert_eq!(config.retirement(now), None);
+        let config = InputConfig { max_connection_age: Some(Duration::from_secs(1000)), ..config };
+        let ages = [0; 1000].map(|_| (config.retirement(now).unwrap() - now).as_secs());
+        assert!(ages.iter().all(|age| (900..=1100).contains(age)), "{ages:?}");
+        let in_this_tenth = |tenth: u64| ages.iter().any(|age| (age - 900) / 20 == tenth);
+        assert!((0..10).all(in_this_tenth), "{ages:?}");
+        let longest = InputConfig { max_connection_age: Some(Duration::MAX), ..config };
+        assert_eq!(longest.retirement(now), None);
     }
 }

@@ -289,7 +289,7 @@ async fn ask_on(ways: Vec<Arc<Way>>, probe: impl Fn(&Way) -> LoopProbe) {
 
 /// Connects and asks, at each address that the name has. Another relay ends the connection once it has the question.
 async fn deliver(address: &Address, ready: &[u8]) {
-    let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX };
+    let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy: None };
     let Ok(mut dial) = Dial::new(address, options, None).await else { return };
     while dial.has_more()
         && let Ok(mut socket) = dial.next().await

@@ -20,6 +20,7 @@ pub(crate) struct EventLimit<P> {
 #[derive(Debug)]
 struct Window<P> {
     lines_max: u32,
+    lines_per_peer_max: u32,
     began: Option<Instant>,
     lines: u32,
     // Lines of each peer, of the first PEERS_MAX. Others have the lines of the window alone.
@@ -32,6 +33,14 @@ impl<P: Eq + Hash> EventLimit<P> {
     /// A limit of so many lines in a minute for each kind of event.
     pub(crate) fn new(lines_max: &[u32]) -> Self {
         Self { windows: lines_max.iter().map(|lines_max| Window::new(*lines_max)).collect() }
+    }
+
+    /// Gives each peer so many lines in a minute for this kind of event.
+    pub(crate) fn with_lines_per_peer(mut self, event: usize, lines_max: u32) -> Self {
+        if let Some(window) = self.windows.get_mut(event) {
+            window.lines_per_peer_max = lines_max;
+        }
+        self
     }
 
     /// Whether an event gets a line: `Some` with the number of events that got none since the last line. Without a `peer`, an
@@ -48,7 +57,7 @@ impl<P: Eq + Hash> EventLimit<P> {
             if window.left_out > 0 && now.is_none_or(|now| window.is_over(now)) {
                 left_out.push((event, std::mem::take(&mut window.left_out)));
                 if now.is_some() {
-                    *window = Window { began: now, lines: 1, ..Window::new(window.lines_max) };
+                    *window = Window { began: now, lines: 1, ..window.anew() };
                 }
             }
         }
@@ -58,12 +67,18 @@ impl<P: Eq + Hash> EventLimit<P> {
 
 impl<P: Eq + Hash> Window<P> {
     fn new(lines_max: u32) -> Self {
-        Self { lines_max, began: None, lines: 0, peers: HashMap::new(), left_out: 0 }
+        let lines_per_peer_max = LINES_PER_PEER_MAX;
+        Self { lines_max, lines_per_peer_max, began: None, lines: 0, peers: HashMap::new(), left_out: 0 }
+    }
+
+    /// The next minute of the same kind.
+    fn anew(&self) -> Self {
+        Self { lines_per_peer_max: self.lines_per_peer_max, ..Self::new(self.lines_max) }
     }
 
     fn admit(&mut self, peer: Option<P>, now: Instant) -> Option<u64> {
         if self.is_over(now) {
-            *self = Self { began: Some(now), left_out: self.left_out, ..Self::new(self.lines_max) };
+            *self = Self { began: Some(now), left_out: self.left_out, ..self.anew() };
         }
         if self.lines >= self.lines_max || peer.is_some_and(|peer| !self.has_line_for(peer)) {
             self.left_out += 1;
@@ -80,7 +95,7 @@ impl<P: Eq + Hash> Window<P> {
         }
         let lines = self.peers.entry(peer).or_default();
         *lines += 1;
-        *lines <= LINES_PER_PEER_MAX
+        *lines <= self.lines_per_peer_max
     }
 
     fn is_over(&self, now: Instant) -> bool {
@@ -89,7 +104,7 @@ impl<P: Eq + Hash> Window<P> {
 }
 
 const WINDOW: Duration = Duration::from_secs(60);
-/// Lines of one kind of event in a minute for one peer.
+/// Lines of one kind of event in a minute for one peer, unless the kind has a number of its own.
 const LINES_PER_PEER_MAX: u32 = 5;
 /// Peers that are remembered for a minute.
 const PEERS_MAX: usize = 256;
@@ -114,6 +129,18 @@ mod tests {
         assert_eq!([1, 1, 2, 3, 4, 5].map(lines), [5, 0, 5, 5, 5, 0]);
         let local = (0..1000).filter(|_| limit.admit(ENDED, None, now).is_some()).count();
         assert_eq!(local, 20, "another kind of event, over a unix socket");
+    }
+
+    #[test]
+    fn a_kind_of_event_may_have_one_line_a_minute_for_each_peer() {
+        let (limit, now) = (limit(), Instant::now());
+        let mut limit = limit.with_lines_per_peer(FAILED, 1);
+        for now in [now, now + WINDOW, now + 2 * WINDOW] {
+            let lines = |peer| (0..10).filter(|_| limit.admit(FAILED, Some(peer), now).is_some()).count();
+            assert_eq!([1, 1, 2, 3].map(lines), [1, 0, 1, 1]);
+        }
+        limit.take_left_out(Some(now + 3 * WINDOW));
+        assert_eq!(limit.windows[FAILED].lines_per_peer_max, 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::observability::InputLedger;
 use crate::observability::age::Oldest;
+use crate::observability::rejection::Rejection;
 
 /// What one input took in on one worker.
 #[derive(Debug, Default)]
@@ -22,6 +23,8 @@ pub(crate) struct InputAccount {
     controls_ignored: AtomicU64,
     bytes_after_stop: AtomicU64,
     ended: Mutex<BTreeMap<&'static str, u64>>,
+    // By number of the reason.
+    rejected: [AtomicU64; Rejection::ALL.len()],
     // Who sent a frame over the limit, most recently.
     oversize_peer: Mutex<Option<String>>,
     /// The oldest frame that an output keeps from going on. Looked for once a second.
@@ -84,6 +87,11 @@ impl InputAccount {
         *self.ended.lock().expect(UNPOISONED).entry(reason).or_default() += 1;
     }
 
+    /// A connection was refused. It has ended, too.
+    pub(crate) fn rejected(&self, reason: Rejection) {
+        self.rejected[reason as usize].fetch_add(1, Relaxed);
+    }
+
     /// Adds this worker's share to the ledger of the input.
     pub(crate) fn add_to(&self, ledger: &mut InputLedger) {
         let ended = self.ended.lock().expect(UNPOISONED).clone();
@@ -99,6 +107,12 @@ impl InputAccount {
         ledger.bytes_after_stop += self.bytes_after_stop.load(Relaxed);
         for (reason, count) in ended {
             *ledger.sessions_ended.entry(reason.to_owned()).or_default() += count;
+        }
+        for (reason, count) in Rejection::ALL.iter().zip(&self.rejected) {
+            let count = count.load(Relaxed);
+            if count > 0 {
+                *ledger.connections_rejected.entry(reason.name().to_owned()).or_default() += count;
+            }
         }
     }
 }

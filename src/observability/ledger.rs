@@ -30,6 +30,9 @@ pub struct InputLedger {
     pub connections: u64,
     /// Connections open now.
     pub connections_open: u64,
+    /// Connections that were closed without an answer, by reason: `limit`, `limit_address`, `not_allowed`, `peer`,
+    /// `proxy_header`. They are a part of `connections` too, and together `sessions_ended` has them as `refused`.
+    pub connections_rejected: BTreeMap<String, u64>,
     /// Whole data frames taken.
     pub frames: u64,
     /// Their bytes, length words included.
@@ -43,7 +46,7 @@ pub struct InputLedger {
     /// Bytes that came after STOP and were not taken.
     pub bytes_after_stop: u64,
     /// How connections ended: `finished`, `unclean`, `finish_from_writer`, `truncated`, `no_stream`, `loop_probe`,
-    /// `protocol_error`, `handshake_timeout`, …
+    /// `protocol_error`, `handshake_timeout`, `max_age`, `refused`, …
     pub sessions_ended: BTreeMap<String, u64>,
     /// Tasks of this input that ended with a panic: a bug, told at ERROR.
     pub panics: u64,

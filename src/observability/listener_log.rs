@@ -1,6 +1,5 @@
 //! The lines about one listener, from every worker.
 
-use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -9,7 +8,9 @@ use tracing::info;
 use tracing::warn;
 
 use crate::observability::event_limit::EventLimit;
+use crate::observability::peer_name::PeerKey;
 use crate::observability::peer_name::PeerName;
+use crate::observability::rejection::Rejection;
 
 /// What can happen at a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +19,16 @@ pub(crate) enum Event {
     Began,
     /// A connection ended between two frames: as it ought to, or without STOP.
     Ended,
+    /// A connection was as old as it may become.
+    Retired,
     /// A connection ended in another way.
     Failed,
     /// A connection was closed before its peer sent a byte.
     Probed,
     /// Another relay asked whether its frames come back to it.
     Asked,
-    /// There were as many connections as there may be.
-    Refused,
+    /// A connection was closed without an answer.
+    Refused(Rejection),
     /// The system had no descriptor or memory for a connection.
     CannotAccept,
     /// A connection was lost between two workers.
@@ -36,22 +39,31 @@ pub(crate) enum Event {
 
 impl Event {
     /// All events, in the order of their numbers.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 9 + Rejection::ALL.len()] = [
         Self::Began,
         Self::Ended,
+        Self::Retired,
         Self::Failed,
         Self::Probed,
         Self::Asked,
-        Self::Refused,
         Self::CannotAccept,
         Self::LostBetweenWorkers,
         Self::Unrouted,
+        Self::Refused(Rejection::Limit),
+        Self::Refused(Rejection::LimitAddress),
+        Self::Refused(Rejection::NotAllowed),
+        Self::Refused(Rejection::Peer),
+        Self::Refused(Rejection::ProxyHeader),
     ];
+
+    fn number(self) -> usize {
+        Self::ALL.iter().position(|event| *event == self).expect("ALL has every event")
+    }
 
     /// Lines in a minute. What has one cause for all peers needs one.
     fn lines_max(self) -> u32 {
         match self {
-            Self::CannotAccept | Self::LostBetweenWorkers => 1,
+            Self::CannotAccept | Self::LostBetweenWorkers | Self::Retired => 1,
             _ => LINES_MAX,
         }
     }
@@ -62,20 +74,27 @@ impl Event {
 pub(crate) struct ListenerLog {
     input: String,
     listener: String,
-    limit: Mutex<EventLimit<IpAddr>>,
+    limit: Mutex<EventLimit<PeerKey>>,
 }
 
 impl ListenerLog {
     /// The log of the listener at this address, of this input.
     pub(crate) fn new(input: &str, listener: &str) -> Self {
-        let limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
+        let mut limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
+        for reason in Rejection::ALL {
+            // A peer that is refused tries again and again, and hears nothing.
+            limit = limit.with_lines_per_peer(Event::Refused(reason).number(), 1);
+        }
         Self { input: input.to_owned(), listener: listener.to_owned(), limit: Mutex::new(limit) }
     }
 
     /// Tells of an event, if there is room for a line. The text may hold what a peer sent, escaped: it is cut where it is long.
     pub(crate) fn tell(&self, event: Event, peer: Option<&PeerName>, text: impl FnOnce() -> String) {
-        let address = peer.and_then(PeerName::ip);
-        let admitted = self.limit.lock().expect(UNPOISONED).admit(event as usize, address, Instant::now());
+        let peer_key = peer.and_then(|peer| match event {
+            Event::Refused(_) => peer.key(),
+            _ => peer.ip().map(PeerKey::Address),
+        });
+        let admitted = self.limit.lock().expect(UNPOISONED).admit(event.number(), peer_key, Instant::now());
         if let Some(left_out) = admitted {
             self.write(event, peer, left_out, &shortened(text()));
         }
@@ -111,7 +130,7 @@ impl ListenerLog {
             Event::Probed | Event::Asked => {
                 debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
             }
-            Event::Began | Event::Ended => {
+            Event::Began | Event::Ended | Event::Retired => {
                 info!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
             }
             _ => warn!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
@@ -124,10 +143,11 @@ fn summary(event: Event) -> &'static str {
     match event {
         Event::Began => "more connections, without a line for each",
         Event::Ended => "more connections ended, without a line for each",
+        Event::Retired => "more connections were as old as they may become, without a line for each",
         Event::Failed => "more connections ended irregularly, without a line for each",
         Event::Probed => "more connections were closed before a byte was sent, without a line for each",
         Event::Asked => "more questions about loops, without a line for each",
-        Event::Refused => "more connections were refused, without a line for each",
+        Event::Refused(_) => "more connections were refused, without a line for each",
         Event::CannotAccept => "connections could not be accepted many times more, without a line for each",
         Event::LostBetweenWorkers => {
             "more connections were lost between two workers, without a line for each"
@@ -156,6 +176,7 @@ const UNPOISONED: &str = "no panic while it is held";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observability::peer_name::LocalPeer;
 
     #[test]
     fn a_text_that_a_peer_made_long_is_cut() {
@@ -175,5 +196,25 @@ mod tests {
             });
         }
         assert_eq!(lines, 5);
+    }
+
+    #[test]
+    fn a_peer_that_is_refused_has_one_line_for_each_reason() {
+        let log = ListenerLog::new("in", "tcp://[::]:1");
+        let local =
+            |uid| PeerName::Unix(Some(LocalPeer { pid: None, uid, gid: 0, user: None, program: None }));
+        let peers = |number: u16| {
+            [PeerName::Tcp(([127, 0, 0, 1], number).into()), local(1), local(2 + u32::from(number / 500))]
+        };
+        for reason in Rejection::ALL {
+            let mut lines = 0;
+            for peer in (0..1000).flat_map(peers) {
+                log.tell(Event::Refused(reason), Some(&peer), || {
+                    lines += 1;
+                    String::new()
+                });
+            }
+            assert_eq!(lines, 4, "one address and three users");
+        }
     }
 }

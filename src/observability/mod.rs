@@ -14,6 +14,7 @@ pub(crate) mod member_account;
 pub(crate) mod output_log;
 pub(crate) mod peer_name;
 mod printable;
+pub(crate) mod rejection;
 pub(crate) mod spool_account;
 pub mod status;
 pub(crate) mod wait_log;

@@ -20,13 +20,29 @@ pub(crate) struct LocalPeer {
     pub(crate) pid: Option<i32>,
     /// The number of its user.
     pub(crate) uid: u32,
+    /// The number of its primary group.
+    pub(crate) gid: u32,
     /// The name of its user.
     pub(crate) user: Option<String>,
     /// What the process calls itself, escaped: it may choose any bytes.
     pub(crate) program: Option<String>,
 }
 
+/// Whom the log takes for the same peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PeerKey {
+    /// An address, whatever its port.
+    Address(IpAddr),
+    /// A user of this host.
+    User(u32),
+}
+
 impl PeerName {
+    /// Whom the log takes it for; `None` where nothing is known.
+    pub(crate) fn key(&self) -> Option<PeerKey> {
+        self.ip().map(PeerKey::Address).or(self.process().map(|process| PeerKey::User(process.uid)))
+    }
+
     /// The address, for TCP.
     pub(crate) fn ip(&self) -> Option<IpAddr> {
         match self {

@@ -303,12 +303,12 @@ impl Driver {
         let brief = self.brief[stream.member];
         let scope = self.scope.clone();
         let opening = async move {
-            let StreamsConfig { handshake_timeout, user_timeout, .. } = settings.streams;
+            let StreamsConfig { handshake_timeout, user_timeout, send_proxy, .. } = settings.streams;
             let way = &settings.ways[stream.member];
             if let Some(led_back) = lane.loops.leads_back(way, &scope).await {
                 return Err(WriteFault::Loop(led_back));
             }
-            let options = ConnectOptions { timeout: handshake_timeout, user_timeout };
+            let options = ConnectOptions { timeout: handshake_timeout, user_timeout, send_proxy };
             let open = WriteStream::open(&address, brief, &options, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
                 // The queue would fall at once by what the socket takes at once.

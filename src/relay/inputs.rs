@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::thread;
 use std::time::Duration;
 
 use crate::faults;
 use crate::input::InputConfig;
+use crate::input::gate::Gate;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
@@ -29,6 +29,7 @@ use crate::transport::listener::Beside;
 use crate::transport::listener::Bound;
 use crate::transport::listener::BoundListener;
 use crate::transport::own_listeners::OwnListeners;
+use crate::transport::socket_path::SocketFileConfig;
 
 /// One input at work.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub(crate) struct RunningInput {
     pub(crate) config: InputConfig,
     pub(crate) entry: Arc<InputEntry>,
     accounts: Vec<Arc<InputAccount>>,
-    open: Arc<AtomicUsize>,
+    gate: Arc<Gate>,
     pub(crate) listeners: Vec<RunningListener>,
 }
 
@@ -143,9 +144,9 @@ impl NewListener {
         address: Address,
         (sockets, dual_stack): (Vec<OwnedFd>, bool),
         workers: usize,
-        mode: Option<u32>,
+        file: &SocketFileConfig,
     ) -> io::Result<Self> {
-        Ok(Self { configured, bound: listener::adopt(address, sockets, workers, dual_stack, mode)? })
+        Ok(Self { configured, bound: listener::adopt(address, sockets, workers, dual_stack, file)? })
     }
     pub(crate) fn bound(&self) -> &Bound {
         &self.bound
@@ -170,7 +171,7 @@ impl RunningInput {
         let scope = inputs.child(&config.name);
         let skips_oversize = config.oversize == Oversize::Skip;
         let entry = Arc::new(InputEntry::new(&config.name, scope, accounts.clone(), skips_oversize));
-        Self { id, config, entry, accounts, open: Arc::default(), listeners: Vec::new() }
+        Self { id, config, entry, accounts, gate: Arc::default(), listeners: Vec::new() }
     }
 
     /// Tells every worker of the input, as it is configured now.
@@ -191,7 +192,7 @@ impl RunningInput {
             config: Arc::clone(&config).into(),
             reader: Arc::clone(&reader).into(),
             account: Arc::clone(account),
-            open: Arc::clone(&self.open),
+            gate: Arc::clone(&self.gate),
         };
         let orders = self.accounts.iter().map(|account| Order::Input(self.id, input(account)));
         workers.order(orders.enumerate())
@@ -260,12 +261,10 @@ impl RunningInput {
         let goes = |listener: &mut RunningListener| !config.listen.contains(&listener.configured);
         let gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
         gone.iter().for_each(|listener| listener.close(moved, doors));
-        if let Some(mode) = config.socket_mode
-            && self.config.socket_mode != Some(mode)
-        {
+        if config.socket_file != self.config.socket_file {
             for listener in &self.listeners {
                 if let Address::Unix(path) = listener.address() {
-                    doors.sockets.set_mode(path, mode)?;
+                    doors.sockets.reconfigure(path, &config.socket_file)?;
                 }
             }
         }
@@ -296,7 +295,7 @@ pub(crate) fn bind<'a>(
             ipv4: others.iter().any(|other| other.is_ipv4_beside(address)),
             own: address.port().is_some() && going.iter().any(|going| going.port() == address.port()),
         };
-        let bound = listener::bind(address, workers, input.socket_mode, beside).map_err(|source| {
+        let bound = listener::bind(address, workers, &input.socket_file, beside).map_err(|source| {
             StartError::Listen { input: input.name.clone(), address: address.clone(), source }
         })?;
         all.extend(bound.into_iter().map(|bound| {

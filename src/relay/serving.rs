@@ -222,10 +222,12 @@ async fn accept(
 pub(crate) fn peer_name(peer: AcceptedPeer) -> PeerName {
     match peer {
         AcceptedPeer::Tcp(address) => PeerName::Tcp(address),
-        AcceptedPeer::Unix(process) => PeerName::Unix(process.map(|Process { pid, uid, user, program }| {
-            let program = program.map(|name| name.escape_ascii().to_string());
-            LocalPeer { pid, uid, user, program }
-        })),
+        AcceptedPeer::Unix(process) => {
+            PeerName::Unix(process.map(|Process { pid, uid, gid, user, program }| {
+                let program = program.map(|name| name.escape_ascii().to_string());
+                LocalPeer { pid, uid, gid, user, program }
+            }))
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::lifecycle::Scope;
 use crate::transport::listener;
 use crate::transport::listener::BoundListener;
 use crate::transport::socket_path::AtPath;
+use crate::transport::socket_path::SocketFileConfig;
 use crate::transport::socket_path::SocketPath;
 
 /// The path of one listener.
@@ -146,14 +147,14 @@ impl SocketPaths {
         self.paths.lock().expect(UNPOISONED).drain(..).for_each(|watched| watched.path.leave());
     }
 
-    /// Sets the permission bits of the socket file at this path.
+    /// Gives the socket file at this path this owner and these permission bits.
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+    pub(crate) fn reconfigure(&self, path: &Path, config: &SocketFileConfig) -> io::Result<()> {
         let mut paths = self.paths.lock().expect(UNPOISONED);
         let watched = paths.iter_mut().find(|watched| watched.path.path() == path);
-        watched.map_or(Ok(()), |watched| watched.path.set_mode(mode))
+        watched.map_or(Ok(()), |watched| watched.path.reconfigure(config))
     }
 
     /// Removes the file at this path, if it is the one that was bound.

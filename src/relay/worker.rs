@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::UnboundedSender;
@@ -237,6 +238,7 @@ async fn tidy_up(serving: Rc<Serving>) {
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.free_unused();
         serving.readers.note_held(serving.inputs.borrow().values());
+        serving.readers.retire(Instant::now());
         serving.tell_left_out();
         let ended = serving.ended.get();
         if ended - ended_at_trim >= MANY_CONNECTIONS && ended == ended_before {

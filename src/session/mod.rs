@@ -6,4 +6,6 @@
 mod half_closed;
 pub(crate) mod read;
 pub(crate) mod read_coalescer;
+mod read_share;
+mod retirement;
 pub(crate) mod write;

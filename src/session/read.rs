@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
@@ -27,9 +26,12 @@ use crate::protocol::ReaderSession;
 use crate::protocol::ReaderStage;
 use crate::protocol::SessionEnd;
 use crate::session::read_coalescer::ReadCoalescer;
+use crate::session::read_share::ReadShare;
+use crate::session::retirement::Retirement;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
 use crate::transport::cancel::is_cancelled;
+use crate::transport::proxy_header;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
 
@@ -42,6 +44,8 @@ pub(crate) enum ReadEnd {
     Drained,
     /// Another process goes on with the connection.
     HandedOver,
+    /// tapster closed between two frames, because the connection was as old as it may become.
+    MaxAge,
     /// The writer closed without STOP, between two frames.
     Unclean,
     /// The writer sent FINISH, which is for readers to send, and nothing behind it: some end like that.
@@ -54,6 +58,8 @@ pub(crate) enum ReadEnd {
     NoByte,
     /// Another relay asked whether its frames come back to it.
     LoopProbe(LoopProbe),
+    /// A PROXY header came where the stream should begin.
+    ProxyHeader,
     /// The writer broke the protocol, or was too slow in its handshake.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -67,11 +73,13 @@ impl ReadEnd {
             Self::Finished => "finished",
             Self::Drained => "drained",
             Self::HandedOver => "handed_over",
+            Self::MaxAge => "max_age",
             Self::Unclean => "unclean",
             Self::FinishFromWriter => "finish_from_writer",
             Self::Truncated { .. } => "truncated",
             Self::NoStream | Self::NoByte => "no_stream",
             Self::LoopProbe(_) => "loop_probe",
+            Self::ProxyHeader => "protocol_error",
             Self::Protocol(error) => error.reason(),
             Self::Connection(_) => "connection",
         }
@@ -86,6 +94,11 @@ impl ReadEnd {
     /// STOP.
     pub(crate) fn is_whole(&self) -> bool {
         self.is_regular() || matches!(self, Self::Unclean | Self::FinishFromWriter)
+    }
+
+    /// The end by a fault in what should become a stream, and is still in `bytes`.
+    fn of_beginning(error: ProtocolError, bytes: &[u8]) -> Self {
+        if proxy_header::is_begun_by(bytes) { Self::ProxyHeader } else { Self::Protocol(error) }
     }
 
     /// The end by a fault, with `rest` behind it.
@@ -116,6 +129,7 @@ impl fmt::Display for ReadEnd {
             Self::Finished => write!(f, "finished"),
             Self::Drained => write!(f, "drained"),
             Self::HandedOver => write!(f, "handed over to the next process"),
+            Self::MaxAge => write!(f, "older than `max_connection_age` of this input"),
             Self::Unclean => write!(f, "closed by the writer without STOP"),
             Self::FinishFromWriter => write!(f, "ended by the writer with FINISH in place of STOP"),
             Self::Truncated { bytes } => {
@@ -126,6 +140,11 @@ impl fmt::Display for ReadEnd {
             Self::LoopProbe(_) => {
                 write!(f, "closed: another tapster asked whether its frames come back to it")
             }
+            Self::ProxyHeader => write!(
+                f,
+                "the peer sends a PROXY header where its stream should begin: set `proxy_protocol = true` on this input, or let the \
+                 proxy send no more of them than one"
+            ),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "{error}"),
         }
@@ -184,7 +203,7 @@ pub(crate) async fn handshake(
             let fault = result.err().map(|error| ReadEnd::fault(error, buffer));
             return Ok(Started { content_type, received: std::mem::take(buffer), fault });
         }
-        result.map_err(ReadEnd::Protocol)?;
+        result.map_err(|error| ReadEnd::of_beginning(error, buffer))?;
         while let Some(answer) = session.poll_transmit() {
             socket.write_all(&answer).await.map_err(ReadEnd::Connection)?;
         }
@@ -199,15 +218,28 @@ pub(crate) struct ReadHandle {
     delivering: Cell<Option<Instant>>,
     // Whether another process is to go on with the connection.
     hands_over: Cell<bool>,
+    // When it ends, at the next quiet moment.
+    retires_at: Option<Instant>,
+    retires: Cell<bool>,
 }
 
 impl ReadHandle {
-    pub(crate) fn new(stream: Stream) -> Self {
+    /// A connection that ends soon after `retires_at`.
+    pub(crate) fn new(stream: Stream, retires_at: Option<Instant>) -> Self {
         Self {
             stream,
             phase: Cell::new(Phase::Running),
             delivering: Cell::new(None),
             hands_over: Cell::new(false),
+            retires_at,
+            retires: Cell::new(false),
+        }
+    }
+
+    /// Tells the session if it is as old as it may become. Called at regular intervals.
+    pub(crate) fn look_at_age(&self, now: Instant) {
+        if self.retires_at.is_some_and(|at| at <= now) && !self.retires.replace(true) {
+            self.stream.cancel();
         }
     }
 
@@ -276,6 +308,7 @@ where
     let mut small_read = false;
     let mut share = ReadShare::new(read_len_max());
     let mut drain: Option<Drain> = None;
+    let mut retirement: Option<Retirement> = None;
     let read = |session: &mut ReaderSession, len_max: usize| {
         renew(session);
         let result = buffer.borrow_mut().with_room(&mut tail.borrow_mut(), read_len_max(), |bytes| {
@@ -345,6 +378,13 @@ where
                 }
                 continue;
             }
+            Phase::Running if handle.retires.get() => {
+                let retirement = retirement.get_or_insert_with(|| Retirement::begin(Instant::now()));
+                let is_whole = tail.borrow().is_empty();
+                if !retirement.goes_on(stream, is_whole).await {
+                    return ReadEnd::MaxAge;
+                }
+            }
             Phase::Running => match stream.readable().await {
                 Err(error) if !is_cancelled(&error) => {
                     end = Some(ReadEnd::Connection(error));
@@ -362,51 +402,11 @@ where
                 }
             }
             Err(ReadEnd::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(ReadEnd::Unclean) if retirement.as_ref().is_some_and(Retirement::is_told) => {
+                end = Some(ReadEnd::MaxAge);
+            }
             Err(other) => end = Some(other),
         }
-    }
-}
-
-/// What a connection may read in one turn of its worker: as many bytes as are quickly taken. Control frames between data frames
-/// cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
-struct ReadShare {
-    len: usize,
-    // Of the last read: whether it found all that it asked for, batches and control frames.
-    is_full: bool,
-    events: u64,
-    control_frames: u64,
-}
-
-impl ReadShare {
-    fn new(len_max: usize) -> Self {
-        let len = len_max.min(SHARE_BEGIN);
-        Self { len, is_full: false, events: 0, control_frames: 0 }
-    }
-
-    /// How much to read now, of `len_max` bytes at most.
-    fn len(&mut self, len_max: usize) -> usize {
-        if self.events > SHARE_EVENTS {
-            self.len = (self.len / 4).max(SHARE_MIN);
-        } else if self.is_full {
-            self.len *= 2;
-        }
-        self.len = self.len.min(len_max);
-        self.len
-    }
-
-    /// Tells of a read, and of the control frames that the session has ignored until now.
-    fn read(&mut self, count: usize, control_frames: u64) {
-        self.is_full = count >= self.len;
-        self.events = control_frames - self.control_frames;
-        self.control_frames = control_frames;
-    }
-
-    fn took_event(&mut self) {
-        self.events += 1;
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.is_full
     }
 }
 
@@ -431,16 +431,7 @@ impl Drain {
         if stream.readable_bytes() > 0 {
             return true;
         }
-        let mut readable = pin!(stream.readable());
-        tokio::select! {
-            biased;
-            readable = &mut readable => readable.is_ok(),
-            () = tokio::time::sleep(DRAIN_QUIET) => {
-                // Polled to its end: what arrives in this moment is not lost.
-                stream.cancel();
-                readable.await.is_ok()
-            }
-        }
+        stream.readable_within(DRAIN_QUIET).await.unwrap_or(false)
     }
 
     fn took(&mut self, count: usize) {
@@ -493,13 +484,6 @@ const SMALL_READ: usize = 16 << 10;
 /// A batch below this many bytes is not worth a block.
 const SMALL_BATCH: usize = 4 << 10;
 
-/// The first share of a connection, in bytes. It doubles with each read that uses it up.
-const SHARE_BEGIN: usize = 64 << 10;
-/// With more batches and control frames in a read, the next one is shorter.
-const SHARE_EVENTS: u64 = 256;
-/// No share is smaller: these are some 250 data frames of a byte with a control frame before each.
-const SHARE_MIN: usize = 4 << 10;
-
 /// How long a connection that drains is read from at least, for STOP to arrive.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 /// A connection that drains has nothing more to say after this time without a byte.
@@ -507,31 +491,3 @@ const DRAIN_QUIET: Duration = Duration::from_millis(50);
 
 /// Most bytes of one read at the end.
 const ARRIVED_READ_MAX: usize = 64 << 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
-        let mut share = ReadShare::new(1 << 20);
-        let mut read = |count: fn(usize) -> usize, control_frames| {
-            let len = share.len(1 << 20);
-            share.read(count(len), control_frames);
-            share.took_event();
-            len
-        };
-        assert_eq!([0; 6].map(|_| read(|len| len, 0) >> 10), [64, 128, 256, 512, 1024, 1024]);
-        assert_eq!([0; 2].map(|_| read(|_| 100, 0) >> 10), [1024, 1024]);
-        let mut ignored = 0;
-        let lens = [0; 7].map(|_| {
-            ignored += 1000;
-            read(|len| len, ignored) >> 10
-        });
-        assert_eq!(lens, [1024, 256, 64, 16, 4, 4, 4]);
-        assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
-        let mut small = ReadShare::new(1000);
-        small.read(1000, 5000);
-        assert_eq!(small.len(1000), 1000);
-    }
-}

@@ -27,6 +27,7 @@ use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
 use crate::transport::dial::Dial;
 use crate::transport::own_listeners::OwnListeners;
+use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Progress;
@@ -146,7 +147,7 @@ impl WriteStream {
             let peer = socket.peer();
             let fault = match own.behind(&socket) {
                 Some(input) => WriteFault::OwnInput(input),
-                None => match Self::begin(socket, Arc::clone(&config), backend).await {
+                None => match Self::begin(socket, dial.send_proxy(), Arc::clone(&config), backend).await {
                     Ok(mut stream) => {
                         stream.remark = dial.remark();
                         return Ok(stream);
@@ -167,9 +168,13 @@ impl WriteStream {
     /// Shakes hands.
     async fn begin(
         mut socket: Socket,
+        send_proxy: Option<ProxyVersion>,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
+        if let Some(version) = send_proxy {
+            socket.send_proxy_header(version).await.map_err(WriteFault::Connection)?;
+        }
         let (bidirectional, peer) = (config.bidirectional, socket.peer());
         let mut session = WriterSession::new(config, Instant::now()).map_err(WriteFault::Protocol)?;
         handshake(&mut socket, &mut session).await?;

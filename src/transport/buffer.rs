@@ -65,6 +65,11 @@ impl Tail {
         &self.bytes
     }
 
+    /// Whether the last frame is whole.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Moves the bytes to memory with `room` bytes more. Returns the memory that they had if a batch has a part of it.
     fn move_out(&mut self, room: usize) -> Option<Block> {
         let mut bytes = BytesMut::with_capacity(self.bytes.len() + room);

@@ -24,6 +24,7 @@ use tokio::time::sleep_until;
 use tokio::time::timeout;
 
 use crate::transport::Address;
+use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::resolve::resolve;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
@@ -74,6 +75,11 @@ impl Dial {
     #[cfg(test)]
     pub(crate) fn to(addresses: &[SocketAddr], options: ConnectOptions) -> Self {
         Self { options, path: None, addresses: in_turn(addresses, None), failed: Vec::new() }
+    }
+
+    /// The PROXY header that connections begin with.
+    pub(crate) fn send_proxy(&self) -> Option<ProxyVersion> {
+        self.options.send_proxy
     }
 
     /// Whether [`Dial::next`] has something left to try.
@@ -217,8 +223,11 @@ mod tests {
     use super::*;
     use crate::transport::epoll;
 
-    const OPTIONS: ConnectOptions =
-        ConnectOptions { timeout: Duration::from_secs(2), user_timeout: Duration::from_secs(30) };
+    const OPTIONS: ConnectOptions = ConnectOptions {
+        timeout: Duration::from_secs(2),
+        user_timeout: Duration::from_secs(30),
+        send_proxy: None,
+    };
 
     fn dial(addresses: &[SocketAddr]) -> Dial {
         Dial::to(addresses, OPTIONS)

@@ -24,6 +24,7 @@ use crate::transport::process::read_users;
 use crate::transport::socket::Socket;
 use crate::transport::socket_path::BACKLOG;
 use crate::transport::socket_path::Listening;
+use crate::transport::socket_path::SocketFileConfig;
 use crate::transport::socket_path::SocketPath;
 
 /// An address that is listened on, with one listener for every worker.
@@ -94,7 +95,7 @@ pub(crate) fn adopt(
     sockets: Vec<OwnedFd>,
     workers: usize,
     dual_stack: bool,
-    mode: Option<u32>,
+    file: &SocketFileConfig,
 ) -> io::Result<Bound> {
     for socket in &sockets {
         let socket = socket2::SockRef::from(socket);
@@ -109,7 +110,7 @@ pub(crate) fn adopt(
     let (listeners, path) = match &address {
         Address::Unix(path) => {
             read_users();
-            let mut path = SocketPath::adopt(path, first.try_clone()?, mode)?;
+            let mut path = SocketPath::adopt(path, first.try_clone()?, file)?;
             (of_path(&mut path, workers)?, Some(path))
         }
         Address::Tcp { .. } => {
@@ -146,12 +147,12 @@ fn of_listening((fd, renewals): Listening) -> BoundListener {
 pub(crate) fn bind(
     address: &Address,
     workers: usize,
-    mode: Option<u32>,
+    file: &SocketFileConfig,
     beside: Beside,
 ) -> io::Result<Vec<Bound>> {
     match address {
         Address::Tcp { host, port } => bind_tcp(host, *port, workers, beside),
-        Address::Unix(path) => Ok(vec![bind_unix(path, workers, mode)?]),
+        Address::Unix(path) => Ok(vec![bind_unix(path, workers, file)?]),
     }
 }
 
@@ -231,9 +232,9 @@ fn tcp_socket(address: SocketAddr, ipv6_only: bool) -> io::Result<socket2::Socke
     Ok(socket)
 }
 
-fn bind_unix(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<Bound> {
+fn bind_unix(path: &Path, workers: usize, file: &SocketFileConfig) -> io::Result<Bound> {
     read_users();
-    let (file, listening) = SocketPath::bind(path, workers, mode)?;
+    let (file, listening) = SocketPath::bind(path, workers, file)?;
     let listeners = listening.into_iter().map(of_listening).collect();
     let address = Address::Unix(path.to_owned());
     Ok(Bound { address, listeners, dual_stack: false, path: Some(file) })

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use tokio::net::unix::UCred;
 
+use crate::transport::local_id::entries;
+
 /// The peer of an accepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AcceptedPeer {
@@ -23,6 +25,8 @@ pub(crate) struct Process {
     pub(crate) pid: Option<i32>,
     /// The number of its user.
     pub(crate) uid: u32,
+    /// The number of its primary group.
+    pub(crate) gid: u32,
     /// The name of its user, where `/etc/passwd` has it.
     pub(crate) user: Option<String>,
     /// The name of its program: any bytes, at most 15.
@@ -31,16 +35,16 @@ pub(crate) struct Process {
 
 impl Process {
     pub(super) fn of(credentials: UCred) -> Self {
-        Self::new(credentials.pid(), credentials.uid())
+        Self::new(credentials.pid(), credentials.uid(), credentials.gid())
     }
 
     pub(super) fn of_credentials(credentials: &rustix::net::UCred) -> Self {
-        Self::new(Some(credentials.pid.as_raw_pid()), credentials.uid.as_raw())
+        Self::new(Some(credentials.pid.as_raw_pid()), credentials.uid.as_raw(), credentials.gid.as_raw())
     }
 
-    fn new(pid: Option<i32>, uid: u32) -> Self {
+    fn new(pid: Option<i32>, uid: u32, gid: u32) -> Self {
         let pid = pid.filter(|pid| *pid > 0);
-        Self { pid, uid, user: USERS.get(&uid).cloned(), program: pid.and_then(program) }
+        Self { pid, uid, gid, user: USERS.get(&uid).cloned(), program: pid.and_then(program) }
     }
 }
 
@@ -63,13 +67,8 @@ static USERS: LazyLock<HashMap<u32, String>> = LazyLock::new(|| {
 });
 
 fn users(passwd: &str) -> HashMap<u32, String> {
-    let user = |line: &str| {
-        let mut fields = line.split(':');
-        let (name, uid) = (fields.next()?, fields.nth(1)?);
-        Some((uid.parse().ok()?, name.escape_debug().to_string()))
-    };
     // The first name of a number is its name.
-    passwd.lines().rev().filter_map(user).collect()
+    entries(passwd).rev().map(|(name, uid)| (uid, name.escape_debug().to_string())).collect()
 }
 
 #[cfg(test)]

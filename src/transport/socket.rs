@@ -19,6 +19,7 @@ use socket2::SockRef;
 use socket2::TcpKeepalive;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt;
 use tokio::io::Interest;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
@@ -29,6 +30,8 @@ use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::process::AcceptedPeer;
 use crate::transport::process::Process;
+use crate::transport::proxy_header;
+use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::safe_path::refuse_foreign_links;
 use crate::transport::stream::Stream;
 
@@ -60,6 +63,8 @@ pub(crate) struct ConnectOptions {
     /// TCP: a connection ends when its peer's host does not answer for so long, whether frames flow or not. A host that
     /// answers and takes nothing is not concerned. At least a second: the kernel's timers are no finer.
     pub(crate) user_timeout: Duration,
+    /// The PROXY header that is sent first; `None`: none.
+    pub(crate) send_proxy: Option<ProxyVersion>,
 }
 
 /// The far end of a connection that was opened.
@@ -103,6 +108,15 @@ impl Socket {
         }
     }
 
+    /// Sends a PROXY header that tells of this connection, before anything else.
+    pub(crate) async fn send_proxy_header(&mut self, version: ProxyVersion) -> io::Result<()> {
+        let ends = match &self.io {
+            Io::Tcp(stream) => Some((stream.local_addr()?, stream.peer_addr()?)),
+            Io::Unix(_) => None,
+        };
+        self.write_all(&proxy_header::encode(version, ends)).await
+    }
+
     /// Where the listener is that this connection was opened to; `None` where that cannot be told.
     pub(super) fn remote(&self) -> Option<Remote> {
         match &self.io {
@@ -113,6 +127,18 @@ impl Socket {
                 // As the listener was bound, whatever links led to it; and the process that called `listen`.
                 let path = stream.peer_addr().ok()?.as_pathname()?.to_owned();
                 Some(Remote::Unix { path, process: stream.peer_cred().ok()?.pid()? })
+            }
+        }
+    }
+
+    /// Copies what has arrived to `buffer`, and leaves it there for a read. Waits for a byte; 0 is the end. Cancel-safe.
+    pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.io {
+            Io::Tcp(stream) => stream.peek(buffer).await,
+            Io::Unix(stream) => {
+                let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+                let peek = || Ok(rustix::net::recv(stream, &mut *buffer, flags)?.0);
+                stream.async_io(Interest::READABLE, peek).await
             }
         }
     }

@@ -12,8 +12,10 @@ use std::path::PathBuf;
 
 use rustix::fs::AtFlags;
 use rustix::fs::CWD;
+use rustix::fs::Gid;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
+use rustix::fs::Uid;
 use rustix::io::Errno;
 use socket2::Domain;
 use socket2::SockAddr;
@@ -22,19 +24,31 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::mpsc::unbounded_channel;
 
+use crate::transport::local_id::LocalId;
+use crate::transport::local_id::entries;
 use crate::transport::safe_path::refuse_foreign_links;
 
 /// A path that is listened on. Dropped, its socket file is removed, unless a file of somebody else has taken its place.
 #[derive(Debug)]
 pub(crate) struct SocketPath {
     path: PathBuf,
-    // Permission bits; `None` leaves them to the umask.
-    mode: Option<u32>,
+    config: SocketFileConfig,
     file: SocketFile,
     // What is bound there.
     socket: OwnedFd,
     // To the listener of each worker: sockets to go on with.
     workers: Vec<UnboundedSender<OwnedFd>>,
+}
+
+/// Whose a socket file is, and who may use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketFileConfig {
+    /// Permission bits; `None` leaves them to the umask.
+    pub mode: Option<u32>,
+    /// Its owner; `None`: the user of this process.
+    pub user: Option<LocalId>,
+    /// Its group; `None`: the group of this process, or of the folder.
+    pub group: Option<LocalId>,
 }
 
 /// What is at the path.
@@ -59,9 +73,14 @@ impl SocketPath {
     /// # Errors
     /// `AddrInUse` when another process listens there, whether it takes connections or not; what is in the way, whose it is,
     /// and what to do; what the system says.
-    pub(super) fn bind(path: &Path, workers: usize, mode: Option<u32>) -> io::Result<(Self, Vec<Listening>)> {
-        let (socket, file) = bind(path, mode)?;
-        let mut path = Self { path: path.to_owned(), mode, file, socket, workers: Vec::new() };
+    pub(super) fn bind(
+        path: &Path,
+        workers: usize,
+        config: &SocketFileConfig,
+    ) -> io::Result<(Self, Vec<Listening>)> {
+        let (socket, file) = bind(path, config)?;
+        let config = config.clone();
+        let mut path = Self { path: path.to_owned(), config, file, socket, workers: Vec::new() };
         let listening = path.listeners(workers)?;
         Ok((path, listening))
     }
@@ -85,9 +104,9 @@ impl SocketPath {
     ///
     /// # Errors
     /// Nothing is at the path.
-    pub(super) fn adopt(path: &Path, socket: OwnedFd, mode: Option<u32>) -> io::Result<Self> {
+    pub(super) fn adopt(path: &Path, socket: OwnedFd, config: &SocketFileConfig) -> io::Result<Self> {
         let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: true };
-        Ok(Self { path: path.to_owned(), mode, file, socket, workers: Vec::new() })
+        Ok(Self { path: path.to_owned(), config: config.clone(), file, socket, workers: Vec::new() })
     }
 
     /// Another descriptor of the socket.
@@ -108,13 +127,14 @@ impl SocketPath {
         self.file.stays = true;
     }
 
-    /// Sets the permission bits of the socket file.
+    /// Gives the socket file this owner and these permission bits.
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn set_mode(&mut self, mode: u32) -> io::Result<()> {
-        self.mode = Some(mode);
-        self.file.set_mode(mode)
+    pub(crate) fn reconfigure(&mut self, config: &SocketFileConfig) -> io::Result<()> {
+        config.clone_into(&mut self.config);
+        self.file.set_owner(config)?;
+        config.mode.map_or(Ok(()), |mode| self.file.set_mode(mode))
     }
 
     /// The path.
@@ -133,7 +153,7 @@ impl SocketPath {
     /// # Errors
     /// As when it was bound first.
     pub(crate) fn bind_again(&mut self) -> io::Result<()> {
-        let (socket, file) = bind(&self.path, self.mode)?;
+        let (socket, file) = bind(&self.path, &self.config)?;
         self.file = file;
         self.socket = socket;
         for worker in &self.workers {
@@ -144,13 +164,19 @@ impl SocketPath {
     }
 }
 
-fn bind(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
+fn bind(path: &Path, config: &SocketFileConfig) -> io::Result<(OwnedFd, SocketFile)> {
     refuse_foreign_links(path)?;
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    if config.mode.is_some() {
+        // The file begins with these bits, less the umask of the process.
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    }
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: false };
-    if let Some(mode) = mode {
+    // Nobody can connect before the socket listens.
+    file.set_owner(config)?;
+    if let Some(mode) = config.mode {
         file.set_mode(mode)?;
     }
     socket.listen(BACKLOG)?;
@@ -167,6 +193,25 @@ struct SocketFile {
 }
 
 impl SocketFile {
+    /// Gives this file and no other to its owner and group.
+    fn set_owner(&self, SocketFileConfig { user, group, .. }: &SocketFileConfig) -> io::Result<()> {
+        if user.is_none() && group.is_none() {
+            return Ok(());
+        }
+        let owner = user.as_ref().map(|user| Uid::from_raw(user.id()));
+        let owner_group = group.as_ref().map(|group| Gid::from_raw(group.id()));
+        rustix::fs::chownat(&self.id.0, "", owner, owner_group, AtFlags::EMPTY_PATH).map_err(|error| {
+            let user = user.as_ref().map(|user| format!("user {user}"));
+            let group = group.as_ref().map(|group| format!("group {group}"));
+            let whom = [user, group].into_iter().flatten().collect::<Vec<_>>().join(" and ");
+            let words = format!(
+                "cannot give the socket file to {whom} ({error}): only root can give files away, and others can choose a group \
+                 that they are in"
+            );
+            io::Error::new(io::Error::from(error).kind(), words)
+        })
+    }
+
     /// Sets the permission bits of this file and no other, whatever is at the path now.
     fn set_mode(&self, mode: u32) -> io::Result<()> {
         let permissions = fs::Permissions::from_mode(mode);
@@ -272,11 +317,7 @@ fn in_the_way(what: &str, owner: u32, error: &io::Error) -> io::Error {
 /// A user by number, and by name where `/etc/passwd` has one.
 fn user(uid: u32) -> String {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, number) = (fields.next()?, fields.nth(1)?);
-        (number.parse() == Ok(uid)).then_some(name)
-    });
+    let name = entries(&passwd).find(|(_, number)| *number == uid).map(|(name, _)| name);
     name.map_or_else(|| format!("user {uid}"), |name| format!("user {name} ({uid})"))
 }
 
@@ -290,20 +331,30 @@ mod tests {
 
     use super::*;
 
+    fn mode(bits: u32) -> SocketFileConfig {
+        SocketFileConfig { mode: Some(bits), ..SocketFileConfig::default() }
+    }
+
     #[test]
     fn a_stale_socket_is_replaced_a_live_one_is_not_and_ours_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let (bound, listening) = SocketPath::bind(&path, 2, Some(0o600)).unwrap();
+        let (bound, listening) = SocketPath::bind(&path, 2, &mode(0o600)).unwrap();
         assert_eq!(listening.len(), 2);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(SocketPath::bind(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            SocketPath::bind(&path, 1, &SocketFileConfig::default()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop((bound, listening));
         assert!(!path.exists());
         fs::write(&path, "a file").unwrap();
-        assert_eq!(SocketPath::bind(&path, 1, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            SocketPath::bind(&path, 1, &SocketFileConfig::default()).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
         assert_eq!(fs::read(&path).unwrap(), b"a file");
     }
 
@@ -315,12 +366,15 @@ mod tests {
         owner.bind(&SockAddr::unix(&path).unwrap()).unwrap();
         owner.listen(0).unwrap();
         let _waits = UnixStream::connect(&path).unwrap();
-        let error = SocketPath::bind(&path, 1, None).unwrap_err();
+        let error = SocketPath::bind(&path, 1, &SocketFileConfig::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains("backlog is full"), "{error}");
         let datagrams = folder.path().join("d.sock");
         let _owner = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
-        assert_eq!(SocketPath::bind(&datagrams, 1, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            SocketPath::bind(&datagrams, 1, &SocketFileConfig::default()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         assert!(path.exists() && datagrams.exists());
     }
 
@@ -329,17 +383,17 @@ mod tests {
     fn a_file_that_took_the_place_of_ours_is_another_one_whatever_its_inode_number() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.sock");
-        let (bound, listening) = SocketPath::bind(&path, 1, None).unwrap();
+        let (bound, listening) = SocketPath::bind(&path, 1, &SocketFileConfig::default()).unwrap();
         assert_eq!(bound.look(), AtPath::Ours);
         // The process stops listening, and keeps its path in mind.
         drop(listening);
         fs::remove_file(&path).unwrap();
         assert_eq!(bound.look(), AtPath::Nothing);
         for _ in 0..20 {
-            let (next, _listening) = SocketPath::bind(&path, 1, None).unwrap();
+            let (next, _listening) = SocketPath::bind(&path, 1, &SocketFileConfig::default()).unwrap();
             assert_eq!((bound.look(), next.look()), (AtPath::Another, AtPath::Ours));
         }
-        let next = SocketPath::bind(&path, 1, None).unwrap();
+        let next = SocketPath::bind(&path, 1, &SocketFileConfig::default()).unwrap();
         drop(bound);
         assert_eq!(next.0.look(), AtPath::Ours);
     }
@@ -349,7 +403,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/s.sock");
         fs::create_dir(path.parent().unwrap()).unwrap();
-        let (mut bound, mut listening) = SocketPath::bind(&path, 2, Some(0o660)).unwrap();
+        let (mut bound, mut listening) = SocketPath::bind(&path, 2, &mode(0o660)).unwrap();
         fs::remove_dir_all(path.parent().unwrap()).unwrap();
         assert_eq!(bound.look(), AtPath::Nothing);
         assert_eq!(bound.bind_again().unwrap_err().kind(), io::ErrorKind::NotFound);
@@ -363,6 +417,32 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(bound);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_file_has_the_owner_and_mode_of_the_configuration_when_it_is_bound_again_too() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give files away");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let config =
+            SocketFileConfig { user: LocalId::user("53"), group: LocalId::group("54"), ..mode(0o620) };
+        let (mut bound, _listening) = SocketPath::bind(&path, 1, &config).unwrap();
+        let is_right = || {
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o777), (53, 54, 0o620));
+        };
+        is_right();
+        fs::remove_file(&path).unwrap();
+        bound.bind_again().unwrap();
+        is_right();
+        drop(bound);
+        let config = SocketFileConfig { group: LocalId::group("54"), ..SocketFileConfig::default() };
+        let _bound = SocketPath::bind(&path, 1, &config).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (0, 54));
     }
 
     #[test]

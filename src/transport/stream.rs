@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,6 +17,7 @@ use rustix::event::PollFlags;
 use rustix::time::Timespec;
 
 use crate::transport::Backend;
+use crate::transport::cancel::is_cancelled;
 use crate::transport::detached::Detached;
 use crate::transport::detached::Kind;
 use crate::transport::epoll;
@@ -96,6 +99,26 @@ impl Stream {
         match &self.shared.io {
             Io::Uring(stream) => stream.readable().await,
             Io::Epoll(stream) => stream.readable().await,
+        }
+    }
+
+    /// Waits for bytes, at most for so long. Returns whether there are any.
+    ///
+    /// # Errors
+    /// As [`Stream::readable`].
+    pub(crate) async fn readable_within(&self, time: Duration) -> io::Result<bool> {
+        let mut readable = pin!(self.readable());
+        tokio::select! {
+            biased;
+            readable = &mut readable => readable.map(|()| true),
+            () = tokio::time::sleep(time) => {
+                // Polled to its end: what arrives in this moment is not lost.
+                self.cancel();
+                match readable.await {
+                    Err(error) if is_cancelled(&error) => Ok(false),
+                    result => result.map(|()| true),
+                }
+            }
         }
     }
 
@@ -281,6 +304,11 @@ impl Stream {
         self.shared.shut_down.set(true);
         // Fails on sockets whose peer is gone, which is what we want anyway.
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Both);
+    }
+
+    /// Ends the direction to the peer: the peer sees it, and may go on writing.
+    pub(crate) fn shutdown_write(&self) {
+        let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
     }
 
     fn explain(&self, error: io::Error) -> io::Error {

@@ -12,6 +12,7 @@ mod support;
 #[path = "../common/skips.rs"]
 mod skips;
 
+mod access;
 mod age;
 mod changes;
 mod checkpoint;
@@ -41,9 +42,11 @@ mod many_connections;
 mod memory;
 mod panics;
 mod peers;
+mod proxy;
 mod reconnect;
 mod refused;
 mod reload;
+mod retirement;
 mod sample;
 mod scarce;
 mod seccomp;

@@ -27,11 +27,12 @@ use crate::spool::OnFull;
 use crate::spool::SpoolConfig;
 use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
+use crate::transport::ProxyVersion;
 
 fn from_file(text: &str) -> Result<Resolved, Faults> {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    resolve(&Options { config: Some(file.path().to_owned()), ..Options::default() })
+    resolve(&Options { config: vec![file.path().to_owned()], ..Options::default() })
 }
 
 fn from_options(listen: &[&str], to: &[&str]) -> Result<Resolved, Faults> {
@@ -83,7 +84,8 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
     assert_eq!((config.workers, config.drain_timeout), (2, Duration::from_secs(90)));
     let [resolvers, any] = &config.inputs[..] else { panic!("{config:?}") };
     assert_eq!((resolvers.name.as_str(), resolvers.listen.len()), ("resolvers", 2));
-    assert_eq!((resolvers.socket_mode, resolvers.connections_max), (Some(0o660), 50));
+    assert_eq!((resolvers.socket_file.mode, resolvers.connections_max), (Some(0o660), 50));
+    assert_eq!((resolvers.access.allow.len(), resolvers.access.allow_users.len()), (2, 2));
     assert_eq!(any.content_types, ContentTypes::Any);
     let [siem, archive] = &config.outputs[..] else { panic!("{config:?}") };
     assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
@@ -95,6 +97,7 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
             mode: Mode::Unidirectional { finish_timeout: max, ack: Ack::Written },
             handshake_timeout: Duration::from_secs(10),
             user_timeout: Duration::from_secs(20),
+            send_proxy: Some(ProxyVersion::V1),
             reconnect: Reconnect { min, max },
         }
     );
@@ -121,7 +124,7 @@ fn a_query_carries_the_keys_of_a_file() {
     ).unwrap();
     let ContentTypes::Only(types) = &config.inputs[0].content_types else { panic!("{config:?}") };
     assert_eq!((config.inputs[0].name.as_str(), types.len()), ("a b", 2));
-    assert_eq!((config.inputs[0].unidirectional, config.inputs[0].socket_mode), (false, Some(0o600)));
+    assert_eq!((config.inputs[0].unidirectional, config.inputs[0].socket_file.mode), (false, Some(0o600)));
     let [siem, hourly] = &config.outputs[..] else { panic!("{config:?}") };
     assert_eq!(siem.name, "tcp://10.0.0.5:6000");
     assert_eq!(siem.buffer, memory(256 << 20, WhenFull::Block, Lanes::PerWorker));
@@ -195,7 +198,7 @@ fn syntax_errors_and_faults_of_the_command_line_come_together() {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(b"workers = \ndrain_timeout = 10\n").unwrap();
     let faults = resolve(&Options {
-        config: Some(file.path().to_owned()),
+        config: vec![file.path().to_owned()],
         to: vec!["tcp://a".to_owned(), "tcp://a:1?queue".to_owned()],
         backend: Some("kqueue".to_owned()),
         ..Options::default()
@@ -215,8 +218,8 @@ fn syntax_errors_and_faults_of_the_command_line_come_together() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    for path in ["/nonexistent/tapster.toml", "/dev/zero", "/"] {
-        let faults = resolve(&Options { config: Some(path.into()), ..Options::default() }).unwrap_err();
+    for path in ["/nonexistent/tapster.toml", "/dev/zero"] {
+        let faults = resolve(&Options { config: vec![path.into()], ..Options::default() }).unwrap_err();
         assert!(faults.to_string().contains(&format!("{path}: the configuration file")), "{faults}");
     }
 }
@@ -225,7 +228,7 @@ fn a_file_that_cannot_be_read_is_named() {
 fn the_command_line_goes_over_the_file() {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(b"workers = 2\n[[output]]\nto = \"tcp://a:1\"\n").unwrap();
-    let config = Some(file.path().to_owned());
+    let config = vec![file.path().to_owned()];
     let options = Options {
         config,
         to: vec!["tcp://b:1".to_owned()],
@@ -318,6 +321,8 @@ fn keys_that_mean_nothing_for_an_address_are_refused() {
         ("file:a.fstrm?rotate.partial_suffix=/x", "rotate.partial_suffix"),
         ("file:a.fstrm?finish_timeout=1s", "finish_timeout"),
         ("file:a.fstrm?user_timeout=10s", "user_timeout"),
+        ("file:a.fstrm?send_proxy=v2", "send_proxy"),
+        ("tcp://a:1?send_proxy=v3", "send_proxy"),
         ("unix:/a?user_timeout=10s", "user_timeout"),
         ("unix:/a?to=unix:/b&user_timeout=10s", "user_timeout"),
         ("file:a.fstrm?ack=received", "ack"),
@@ -430,7 +435,16 @@ const EVERY_KEY: &str = r#"
         oversize = "skip"
         handshake_timeout = "5s"
         connections_max = 50
+        connections_max_per_address = 5
+        max_connection_age = "12h"
+        proxy_protocol = true
+        proxy_from = ["192.0.2.0/24", "::1"]
+        allow = ["10.0.0.0/8", "2001:db8::1"]
+        allow_users = ["root", 53]
+        allow_groups = "root"
         socket_mode = "0660"
+        socket_user = "root"
+        socket_group = 53
 
         [[input]]
         listen = "tcp://[::1]:6001"
@@ -448,6 +462,7 @@ const EVERY_KEY: &str = r#"
         handshake_timeout = "10s"
         finish_timeout = "1m"
         user_timeout = "20s"
+        send_proxy = "v1"
         reconnect = { min = "1s", max = "60s" }
 
         [[output]]

@@ -12,6 +12,8 @@
 //! A message is a version, a JSON text, and bytes that belong to it. Descriptors go beside it. A message of another version is
 //! refused, and the old process goes on.
 
+use std::net::SocketAddr;
+
 use bytes::Buf;
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -67,6 +69,7 @@ pub(crate) struct HandedListener {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionRecord {
     input: String,
+    peer: Option<SocketAddr>,
     stage: Stage,
     content_type: Option<Vec<u8>>,
     received: usize,
@@ -137,6 +140,7 @@ impl ConnectionRecord {
         };
         Self {
             input: connection.input.clone(),
+            peer: connection.peer,
             stage,
             content_type: bytes(&connection.content_type),
             received: connection.received.len(),
@@ -166,7 +170,7 @@ impl ConnectionRecord {
         // Not the memory of the whole message.
         let received = BytesMut::from(&behind.split_to(self.received)[..]).freeze();
         let content_type = content_type(self.content_type)?;
-        Ok(HandedConnection { input: self.input, stage, content_type, received })
+        Ok(HandedConnection { input: self.input, peer: self.peer, stage, content_type, received })
     }
 }
 
@@ -179,12 +183,9 @@ mod tests {
 
     fn connection(stage: ReaderStage, received: &'static [u8]) -> HandedConnection {
         let content_type = Some(ContentType::DNSTAP);
-        HandedConnection {
-            input: "a".to_owned(),
-            stage,
-            content_type,
-            received: Bytes::from_static(received),
-        }
+        let peer = Some("[2001:db8::1]:7".parse().unwrap());
+        let received = Bytes::from_static(received);
+        HandedConnection { input: "a".to_owned(), peer, stage, content_type, received }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::input::handing::HandedConnection;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
 use crate::observability::listener_log::ListenerLog;
+use crate::observability::peer_name::PeerName;
 use crate::relay::accounts::Accounts;
 use crate::relay::handover::ANSWER_TIME;
 use crate::relay::handover::HandoverError;
@@ -124,7 +125,7 @@ impl Estate {
         let adopt = |(address, sockets): (String, _)| {
             let address: Address =
                 address.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            NewListener::adopt(configured.clone(), address, sockets, workers, input.socket_mode)
+            NewListener::adopt(configured.clone(), address, sockets, workers, &input.socket_file)
         };
         bound.into_iter().map(adopt).collect()
     }
@@ -193,7 +194,8 @@ impl TakingOver {
         };
         match Socket::adopt(socket) {
             Ok((socket, peer)) => {
-                self.workers.serve(*id, (socket, peer_name(peer)), (log, scope), connection);
+                let peer = connection.peer.map_or_else(|| peer_name(peer), PeerName::Tcp);
+                self.workers.serve(*id, (socket, peer), (log, scope), connection);
             }
             // The peer has gone meanwhile.
             Err(error) => info!(input = connection.input, "a connection ended in the hand-over: {error}"),

@@ -35,8 +35,11 @@ fn an_address_that_ends_the_handshake_is_followed_by_the_next_one() {
     let own = OwnListeners::default();
     Runtime::new(Backend::Epoll).unwrap().block_on(async {
         let open = async |addresses: &[SocketAddr]| {
-            let options =
-                ConnectOptions { timeout: Duration::from_secs(10), user_timeout: Duration::from_secs(10) };
+            let options = ConnectOptions {
+                timeout: Duration::from_secs(10),
+                user_timeout: Duration::from_secs(10),
+                send_proxy: None,
+            };
             let dial = Dial::to(addresses, options);
             WriteStream::open_one_of(dial, &own, Arc::clone(&config), Backend::Epoll).await
         };

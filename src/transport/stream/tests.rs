@@ -21,9 +21,13 @@ use crate::transport::listener;
 use crate::transport::listener::Listener;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
+use crate::transport::socket_path::SocketFileConfig;
 
-const OPTIONS: ConnectOptions =
-    ConnectOptions { timeout: Duration::from_secs(10), user_timeout: Duration::from_secs(30) };
+const OPTIONS: ConnectOptions = ConnectOptions {
+    timeout: Duration::from_secs(10),
+    user_timeout: Duration::from_secs(30),
+    send_proxy: None,
+};
 
 /// Runs `test` with a unix stream and its peer, on every backend that this machine has.
 fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(Stream, UnixStream, Backend) -> F) {
@@ -230,10 +234,10 @@ fn a_handshake_that_was_not_acknowledged_is_no_byte_of_the_stream() {
 fn the_side_that_accepts_counts_its_bytes_as_exactly() {
     on_every_backend(|_, _, backend| async move {
         let address = "tcp://127.0.0.1:0".parse().unwrap();
-        let mut bound = listener::bind(&address, 1, None, listener::Beside::default()).unwrap().remove(0);
-        let mut listener =
-            Listener::new(bound.listeners.remove(0), crate::transport::descriptors::Reserve::default())
-                .unwrap();
+        let file = SocketFileConfig::default();
+        let mut bound = listener::bind(&address, 1, &file, listener::Beside::default()).unwrap().remove(0);
+        let reserve = crate::transport::descriptors::Reserve::default();
+        let mut listener = Listener::new(bound.listeners.remove(0), reserve).unwrap();
         let (socket, accepted) = tokio::join!(connect(&bound.address), listener.accept());
         let (_peer, mut socket) = (socket.unwrap(), accepted.unwrap().0);
         socket.write_all(&[1; 10]).await.unwrap();

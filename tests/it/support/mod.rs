@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod files;
 pub(crate) mod flow;
+pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod numbered;
 pub(crate) mod peer;

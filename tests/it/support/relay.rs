@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use tapster::input::Access;
 use tapster::input::ContentTypes;
 use tapster::input::InputConfig;
 use tapster::input::Oversize;
@@ -38,6 +39,7 @@ use tapster::spool::SpoolSettings;
 use tapster::transport::Address;
 use tapster::transport::Backend;
 use tapster::transport::BackendChoice;
+use tapster::transport::ProxyVersion;
 
 use super::collector::Collected;
 use super::collector::CollectingReader;
@@ -324,6 +326,11 @@ pub(crate) fn ended(input: &InputLedger, how: &str) -> u64 {
     input.sessions_ended.get(how).copied().unwrap_or_default()
 }
 
+/// Connections of an input that were refused for this reason.
+pub(crate) fn rejected(input: &InputLedger, reason: &str) -> u64 {
+    input.connections_rejected.get(reason).copied().unwrap_or_default()
+}
+
 /// An input on a free TCP port of the IPv4 loopback.
 pub(crate) fn tcp() -> InputBuilder {
     listening(Transport::Tcp, Path::new("unused"))
@@ -383,8 +390,18 @@ impl InputBuilder {
         self
     }
 
+    pub(crate) fn access(mut self, change: impl FnOnce(&mut Access)) -> Self {
+        change(&mut self.0.access);
+        self
+    }
+
+    pub(crate) fn max_connection_age(mut self, age: Duration) -> Self {
+        self.0.max_connection_age = Some(age);
+        self
+    }
+
     pub(crate) fn socket_mode(mut self, mode: u32) -> Self {
-        self.0.socket_mode = Some(mode);
+        self.0.socket_file.mode = Some(mode);
         self
     }
 }
@@ -506,6 +523,11 @@ impl OutputBuilder {
 
     pub(crate) fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.streams().handshake_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn send_proxy(mut self, version: ProxyVersion) -> Self {
+        self.streams().send_proxy = Some(version);
         self
     }
 
