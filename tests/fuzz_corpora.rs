@@ -67,6 +67,30 @@ fn random_edits_of_a_folder_pass() {
     }
 }
 
+/// Headers that are nearly right, which a fuzzer finds late.
+#[test]
+fn random_edits_of_proxy_headers_pass() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let files = fs::read_dir(corpora().join("proxy")).expect("a corpus");
+    let headers: Vec<Vec<u8>> =
+        files.map(|file| fs::read(file.expect("an entry").path()).expect("a readable file")).collect();
+    for _ in 0..20_000 {
+        let mut header = headers[random.usize(..headers.len())].clone();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..header.len());
+            match random.u8(..4) {
+                0 => header[at] = random.u8(..),
+                1 => header[at] ^= 1 << random.u8(..8),
+                2 => header.insert(at, random.u8(..)),
+                _ => header.truncate(at + 1),
+            }
+        }
+        proxy(&header);
+    }
+}
+
 /// The rule that the targets of the network rely on.
 #[test]
 #[should_panic(expected = "a block of 1048576 bytes was allocated for 4 bytes of the peer")]

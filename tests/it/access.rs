@@ -33,6 +33,7 @@ use crate::support::stream::Stream;
 use crate::support::stream::Transport;
 use crate::support::stream::folder;
 use crate::support::stream::tcp_address;
+use crate::support::wait::PATIENCE;
 use crate::support::wait::eventually;
 use crate::support::wire;
 use crate::support::wire::D;
@@ -53,7 +54,8 @@ fn connect_from(host: &str, to: &Address) -> Peer {
 #[track_caller]
 fn assert_refused(mut peer: Peer) {
     let _ = peer.try_send(&wire::ready(&[D]));
-    peer.expect_close();
+    // Among thousands, on a busy machine.
+    peer.expect_close_within(PATIENCE);
 }
 
 /// A whole session with ten frames.
@@ -154,10 +156,9 @@ on_both_backends! {
             .start();
         program.process.wait_for_output(&address.to_string());
         for number in 0..REFUSED {
-            let peer = connect_from(["127.0.0.1", "127.0.0.2", "127.0.0.3"][number % 3], &address);
-            if number % 100 == 0 {
-                assert_refused(peer);
-            }
+            // One after the other: a backlog that is full loses connections.
+            let host = ["127.0.0.1", "127.0.0.2", "127.0.0.3"][number % 3];
+            connect_from(host, &address).expect_close_within(PATIENCE);
         }
         assert_served(connect_from("127.0.0.9", &address), 0);
         reader.wait_for_frames(10);
