@@ -1,6 +1,9 @@
 //! Programs of others: where they are, what it means that they are not, and how they are run.
 
 use std::env;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::TcpListener;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,7 +12,6 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tapster::transport::Address;
 
-use super::peer::PeerListener;
 use super::process::Process;
 use super::stream::Transport;
 use super::wire::D;
@@ -43,12 +45,14 @@ pub(crate) fn absent(what: &str) {
     skip(Cause::Missing, &format!("{what} is not installed or not allowed here"));
 }
 
-/// A port of the loopback that was free a moment ago, for programs that cannot choose one themselves.
+/// A port that was free a moment ago, for programs that cannot choose one themselves. The kernel gives none of these to those who
+/// connect: a port of such a connection is taken for a minute after its end.
 pub(crate) fn free_port() -> u16 {
-    match PeerListener::tcp().address() {
-        Address::Tcp { port, .. } => port,
-        other => unreachable!("{other} is not TCP"),
-    }
+    let is_free = |port: &u16| {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port));
+        listener.or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port))).is_ok()
+    };
+    (0..1000).map(|_| fastrand::u16(16_000..32_000)).find(is_free).expect("a free port")
 }
 
 /// An address of this kind that was free a moment ago.
