@@ -58,8 +58,9 @@ impl InFlight {
             account.unacknowledged(i64::from(item.batch.sent_frames()));
         }
         // What came back goes before what is younger, but not into the write under way.
-        let place = self.pending.partition_point(|other| other.number < item.number);
-        self.pending.insert(place.max(self.in_write), item);
+        let rest = self.pending.iter().skip(self.in_write);
+        let younger = rest.rev().take_while(|other| other.number > item.number).count();
+        self.pending.insert(self.pending.len() - younger, item);
     }
 
     /// Drops the first of what is to be written, as far as it is too old. What is being written goes on.

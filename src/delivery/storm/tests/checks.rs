@@ -69,6 +69,10 @@ impl Storm {
         assert!(self.delivery.poll_timeout().is_none() || self.config.max_age.is_some());
         let mut left = 0;
         let mut last = None;
+        assert!(
+            self.delivery.shared.balancer.all_written(),
+            "a member has something to write behind its end"
+        );
         let members = self.unacknowledged_by_members();
         for batch in self.delivery.into_remaining().chain(self.queue.drain(..)) {
             let from = batch.log_position.unwrap().frame_seq();
