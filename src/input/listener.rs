@@ -18,6 +18,7 @@ use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
+use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
@@ -30,6 +31,7 @@ use crate::session::read::ReadEnd;
 use crate::session::read::ReadHandle;
 use crate::session::read::Reading;
 use crate::session::read_coalescer::ReadCoalescer;
+use crate::session::read_turns::ReadTurns;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
@@ -43,6 +45,9 @@ pub(crate) struct Readers {
     pub(crate) buffer: RefCell<ReadBuffer>,
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
+    // One for each content type that an output takes, and one for what nobody takes.
+    turns: BTreeMap<Option<ContentType>, ReadTurns>,
+    unrouted_turns: ReadTurns,
     streaming: RefCell<Vec<Streaming>>,
 }
 
@@ -64,14 +69,22 @@ pub(crate) struct WorkerInput {
 
 impl Readers {
     pub(crate) fn new(backend: Backend, inlets: Vec<Inlet>, block_limit: Arc<BlockLimit>) -> Self {
+        let turns = inlets.iter().map(|inlet| (inlet.content_type.clone(), ReadTurns::new(backend)));
         Self {
             backend,
+            turns: turns.collect(),
+            unrouted_turns: ReadTurns::new(backend),
             inlets,
             buffer: RefCell::new(ReadBuffer::new(block_limit.in_use().clone())),
             block_limit,
             coalescer: ReadCoalescer::new(Instant::now()),
             streaming: RefCell::default(),
         }
+    }
+
+    /// The turns of connections with this content type: they write to the same outputs, and wait for the same consumers.
+    fn turns(&self, content_type: &Option<ContentType>) -> &ReadTurns {
+        self.turns.get(content_type).unwrap_or(&self.unrouted_turns)
     }
 
     /// Tells every connection of the phase of its input.
@@ -244,9 +257,10 @@ async fn run_session(
     let wait_for_consumers = async || fanout.wait_for_consumers().await;
     let handle = readers.register(stream, input);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
+    let turns = readers.turns(&started.content_type);
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);
-    let reading = Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count };
+    let reading = Reading { buffer, coalescer, turns, read_len_max, deliver, wait_for_consumers, count };
     read::read_frames(&handle, &mut session, started, reading).await
 }
 

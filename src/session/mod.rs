@@ -6,4 +6,5 @@
 mod half_closed;
 pub(crate) mod read;
 pub(crate) mod read_coalescer;
+pub(crate) mod read_turns;
 pub(crate) mod write;

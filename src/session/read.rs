@@ -24,6 +24,8 @@ use crate::protocol::ReaderEvent;
 use crate::protocol::ReaderSession;
 use crate::protocol::SessionEnd;
 use crate::session::read_coalescer::ReadCoalescer;
+use crate::session::read_turns::LITTLE;
+use crate::session::read_turns::ReadTurns;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
 use crate::transport::cancel::is_cancelled;
@@ -195,6 +197,8 @@ pub(crate) struct Reading<'a, D, P, C> {
     pub(crate) buffer: &'a RefCell<ReadBuffer>,
     /// Shared likewise.
     pub(crate) coalescer: &'a ReadCoalescer,
+    /// Shared by those connections of a worker that write to the same outputs.
+    pub(crate) turns: &'a ReadTurns,
     /// Most bytes of one read.
     pub(crate) read_len_max: usize,
     /// Takes a batch; reading goes on when it is through. Returns whether the batch was taken: `false` when the relay ended
@@ -220,12 +224,11 @@ where
     P: AsyncFn(),
     C: Fn(ReaderCounters),
 {
-    let Reading { buffer, coalescer, read_len_max, deliver, wait_for_consumers, count } = reading;
+    let Reading { buffer, coalescer, turns, read_len_max, deliver, wait_for_consumers, count } = reading;
     let stream = &handle.stream;
     // Not the buffer of the handshake, which has room for more: many connections stay idle.
     let mut tail = Tail::new(BytesMut::from(&started.received[..]));
     let mut end = started.fault;
-    let mut small_read = false;
     let mut share = ReadShare::new(read_len_max);
     let mut drain: Option<Drain> = None;
     let mut read = |session: &mut ReaderSession, len_max: usize| {
@@ -272,14 +275,12 @@ where
             }
             return end;
         }
-        if small_read && drain.is_none() {
+        if share.was_small() && drain.is_none() {
             coalescer.wait().await;
-        }
-        if share.is_used_up() {
-            stream.give_way().await;
         }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
+        let mut turn = None;
         // No await from here to the operation: a drain that is asked for later finds something to cancel.
         match handle.phase.get() {
             Phase::Over => return ReadEnd::Drained,
@@ -294,12 +295,30 @@ where
                     end = Some(ReadEnd::Connection(error));
                     continue;
                 }
-                _ => wait_for_consumers().await,
+                _ => {
+                    turn = turns.take(share.was_small()).await;
+                    match handle.phase.get() {
+                        // Thousands may have waited for their turn.
+                        Phase::Over => return ReadEnd::Drained,
+                        // Those whose turn comes next wait with this one, and do not read all at once.
+                        Phase::Running if turn.is_some() => wait_for_consumers().await,
+                        Phase::Running | Phase::Draining => {}
+                    }
+                }
             },
         }
-        match read(session, share.len()) {
+        let len_max = match (&turn, &drain) {
+            (Some(turn), _) => turn.len_max(),
+            (None, Some(_)) => usize::MAX,
+            // Others have their turn.
+            (None, None) => LITTLE,
+        };
+        let result = read(session, share.len(len_max));
+        if let Some(turn) = turn {
+            turn.end(*result.as_ref().unwrap_or(&0));
+        }
+        match result {
             Ok(count) => {
-                small_read = count < SMALL_READ;
                 share.read(count, session.counters().control_frames_ignored);
                 if let Some(drain) = &mut drain {
                     drain.took(count);
@@ -311,13 +330,14 @@ where
     }
 }
 
-/// What a connection may read in one turn of its worker: as many bytes as are quickly taken. Control frames between data frames
-/// cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
+/// What a connection may read at once: as many bytes as are quickly taken. Control frames between data frames cost a thousand times
+/// what the bytes of a batch do, and are no reason to keep other writers waiting.
 struct ReadShare {
     len: usize,
     len_max: usize,
-    // Of the last read: whether it found all that it asked for, batches and control frames.
-    is_full: bool,
+    // Of the last read: what it asked for and what it took, batches and control frames.
+    asked: usize,
+    count: usize,
     events: u64,
     control_frames: u64,
 }
@@ -325,22 +345,23 @@ struct ReadShare {
 impl ReadShare {
     fn new(len_max: usize) -> Self {
         let len = len_max.min(SHARE_BEGIN);
-        Self { len, len_max, is_full: false, events: 0, control_frames: 0 }
+        Self { len, len_max, asked: len, count: 0, events: 0, control_frames: 0 }
     }
 
-    /// How much to read now.
-    fn len(&mut self) -> usize {
+    /// How much to read now, `len_max` at most.
+    fn len(&mut self, len_max: usize) -> usize {
         if self.events > SHARE_EVENTS {
             self.len = (self.len / 4).max(SHARE_MIN.min(self.len_max));
-        } else if self.is_full {
+        } else if self.count >= self.len {
             self.len = (2 * self.len).min(self.len_max);
         }
-        self.len
+        self.asked = self.len.min(len_max);
+        self.asked
     }
 
     /// Tells of a read, and of the control frames that the session has ignored until now.
     fn read(&mut self, count: usize, control_frames: u64) {
-        self.is_full = count >= self.len;
+        self.count = count;
         self.events = control_frames - self.control_frames;
         self.control_frames = control_frames;
     }
@@ -349,8 +370,9 @@ impl ReadShare {
         self.events += 1;
     }
 
-    fn is_used_up(&self) -> bool {
-        self.is_full
+    /// Whether the last read took little, and all that was there.
+    fn was_small(&self) -> bool {
+        self.count < LITTLE.min(self.asked)
     }
 }
 
@@ -431,9 +453,6 @@ async fn yield_once() {
 /// Holds READY and START; what comes with them may be more.
 const HANDSHAKE_BUFFER_LEN: usize = 1024;
 
-/// A read below this many bytes would have been worth waiting for.
-const SMALL_READ: usize = 16 << 10;
-
 /// A batch below this many bytes is not worth a block.
 const SMALL_BATCH: usize = 4 << 10;
 
@@ -460,7 +479,7 @@ mod tests {
     fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
         let mut share = ReadShare::new(1 << 20);
         let mut read = |count: fn(usize) -> usize, control_frames| {
-            let len = share.len();
+            let len = share.len(usize::MAX);
             share.read(count(len), control_frames);
             share.took_event();
             len
@@ -476,6 +495,6 @@ mod tests {
         assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
         let mut small = ReadShare::new(1000);
         small.read(1000, 5000);
-        assert_eq!(small.len(), 1000);
+        assert_eq!(small.len(usize::MAX), 1000);
     }
 }
