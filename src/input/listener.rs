@@ -48,6 +48,7 @@ use crate::session::read::ReadHandle;
 use crate::session::read::Reading;
 use crate::session::read::Started;
 use crate::session::read_coalescer::ReadCoalescer;
+use crate::session::read_turns::ReadTurns;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
@@ -61,6 +62,9 @@ pub(crate) struct Readers {
     pub(crate) buffer: RefCell<ReadBuffer>,
     block_limit: Arc<BlockLimit>,
     pub(crate) coalescer: ReadCoalescer,
+    // One for each content type that an output takes, and one for what nobody takes.
+    turns: RefCell<BTreeMap<Option<ContentType>, Rc<ReadTurns>>>,
+    unrouted_turns: Rc<ReadTurns>,
     streaming: RefCell<Vec<Streaming>>,
     loops: Arc<Loops>,
     // Where connections are offered to the next process, once it takes them.
@@ -90,6 +94,8 @@ impl Readers {
     pub(crate) fn new(backend: Backend, block_limit: Arc<BlockLimit>, loops: Arc<Loops>) -> Self {
         Self {
             backend,
+            turns: RefCell::default(),
+            unrouted_turns: Rc::new(ReadTurns::new(backend)),
             routes: Rc::default(),
             buffer: RefCell::new(ReadBuffer::new(block_limit.in_use().clone())),
             block_limit,
@@ -99,6 +105,17 @@ impl Readers {
             offers: RefCell::default(),
             offers_asked: Notify::new(),
         }
+    }
+
+    /// The turns of connections with this content type, which some output takes or none: they write to the same outputs, and
+    /// wait for the same consumers.
+    fn turns(&self, content_type: &Option<ContentType>, is_routed: bool) -> Rc<ReadTurns> {
+        if !is_routed {
+            return Rc::clone(&self.unrouted_turns);
+        }
+        let mut turns = self.turns.borrow_mut();
+        let turns = turns.entry(content_type.clone());
+        Rc::clone(turns.or_insert_with(|| Rc::new(ReadTurns::new(self.backend))))
     }
 
     /// Tells every connection of a listener that its scope is in this phase.
@@ -440,10 +457,12 @@ async fn run_session(
     let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
     let handle = readers.register(stream, input, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
+    let turns = readers.turns(&started.content_type, !route.fanout().is_empty());
+    let turns = &*turns;
     let connection = RefCell::new(connection);
     let count = |counters| connection.borrow_mut().count(counters);
     let reading =
-        Reading { buffer, coalescer, read_len_max, renew, offer, deliver, wait_for_consumers, count };
+        Reading { buffer, coalescer, turns, read_len_max, renew, offer, deliver, wait_for_consumers, count };
     Ok(read::read_frames(&handle, &mut session, started, reading).await)
 }
 

@@ -7,5 +7,6 @@ mod half_closed;
 pub(crate) mod read;
 pub(crate) mod read_coalescer;
 mod read_share;
+pub(crate) mod read_turns;
 mod retirement;
 pub(crate) mod write;

@@ -27,6 +27,8 @@ use crate::protocol::ReaderStage;
 use crate::protocol::SessionEnd;
 use crate::session::read_coalescer::ReadCoalescer;
 use crate::session::read_share::ReadShare;
+use crate::session::read_turns::LITTLE;
+use crate::session::read_turns::ReadTurns;
 use crate::session::retirement::Retirement;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::buffer::Tail;
@@ -267,6 +269,8 @@ pub(crate) struct Reading<'a, L, R, O, D, P, C> {
     pub(crate) buffer: &'a RefCell<ReadBuffer>,
     /// Shared likewise.
     pub(crate) coalescer: &'a ReadCoalescer,
+    /// Shared by those connections of a worker that write to the same outputs.
+    pub(crate) turns: &'a ReadTurns,
     /// Most bytes of the next read: outputs come and go.
     pub(crate) read_len_max: L,
     /// Lets the session go on as its input is configured now. Called before each read.
@@ -299,13 +303,12 @@ where
     P: AsyncFn(),
     C: Fn(ReaderCounters),
 {
-    let Reading { buffer, coalescer, read_len_max, renew, offer, deliver, wait_for_consumers, count } =
+    let Reading { buffer, coalescer, turns, read_len_max, renew, offer, deliver, wait_for_consumers, count } =
         reading;
     let stream = &handle.stream;
     // Not the buffer of the handshake, which has room for more: many connections stay idle.
     let tail = RefCell::new(Tail::new(BytesMut::from(&started.received[..])));
     let mut end = started.fault;
-    let mut small_read = false;
     let mut share = ReadShare::new(read_len_max());
     let mut drain: Option<Drain> = None;
     let mut retirement: Option<Retirement> = None;
@@ -354,14 +357,12 @@ where
             }
             return end;
         }
-        if small_read && drain.is_none() {
+        if share.was_small() && drain.is_none() {
             coalescer.wait().await;
-        }
-        if share.is_used_up() {
-            stream.give_way().await;
         }
         // Lanes that were woken queue their writes before the next read: one system call for all of them.
         yield_once().await;
+        let mut turn = None;
         // No await from here to the operation: a drain that is asked for later finds something to cancel.
         match handle.phase.get() {
             Phase::Over => return ReadEnd::Drained,
@@ -390,12 +391,30 @@ where
                     end = Some(ReadEnd::Connection(error));
                     continue;
                 }
-                _ => wait_for_consumers().await,
+                _ => {
+                    turn = turns.take(share.was_small()).await;
+                    match handle.phase.get() {
+                        // Thousands may have waited for their turn.
+                        Phase::Over => return ReadEnd::Drained,
+                        // Those whose turn comes next wait with this one, and do not read all at once.
+                        Phase::Running if turn.is_some() => wait_for_consumers().await,
+                        Phase::Running | Phase::Draining => {}
+                    }
+                }
             },
         }
-        match read(session, share.len(read_len_max())) {
+        let len_max = match (&turn, &drain) {
+            (Some(turn), _) => turn.len_max(),
+            (None, Some(_)) => usize::MAX,
+            // Others have their turn.
+            (None, None) => LITTLE,
+        };
+        let result = read(session, share.len(read_len_max(), len_max));
+        if let Some(turn) = turn {
+            turn.end(*result.as_ref().unwrap_or(&0));
+        }
+        match result {
             Ok(count) => {
-                small_read = count < SMALL_READ;
                 share.read(count, session.counters().control_frames_ignored);
                 if let Some(drain) = &mut drain {
                     drain.took(count);
@@ -477,9 +496,6 @@ async fn yield_once() {
 
 /// Holds READY and START; what comes with them may be more.
 const HANDSHAKE_BUFFER_LEN: usize = 1024;
-
-/// A read below this many bytes would have been worth waiting for.
-const SMALL_READ: usize = 16 << 10;
 
 /// A batch below this many bytes is not worth a block.
 const SMALL_BATCH: usize = 4 << 10;

@@ -1,11 +1,14 @@
-//! What a connection may read in one turn of its worker: as many bytes as are quickly taken. Control frames between data frames
-//! cost a thousand times what the bytes of a batch do, and are no reason to keep other writers waiting.
+//! What a connection may read at once: as many bytes as are quickly taken. Control frames between data frames cost a thousand
+//! times what the bytes of a batch do, and are no reason to keep other writers waiting.
+
+use crate::session::read_turns::LITTLE;
 
 /// The share of one connection.
 pub(super) struct ReadShare {
     len: usize,
-    // Of the last read: whether it found all that it asked for, batches and control frames.
-    is_full: bool,
+    // Of the last read: what it asked for and what it took, batches and control frames.
+    asked: usize,
+    count: usize,
     events: u64,
     control_frames: u64,
 }
@@ -13,23 +16,24 @@ pub(super) struct ReadShare {
 impl ReadShare {
     pub(super) fn new(len_max: usize) -> Self {
         let len = len_max.min(SHARE_BEGIN);
-        Self { len, is_full: false, events: 0, control_frames: 0 }
+        Self { len, asked: len, count: 0, events: 0, control_frames: 0 }
     }
 
-    /// How much to read now, of `len_max` bytes at most.
-    pub(super) fn len(&mut self, len_max: usize) -> usize {
+    /// How much to read now. The share grows to `len_max` at most, and this time it is `now_max` at most.
+    pub(super) fn len(&mut self, len_max: usize, now_max: usize) -> usize {
         if self.events > SHARE_EVENTS {
             self.len = (self.len / 4).max(SHARE_MIN);
-        } else if self.is_full {
+        } else if self.count >= self.len {
             self.len *= 2;
         }
         self.len = self.len.min(len_max);
-        self.len
+        self.asked = self.len.min(now_max);
+        self.asked
     }
 
     /// Tells of a read, and of the control frames that the session has ignored until now.
     pub(super) fn read(&mut self, count: usize, control_frames: u64) {
-        self.is_full = count >= self.len;
+        self.count = count;
         self.events = control_frames - self.control_frames;
         self.control_frames = control_frames;
     }
@@ -38,8 +42,9 @@ impl ReadShare {
         self.events += 1;
     }
 
-    pub(super) fn is_used_up(&self) -> bool {
-        self.is_full
+    /// Whether the last read took little, and all that was there.
+    pub(super) fn was_small(&self) -> bool {
+        self.count < LITTLE.min(self.asked)
     }
 }
 
@@ -58,7 +63,7 @@ mod tests {
     fn a_share_grows_with_what_comes_and_shrinks_with_what_it_costs() {
         let mut share = ReadShare::new(1 << 20);
         let mut read = |count: fn(usize) -> usize, control_frames| {
-            let len = share.len(1 << 20);
+            let len = share.len(1 << 20, usize::MAX);
             share.read(count(len), control_frames);
             share.took_event();
             len
@@ -74,6 +79,6 @@ mod tests {
         assert_eq!([0; 3].map(|_| read(|len| len, ignored) >> 10), [4, 8, 16]);
         let mut small = ReadShare::new(1000);
         small.read(1000, 5000);
-        assert_eq!(small.len(1000), 1000);
+        assert_eq!(small.len(1000, usize::MAX), 1000);
     }
 }

@@ -24,7 +24,6 @@ use crate::transport::epoll;
 use crate::transport::liveness::Liveness;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
-use crate::transport::turn::next_turn;
 use crate::transport::uring;
 
 /// How far the peer is with what was written to a stream, in bytes since the stream began.
@@ -119,14 +118,6 @@ impl Stream {
                     result => result.map(|()| true),
                 }
             }
-        }
-    }
-
-    /// Lets others have their turn after a read that left bytes behind: on epoll such a stream stays readable, and would be read
-    /// from again before the kernel is asked about the others. On io_uring [`Stream::readable`] waits for the next turn.
-    pub(crate) async fn give_way(&self) {
-        if let Io::Epoll(_) = &self.shared.io {
-            next_turn(Backend::Epoll).await;
         }
     }
 
