@@ -207,6 +207,9 @@ impl InputLedger {
         for (reason, sessions) in now.sessions_ended {
             *self.sessions_ended.entry(reason).or_default() += sessions;
         }
+        for (reason, connections) in now.connections_rejected {
+            *self.connections_rejected.entry(reason).or_default() += connections;
+        }
         self.panics += now.panics;
     }
 }
