@@ -96,9 +96,9 @@ impl Relay {
         mut input: RunningInput,
         moved: &[Address],
     ) -> Result<(), ChangeError> {
-        let listeners = std::mem::take(&mut input.listeners);
+        let mut listeners = std::mem::take(&mut input.listeners);
         let mut doors = Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
-        listeners.iter().for_each(|listener| listener.close(moved, &mut doors));
+        listeners.iter_mut().for_each(|listener| listener.close(moved, &mut doors));
         let scopes = vec![input.entry.scope.clone()];
         let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
         let then = move || {

@@ -104,14 +104,21 @@ impl RunningListener {
     }
 
     /// Accepts nothing any more but what waits in the backlog: the address is free for others, unless it has `moved`.
-    pub(crate) fn close(&self, moved: &[Address], doors: &mut Doors<'_>) {
+    pub(crate) fn close(&mut self, moved: &[Address], doors: &mut Doors<'_>) {
         if let Address::Unix(path) = self.address()
             && !moved.contains(self.address())
         {
             doors.sockets.remove(path);
         }
         doors.own.remove(self.address());
+        self.close_spare();
         self.scope.drain();
+    }
+
+    /// Keeps no socket open that nobody accepts at any more: a writer that connects then would wait for nothing, and the next
+    /// process could not listen.
+    pub(crate) fn close_spare(&mut self) {
+        self.bound.listeners.clear();
     }
 
     /// A listener for another input at the same address, which this one gives up.
@@ -259,8 +266,8 @@ impl RunningInput {
         doors: &mut Doors<'_>,
     ) -> io::Result<Vec<RunningListener>> {
         let goes = |listener: &mut RunningListener| !config.listen.contains(&listener.configured);
-        let gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
-        gone.iter().for_each(|listener| listener.close(moved, doors));
+        let mut gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
+        gone.iter_mut().for_each(|listener| listener.close(moved, doors));
         if config.socket_file != self.config.socket_file {
             for listener in &self.listeners {
                 if let Address::Unix(path) = listener.address() {

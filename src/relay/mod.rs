@@ -46,6 +46,7 @@ pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
+use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::outputs::Surroundings;
 use crate::relay::sockets::SocketPaths;
@@ -329,6 +330,7 @@ impl Relay {
         // time for their own end.
         outputs.drain();
         let inputs_deadline = now + timeout.mul_f64(INPUTS_PART);
+        self.inputs.iter_mut().flat_map(|input| &mut input.listeners).for_each(RunningListener::close_spare);
         inputs.drain();
         if !inputs.wait_for_end(inputs_deadline) {
             inputs.end();
