@@ -31,7 +31,6 @@ use crate::relay::RelayConfig;
 use crate::spool::SpoolConfig;
 use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
-use crate::transport::Address;
 
 /// The keys of the process.
 pub(super) fn process_keys(config: &RelayConfig) -> String {
@@ -189,7 +188,7 @@ fn write_streams(document: &mut String, streams: &StreamsConfig) {
     let mode = streams.mode;
     line(document, "mode", &quoted(ModeWord::of(mode).word()));
     line(document, "handshake_timeout", &quoted(&format_duration(streams.handshake_timeout)));
-    if streams.endpoints.addresses().any(|address| matches!(address, Address::Tcp { .. })) {
+    if streams.endpoints.addresses().any(|address| address.host_port().is_some()) {
         line(document, "user_timeout", &quoted(&format_duration(streams.user_timeout)));
     }
     if let Some(version) = streams.send_proxy {

@@ -146,7 +146,7 @@ pub(super) fn listen_address(value: &Value) -> Result<Address, String> {
 pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
     match &address {
-        OutputAddress::Socket(Address::Tcp { port: 0, .. }) => {
+        OutputAddress::Socket(socket) if socket.has_any_port() => {
             Err("nothing can be reached on port 0".to_owned())
         }
         OutputAddress::File(pattern) => {
@@ -220,7 +220,6 @@ fn address(value: &Value) -> Result<OutputAddress, String> {
             Ok(OutputAddress::Socket(address))
         }
         Err(AddressError::File(pattern)) => Ok(OutputAddress::File(pattern)),
-        Err(error @ AddressError::Tls) => Err(error.to_string()),
         Err(_) if written.contains('?') => {
             Err(format!("`{written}` is no address; in a file its keys are written on lines of their own"))
         }
@@ -283,10 +282,10 @@ mod tests {
 
     #[test]
     fn addresses_that_cannot_serve_are_refused() {
-        for address in ["file:a.fstrm", "tls://a:1", "a:1", "unix:", &format!("unix:/{}", "x".repeat(107))] {
+        for address in ["file:a.fstrm", "tls://a", "a:1", "unix:", &format!("unix:/{}", "x".repeat(107))] {
             assert!(listen_address(&written(address)).is_err(), "{address}");
         }
-        for address in ["tcp://a:0", "tls://a:1", "tcp://a:1?queue=1MiB", "file:100%", "file:a/", "unix:a\0b"]
+        for address in ["tcp://a:0", "tls://a:0", "tcp://a:1?queue=1MiB", "file:100%", "file:a/", "unix:a\0b"]
         {
             assert!(output_address(&written(address)).is_err(), "{address}");
         }

@@ -90,7 +90,7 @@ impl RunningListener {
     pub(crate) fn sockets(&self, sockets: &SocketPaths) -> io::Result<Vec<OwnedFd>> {
         match self.address() {
             Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
-            Address::Tcp { .. } => self.bound.sockets(),
+            Address::Tcp { .. } | Address::Tls { .. } => self.bound.sockets(),
         }
     }
 
@@ -292,7 +292,7 @@ pub(crate) fn bind<'a>(
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
     let (names, paths): (Vec<_>, Vec<_>) =
-        addresses.enumerate().partition(|(_, (_, address))| matches!(address, Address::Tcp { .. }));
+        addresses.enumerate().partition(|(_, (_, address))| address.host_port().is_some());
     let mut all = Vec::new();
     for (place, (input, address)) in names.into_iter().chain(paths) {
         if faults::hit("start hangs", &input.name) {

@@ -60,7 +60,7 @@ impl Dial {
         let mut dial = Self { options, path: None, addresses: VecDeque::new(), failed: Vec::new() };
         match address {
             Address::Unix(path) => dial.path = Some(path.clone()),
-            Address::Tcp { host, port } => {
+            Address::Tcp { host, port } | Address::Tls { host, port } => {
                 let Ok(resolved) = timeout(options.timeout, resolve(host, *port)).await else {
                     let text = format!("the name servers did not answer for {:?}", options.timeout);
                     return Err(io::Error::new(io::ErrorKind::TimedOut, text));

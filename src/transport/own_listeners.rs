@@ -34,7 +34,7 @@ impl OwnListeners {
     pub(crate) fn add(&self, input: &str, bound: &Bound) {
         let place = match &bound.address {
             Address::Unix(path) => Place::Unix(path.clone()),
-            Address::Tcp { host, port } => match host.parse() {
+            Address::Tcp { host, port } | Address::Tls { host, port } => match host.parse() {
                 Ok(ip) => Place::Tcp { address: SocketAddr::new(ip, *port), dual_stack: bound.dual_stack },
                 Err(_) => return,
             },
