@@ -29,6 +29,7 @@ use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::return_freed_memory;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -50,10 +51,13 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     if let (Err(faults), Some(predecessor)) = (&resolved, &predecessor) {
         predecessor.refuse(true, &faults.to_string());
     }
-    let Resolved { config, warnings } = resolved?;
+    let Resolved { config, expired, warnings } = resolved?;
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;
     // Before anything is bound: a signal from now on drains.
     signals.handle_end().map_err(failed)?;
+    for expired in expired {
+        error!("{expired}");
+    }
     for warning in warnings {
         warn!("{warning}");
     }

@@ -54,6 +54,8 @@ pub struct Options {
 pub struct Resolved {
     /// Every key filled in.
     pub config: RelayConfig,
+    /// Certificates that have expired. What does not need them works: a relay starts with them, and a check fails.
+    pub expired: Vec<Fault>,
     /// What is allowed and yet unlikely to be meant.
     pub warnings: Vec<Fault>,
 }
@@ -133,8 +135,8 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
 
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
-    let (faults, warnings) = findings.into_sorted();
-    if faults.is_empty() { Ok(Resolved { config, warnings }) } else { Err(Faults(faults)) }
+    let (faults, expired, warnings) = findings.into_sorted();
+    if faults.is_empty() { Ok(Resolved { config, expired, warnings }) } else { Err(Faults(faults)) }
 }
 
 /// The output of an address, and what cannot be seen in its configuration.
@@ -162,7 +164,7 @@ pub fn resolve_output(text: &str) -> Result<ResolvedOutput, Faults> {
         |output| output.to.to_string(),
         &mut findings,
     );
-    let (faults, _) = findings.into_sorted();
+    let (faults, _, _) = findings.into_sorted();
     let [Entry { config, .. }] = outputs;
     if faults.is_empty() { Ok(ResolvedOutput { config, names_content_type }) } else { Err(Faults(faults)) }
 }

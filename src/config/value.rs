@@ -27,6 +27,16 @@ pub(super) enum OutputAddress {
     File(String),
 }
 
+impl OutputAddress {
+    /// The address, unless it is a file.
+    pub(super) fn socket(&self) -> Option<&Address> {
+        match self {
+            Self::Socket(address) => Some(address),
+            Self::File(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for OutputAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

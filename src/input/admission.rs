@@ -35,6 +35,7 @@ pub(super) enum Refusal {
     Peer,
     ProxyFrom,
     ProxyHeader(ProxyHeaderError),
+    Name { names: Vec<String> },
 }
 
 /// A connection that has been accepted, and asks to be let in.
@@ -143,7 +144,7 @@ impl Refusal {
         match self {
             Self::Limit { .. } => Rejection::Limit,
             Self::LimitAddress { .. } => Rejection::LimitAddress,
-            Self::NotAllowed => Rejection::NotAllowed,
+            Self::NotAllowed | Self::Name { .. } => Rejection::NotAllowed,
             Self::Peer => Rejection::Peer,
             Self::ProxyFrom | Self::ProxyHeader(_) => Rejection::ProxyHeader,
         }
@@ -179,6 +180,15 @@ impl fmt::Display for Refusal {
                  writers that connect by themselves another input"
             ),
             Self::ProxyHeader(error) => write!(f, "{error}"),
+            Self::Name { names } if names.is_empty() => write!(
+                f,
+                "its certificate has no name (no subject alternative name of DNS or URI), and this input has `allow_names`"
+            ),
+            Self::Name { names } => write!(
+                f,
+                "its certificate is of {}, and no name in it is in `allow_names` of this input",
+                names.join(", ")
+            ),
         }
     }
 }

@@ -20,10 +20,14 @@ use crate::faults;
 use crate::input::InputConfig;
 use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
+use crate::input::encryption::Encrypted;
+use crate::input::encryption::encrypt;
 use crate::input::gate::Gate;
 use crate::input::gate::Slot;
 use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
+use crate::input::handshake_limit::Handshake;
+use crate::input::handshake_limit::HandshakeLimit;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
@@ -53,6 +57,7 @@ use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
+use crate::transport::tls::ReloadableServer;
 
 /// What the connections of one worker have in common.
 pub(crate) struct Readers {
@@ -88,6 +93,10 @@ pub(crate) struct WorkerInput {
     pub(crate) account: Arc<InputAccount>,
     /// Connections of this input on all workers.
     pub(crate) gate: Arc<Gate>,
+    /// What its `tls` addresses shake hands with, new connections as it is configured now.
+    pub(crate) tls: RefCell<Option<Arc<ReloadableServer>>>,
+    /// Handshakes that this worker has accepted.
+    pub(crate) handshakes: Arc<HandshakeLimit>,
 }
 
 impl Readers {
@@ -269,6 +278,17 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
+/// How a connection begins that a worker serves.
+#[derive(Debug)]
+pub(crate) enum Begin {
+    /// It was accepted.
+    Plain,
+    /// It was accepted at a `tls` address: its handshake is under way.
+    Tls(Handshake),
+    /// Where another process has left it.
+    Handed(Box<HandedConnection>),
+}
+
 /// Serves one connection from accept, or from where another process has left it, to its end. `scope` is that of its listener,
 /// `peer` names it in the log.
 pub(crate) async fn serve(
@@ -278,10 +298,11 @@ pub(crate) async fn serve(
     log: Arc<ListenerLog>,
     peer: PeerName,
     scope: Scope,
-    handed: Option<Box<HandedConnection>>,
+    begin: Begin,
 ) {
-    let mut connection = OpenConnection::new(&input, &log, peer, handed.is_none());
-    let end = match run_session(&readers, &input, socket, handed, &scope, &mut connection).await {
+    let is_new = !matches!(begin, Begin::Handed(_));
+    let mut connection = OpenConnection::new(&input, &log, peer, is_new);
+    let end = match run_session(&readers, &input, socket, begin, &scope, &mut connection).await {
         Ok(end) | Err(NotAdmitted::Ended(end)) => end,
         Err(NotAdmitted::Refused(refusal)) => {
             connection.end = "refused";
@@ -340,16 +361,22 @@ async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
-    handed: Option<Box<HandedConnection>>,
+    begin: Begin,
     scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> Result<ReadEnd, NotAdmitted> {
-    let is_handed = handed.is_some();
     let config = Arc::clone(&input.reader.borrow());
     let mut received = BytesMut::new();
-    let (mut session, mut started) = match handed {
-        None => (ReaderSession::new(config, Instant::now()), None),
-        Some(handed) => {
+    let (mut is_admitted, mut may_pass, mut handshake) = (false, true, None);
+    let (mut session, mut started) = match begin {
+        Begin::Plain => (ReaderSession::new(config, Instant::now()), None),
+        Begin::Tls(running) => {
+            // Its keys stay in this process.
+            (handshake, may_pass) = (Some(running), false);
+            (ReaderSession::new(config, Instant::now()), None)
+        }
+        Begin::Handed(handed) => {
+            is_admitted = true;
             let HandedConnection { stage, content_type, received: bytes, .. } = *handed;
             received.extend_from_slice(&bytes);
             let streams = matches!(stage, ReaderStage::Streaming { .. });
@@ -357,24 +384,29 @@ async fn run_session(
             (ReaderSession::resume(config, stage, Instant::now()), started)
         }
     };
-    let (is_new, mut is_admitted) = (started.is_none(), is_handed);
+    let is_new = started.is_none();
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
     };
     let mut drained = pin!(drained);
+    let mut remark = String::new();
+    if let Some(handshake) = handshake {
+        // In memory of its own, as below.
+        let encrypting = Box::pin(enter_encrypted(input, socket, &mut session, connection, handshake));
+        let encrypted = tokio::select! {
+            biased;
+            encrypted = encrypting => encrypted?,
+            () = &mut drained => return Ok(ReadEnd::Drained),
+        };
+        Encrypted { socket, remark } = encrypted;
+        is_admitted = true;
+    }
     while started.is_none() {
         let opening = async {
             if !is_admitted {
-                let config = Arc::clone(&input.config.borrow());
-                let entrant = Entrant {
-                    config: &config,
-                    open_before: connection.open_before,
-                    slot: &mut connection.slot,
-                    peer: &mut connection.peer,
-                };
-                entrant.admit(&mut socket, &mut session).await?;
+                admit(input, &mut socket, &mut session, connection).await?;
                 is_admitted = true;
             }
             read::handshake(&mut socket, &mut session, &mut received).await.map_err(NotAdmitted::Ended)
@@ -383,13 +415,13 @@ async fn run_session(
             biased;
             result = opening => Some(result),
             () = &mut drained => return Ok(ReadEnd::Drained),
-            () = readers.offers_asked() => None,
+            () = readers.offers_asked(), if may_pass => None,
         };
         connection.count(session.counters());
         match result {
             Some(result) => started = Some(result?),
             // A connection that is not let in yet is let in, or not, by this process.
-            None if !is_admitted => {}
+            None if !is_admitted => may_pass = false,
             None => {
                 let bytes = Bytes::copy_from_slice(&received);
                 let offer = readers.offer(
@@ -411,7 +443,7 @@ async fn run_session(
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
     if is_new {
-        let began = || format!("connection: content type {}", content_type());
+        let began = || format!("connection: content type {}{remark}", content_type());
         connection.log.tell(Event::Began, Some(&connection.peer), began);
     }
     if route.fanout().is_empty() {
@@ -464,6 +496,39 @@ async fn run_session(
     let reading =
         Reading { buffer, coalescer, turns, read_len_max, renew, offer, deliver, wait_for_consumers, count };
     Ok(read::read_frames(&handle, &mut session, started, reading).await)
+}
+
+/// Lets a connection in, or says why not.
+async fn admit(
+    input: &WorkerInput,
+    socket: &mut Socket,
+    session: &mut ReaderSession,
+    connection: &mut OpenConnection<'_>,
+) -> Result<(), NotAdmitted> {
+    let config = Arc::clone(&input.config.borrow());
+    let entrant = Entrant {
+        config: &config,
+        open_before: connection.open_before,
+        slot: &mut connection.slot,
+        peer: &mut connection.peer,
+    };
+    entrant.admit(socket, session).await
+}
+
+/// The same for a `tls` address, with the TLS handshake behind it.
+async fn enter_encrypted(
+    input: &WorkerInput,
+    mut socket: Socket,
+    session: &mut ReaderSession,
+    connection: &mut OpenConnection<'_>,
+    _handshake: Handshake,
+) -> Result<Encrypted, NotAdmitted> {
+    admit(input, &mut socket, session, connection).await?;
+    let config = Arc::clone(&input.config.borrow());
+    let server = input.tls.borrow().clone();
+    // An input with a `tls` address has what it shakes hands with: both come from one configuration.
+    let Some(server) = server else { return Err(ReadEnd::NoStream.into()) };
+    encrypt(socket, &config, &server, session).await
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.

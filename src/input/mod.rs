@@ -2,8 +2,10 @@
 
 mod access;
 mod admission;
+pub(crate) mod encryption;
 pub(crate) mod gate;
 pub(crate) mod handing;
+pub(crate) mod handshake_limit;
 pub(crate) mod listener;
 
 use std::time::Duration;
@@ -16,6 +18,7 @@ use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
 use crate::transport::Address;
+use crate::transport::tls::ServerTls;
 pub use crate::transport::SocketFileConfig;
 
 /// One input: where it listens and what it takes.
@@ -23,7 +26,7 @@ pub use crate::transport::SocketFileConfig;
 pub struct InputConfig {
     /// Name in the ledger and in the log, unique among inputs.
     pub name: String,
-    /// Addresses, at least one, `tcp` or `unix`.
+    /// Addresses, at least one, `tcp`, `tls` or `unix`.
     pub listen: Vec<Address>,
     /// Content types taken.
     pub content_types: ContentTypes,
@@ -41,6 +44,10 @@ pub struct InputConfig {
     pub max_connection_age: Option<Duration>,
     /// Who may connect.
     pub access: Access,
+    /// For its `tls` addresses: what they show, and whom they let in.
+    pub tls: Option<ServerTls>,
+    /// TLS handshakes at the same time, on each worker; then connections wait in the backlog.
+    pub tls_handshakes_max: usize,
     /// Owner and permission bits of unix sockets.
     pub socket_file: SocketFileConfig,
 }
@@ -58,6 +65,8 @@ impl Default for InputConfig {
             connections_max: 10_000,
             max_connection_age: None,
             access: Access::default(),
+            tls: None,
+            tls_handshakes_max: 64,
             socket_file: SocketFileConfig::default(),
         }
     }

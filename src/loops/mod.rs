@@ -36,6 +36,7 @@ use crate::observability::peer_name::PeerName;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::transport::Address;
+use crate::transport::tls::ReloadableClient;
 use crate::transport::dial::Dial;
 use crate::transport::socket::ConnectOptions;
 
@@ -62,6 +63,8 @@ pub(crate) struct Way {
     index: u32,
     content_type: Option<ContentType>,
     address: Address,
+    // What it speaks TLS with.
+    tls: Mutex<Option<Arc<ReloadableClient>>>,
     led_back: Mutex<Option<LedBack>>,
 }
 
@@ -103,16 +106,23 @@ impl Loops {
         })
     }
 
-    /// An output of this content type leads there.
-    pub(crate) fn way(&self, content_type: Option<&ContentType>, address: &Address) -> Arc<Way> {
+    /// An output of this content type leads there. It speaks TLS with `tls`, where it does.
+    pub(crate) fn way(
+        &self,
+        content_type: Option<&ContentType>,
+        address: &Address,
+        tls: Option<&Arc<ReloadableClient>>,
+    ) -> Arc<Way> {
         let mut ways = self.ways.lock().expect(UNPOISONED);
         if let Some(way) = ways.iter().find(|way| way.takes(content_type) && way.address == *address) {
+            *way.tls.lock().expect(UNPOISONED) = tls.cloned();
             return Arc::clone(way);
         }
         let way = Arc::new(Way {
             index: ways.len() as u32, // as many as an operator writes
             content_type: content_type.cloned(),
             address: address.clone(),
+            tls: Mutex::new(tls.cloned()),
             led_back: Mutex::default(),
         });
         ways.push(Arc::clone(&way));
@@ -281,19 +291,27 @@ async fn ask_on(ways: Vec<Arc<Way>>, probe: impl Fn(&Way) -> LoopProbe) {
     let mut asking = JoinSet::new();
     for way in ways {
         if let Some(ready) = probe(&way).ready() {
-            asking.spawn_local(async move { timeout(ASKING_MAX, deliver(&way.address, &ready)).await });
+            asking.spawn_local(async move { timeout(ASKING_MAX, deliver(&way, &ready)).await });
         }
     }
     while asking.join_next().await.is_some() {}
 }
 
 /// Connects and asks, at each address that the name has. Another relay ends the connection once it has the question.
-async fn deliver(address: &Address, ready: &[u8]) {
+async fn deliver(way: &Way, ready: &[u8]) {
+    let address = &way.address;
+    let connector = way.tls.lock().expect(UNPOISONED).as_ref().map(|tls| tls.current());
     let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy: None };
     let Ok(mut dial) = Dial::new(address, options, None).await else { return };
     while dial.has_more()
         && let Ok(mut socket) = dial.next().await
     {
+        if address.is_tls() {
+            let Some(connector) = &connector else { return };
+            let Some(name) = connector.server_name(address) else { return };
+            let Ok(encrypted) = socket.connect_tls(connector, name).await else { continue };
+            socket = encrypted;
+        }
         if socket.write_all(ready).await.is_ok() {
             let _ = timeout(ANSWER_MAX, socket.read_buf(&mut BytesMut::with_capacity(64))).await;
         }

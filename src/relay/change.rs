@@ -5,8 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use crate::input::InputConfig;
+use crate::output::Destination;
 use crate::output::OutputConfig;
 use crate::relay::Relay;
+use crate::relay::certificates::Owner;
 use crate::relay::descriptors;
 use crate::relay::error::ChangeError;
 use crate::relay::input_entry::InputId;
@@ -22,6 +24,8 @@ use crate::relay::outputs::RunningOutput;
 use crate::relay::removal;
 use crate::relay::worker::Order;
 use crate::transport::Address;
+use crate::transport::tls::ReloadableClient;
+use crate::transport::tls::ReloadableServer;
 
 impl Relay {
     /// Adds an output: it gets every frame of its content type that arrives from now on.
@@ -30,6 +34,7 @@ impl Relay {
     /// [`ChangeError`]; nothing has changed then, unless the system has no thread.
     pub fn add_output(&mut self, config: OutputConfig) -> Result<(), ChangeError> {
         config.validate().map_err(|error| ChangeError::Output { output: config.name.clone(), error })?;
+        let _read = self.read_output_certificates(&config)?;
         if self.outputs.iter().any(|output| output.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
@@ -60,6 +65,7 @@ impl Relay {
         if self.inputs.iter().any(|input| input.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
+        let _read = self.read_input_certificates(&config)?;
         let others = self.inputs.iter().flat_map(|input| &input.config.listen).chain(&config.listen);
         let others = others.collect::<Vec<_>>();
         let addresses = config.listen.iter().map(|address| (&config, address));
@@ -82,6 +88,27 @@ impl Relay {
         self.end_input(input, &[])?;
         self.list_listeners();
         Ok(())
+    }
+
+    /// What the `tls` addresses of an input shake hands with.
+    pub(super) fn read_input_certificates(
+        &self,
+        input: &InputConfig,
+    ) -> Result<Option<Arc<ReloadableServer>>, ChangeError> {
+        let tls = self.around.certificates.of_input(input);
+        let owner = || Owner::Input(input.name.clone()).to_string();
+        tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
+    }
+
+    /// What the `tls` connections of an output shake hands with.
+    pub(super) fn read_output_certificates(
+        &self,
+        output: &OutputConfig,
+    ) -> Result<Option<Arc<ReloadableClient>>, ChangeError> {
+        let Destination::Streams(streams) = &output.to else { return Ok(None) };
+        let tls = self.around.certificates.of_output(&output.name, streams);
+        let owner = || Owner::Output(output.name.clone()).to_string();
+        tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
     }
 
     /// Lets an output end that no worker feeds any more.
@@ -126,7 +153,9 @@ impl Relay {
     pub(super) fn begin_input(&mut self, config: InputConfig) -> io::Result<()> {
         let id = InputId(self.inputs_begun);
         self.inputs_begun += 1;
-        let input = RunningInput::new(id, config, self.workers.count(), &self.scopes.inputs);
+        // They were read before, and are in use.
+        let tls = self.read_input_certificates(&config).map_err(io::Error::other)?;
+        let input = RunningInput::new(id, config, tls, self.workers.count(), &self.scopes.inputs);
         input.tell(&self.workers)?;
         self.accounts.add_input(Arc::clone(&input.entry));
         self.inputs.push(input);

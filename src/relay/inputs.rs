@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::faults;
 use crate::input::InputConfig;
 use crate::input::gate::Gate;
+use crate::input::handshake_limit::HandshakeLimit;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
@@ -30,6 +31,7 @@ use crate::transport::listener::Bound;
 use crate::transport::listener::BoundListener;
 use crate::transport::own_listeners::OwnListeners;
 use crate::transport::socket_path::SocketFileConfig;
+use crate::transport::tls::ReloadableServer;
 
 /// One input at work.
 #[derive(Debug)]
@@ -39,6 +41,9 @@ pub(crate) struct RunningInput {
     pub(crate) entry: Arc<InputEntry>,
     accounts: Vec<Arc<InputAccount>>,
     gate: Arc<Gate>,
+    tls: Option<Arc<ReloadableServer>>,
+    // One for each worker.
+    handshakes: Vec<Arc<HandshakeLimit>>,
     pub(crate) listeners: Vec<RunningListener>,
 }
 
@@ -67,7 +72,8 @@ impl RunningListener {
     fn accept(&self, input: InputId, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
         let orders = listeners.into_iter().map(|listener| {
             let (log, scope, accepting) = (Arc::clone(&self.log), self.scope.clone(), self.accepting.clone());
-            Order::Listen(WorkerListener { input, listener, log, scope, accepting })
+            let is_tls = self.address().is_tls();
+            Order::Listen(WorkerListener { input, listener, is_tls, log, scope, accepting })
         });
         let count = workers.count();
         workers.order(orders.enumerate().map(|(index, order)| (index % count, order)))
@@ -172,13 +178,20 @@ pub(crate) struct Doors<'a> {
 }
 
 impl RunningInput {
-    /// An input without a listener, which no worker knows yet.
-    pub(crate) fn new(id: InputId, config: InputConfig, workers: usize, inputs: &Scope) -> Self {
+    /// An input without a listener, which no worker knows yet. Its `tls` addresses shake hands with `tls`.
+    pub(crate) fn new(
+        id: InputId,
+        config: InputConfig,
+        tls: Option<Arc<ReloadableServer>>,
+        workers: usize,
+        inputs: &Scope,
+    ) -> Self {
         let accounts: Vec<_> = (0..workers).map(|_| Arc::<InputAccount>::default()).collect();
         let scope = inputs.child(&config.name);
         let skips_oversize = config.oversize == Oversize::Skip;
         let entry = Arc::new(InputEntry::new(&config.name, scope, accounts.clone(), skips_oversize));
-        Self { id, config, entry, accounts, gate: Arc::default(), listeners: Vec::new() }
+        let handshakes = (0..workers).map(|_| Arc::default()).collect();
+        Self { id, config, entry, accounts, gate: Arc::default(), tls, handshakes, listeners: Vec::new() }
     }
 
     /// Tells every worker of the input, as it is configured now.
@@ -195,13 +208,16 @@ impl RunningInput {
             oversize: config.oversize,
             handshake_timeout: config.handshake_timeout,
         });
-        let input = |account: &Arc<InputAccount>| WorkerInput {
+        let input = |(account, handshakes): (&Arc<InputAccount>, &Arc<HandshakeLimit>)| WorkerInput {
             config: Arc::clone(&config).into(),
             reader: Arc::clone(&reader).into(),
             account: Arc::clone(account),
             gate: Arc::clone(&self.gate),
+            tls: self.tls.clone().into(),
+            handshakes: Arc::clone(handshakes),
         };
-        let orders = self.accounts.iter().map(|account| Order::Input(self.id, input(account)));
+        let workers_parts = self.accounts.iter().zip(&self.handshakes);
+        let orders = workers_parts.map(|parts| Order::Input(self.id, input(parts)));
         workers.order(orders.enumerate())
     }
 
@@ -262,6 +278,7 @@ impl RunningInput {
     pub(crate) fn reconfigure(
         &mut self,
         config: InputConfig,
+        tls: Option<Arc<ReloadableServer>>,
         moved: &[Address],
         doors: &mut Doors<'_>,
     ) -> io::Result<Vec<RunningListener>> {
@@ -276,7 +293,7 @@ impl RunningInput {
             }
         }
         self.entry.set_skips_oversize(config.oversize == Oversize::Skip);
-        self.config = config;
+        (self.config, self.tls) = (config, tls);
         self.tell(doors.workers)?;
         Ok(gone)
     }

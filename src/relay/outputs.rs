@@ -27,6 +27,7 @@ use crate::output::lane::Source;
 use crate::output::settings::LaneSettings;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
+use crate::relay::certificates::Certificates;
 use crate::relay::output_entry::OutputEntry;
 use crate::relay::worker::Order;
 use crate::relay::worker::WorkerLane;
@@ -91,6 +92,8 @@ pub(crate) struct Surroundings {
     pub(crate) loops: Arc<Loops>,
     /// Where no output may lead.
     pub(crate) own: Arc<OwnListeners>,
+    /// What TLS is spoken with.
+    pub(crate) certificates: Arc<Certificates>,
 }
 
 impl RunningOutput {
@@ -221,12 +224,17 @@ fn make_settings(
     };
     let members = entry.set_members(members);
     let content_type = config.stream_type();
-    let ways = streams.endpoints.addresses().map(|address| around.loops.way(content_type.as_ref(), address));
+    // They were read before, and are in use.
+    let tls = around.certificates.of_output(&config.name, streams).ok().flatten();
+    let ways =
+        streams.endpoints.addresses().map(|address| around.loops.way(content_type.as_ref(), address, tls.as_ref()));
+    let ways = ways.collect();
     Arc::new(LaneSettings {
         buffer: config.buffer.clone(),
         streams: streams.clone(),
         members,
-        ways: ways.collect(),
+        ways,
+        tls,
         renew_timeout: around.drain_timeout,
     })
 }

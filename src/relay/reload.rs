@@ -4,12 +4,14 @@
 //! anything changes, so a configuration with one fault changes nothing.
 
 use std::mem::discriminant;
+use std::sync::Arc;
 
 use crate::input::InputConfig;
 use crate::output::Buffer;
 use crate::output::OutputConfig;
 use crate::relay::Relay;
 use crate::relay::RelayConfig;
+use crate::relay::certificates::Owner;
 use crate::relay::error::ChangeError;
 use crate::relay::inputs;
 use crate::relay::inputs::Doors;
@@ -17,6 +19,9 @@ use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningListener;
 use crate::spool::Folder;
 use crate::transport::Address;
+use crate::transport::tls::ReloadableClient;
+use crate::transport::tls::ReloadableServer;
+use crate::transport::tls::TlsFaults;
 
 /// What a reload does to one output of the configuration.
 enum Step {
@@ -32,18 +37,27 @@ enum Step {
 struct Plan {
     outputs: Vec<(OutputConfig, Step)>,
     listeners: Vec<(String, NewListener)>,
+    // In use until the inputs and outputs have them.
+    _servers: Vec<Option<Arc<ReloadableServer>>>,
+    _clients: Vec<Option<Arc<ReloadableClient>>>,
 }
 
 impl Relay {
-    /// Goes on with another configuration. Returns whether it is another one.
+    /// Goes on with another configuration. Certificates whose files have changed are read again, too. Returns whether anything is
+    /// other than before.
     ///
     /// # Errors
-    /// Everything that keeps the configuration from being taken. Nothing has changed then.
+    /// Everything that keeps the configuration from being taken. Nothing has changed then, except certificates that could be read.
     pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
         let present = self.config();
+        let was_read = self.around.certificates.look().map_err(|faults| {
+            let fault = |(owner, faults): (Owner, TlsFaults)| ChangeError::Tls { owner: owner.to_string(), faults };
+            faults.into_iter().map(fault).collect::<Vec<_>>()
+        });
         if present == config {
-            return Ok(false);
+            return was_read;
         }
+        was_read?;
         let plan = self.plan(&present, &config)?;
         self.around.drain_timeout = config.drain_timeout;
         self.carry_out(plan, config.inputs).map_err(|error| vec![error])?;
@@ -85,6 +99,15 @@ impl Relay {
                 Err(fault) => faults.push(fault),
             }
         }
+        let (mut servers, mut clients) = (Vec::new(), Vec::new());
+        for input in &new.inputs {
+            self.read_input_certificates(input)
+                .map_or_else(|fault| faults.push(fault), |server| servers.push(server));
+        }
+        for output in &new.outputs {
+            self.read_output_certificates(output)
+                .map_or_else(|fault| faults.push(fault), |client| clients.push(client));
+        }
         // Listening is free of consequences until somebody accepts, but it cannot be undone unseen: last.
         if !faults.is_empty() {
             return Err(faults);
@@ -94,7 +117,7 @@ impl Relay {
         let addresses = new.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
         let addresses = addresses.filter(|(input, address)| !self.listens_on(&input.name, address));
         match inputs::bind(addresses, &all, &going, self.workers.count()) {
-            Ok(listeners) => Ok(Plan { outputs, listeners }),
+            Ok(listeners) => Ok(Plan { outputs, listeners, _servers: servers, _clients: clients }),
             Err(error) => Err(vec![ChangeError::Listen(error)]),
         }
     }
@@ -120,8 +143,9 @@ impl Relay {
     }
 
     fn carry_out(&mut self, plan: Plan, inputs: Vec<InputConfig>) -> Result<(), ChangeError> {
-        self.change_outputs(plan.outputs)?;
-        self.change_inputs(inputs, plan.listeners)
+        let Plan { outputs, listeners, _servers, _clients } = plan;
+        self.change_outputs(outputs)?;
+        self.change_inputs(inputs, listeners)
     }
 
     fn change_outputs(&mut self, outputs: Vec<(OutputConfig, Step)>) -> Result<(), ChangeError> {
@@ -165,13 +189,14 @@ impl Relay {
         let order: Vec<_> = inputs.iter().map(|input| input.name.clone()).collect();
         let gone: Vec<_> = self.inputs.extract_if(.., |input| !order.contains(&input.config.name)).collect();
         for config in inputs {
+            let tls = self.read_input_certificates(&config)?;
             match self.inputs.iter_mut().find(|input| input.config.name == config.name) {
                 Some(input) if input.config == config => {}
                 Some(input) => {
                     let mut doors =
                         Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
                     let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
-                    let closed = input.reconfigure(config, &moved, &mut doors)?;
+                    let closed = input.reconfigure(config, tls, &moved, &mut doors)?;
                     self.end_listeners(closed)?;
                 }
                 None => self.begin_input(config)?,

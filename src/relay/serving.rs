@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_local;
 use tokio_util::task::TaskTracker;
 
-use crate::input::handing::HandedConnection;
+use crate::input::listener::Begin;
 use crate::input::listener::Readers;
 use crate::input::listener::WorkerInput;
 use crate::input::listener::serve;
@@ -63,8 +63,7 @@ pub(crate) struct Accepted<S> {
     /// The scope of the listener, and the connection as one of its tasks.
     pub(crate) scope: Scope,
     pub(crate) guard: Guard,
-    /// Where another process has left it.
-    pub(crate) handed: Option<Box<HandedConnection>>,
+    pub(crate) begin: Begin,
 }
 
 /// A connection on its way to another worker.
@@ -77,10 +76,12 @@ impl Serving {
         input: InputId,
         listener: Listener,
         log: Arc<ListenerLog>,
+        is_tls: bool,
         (scope, accepting): (Scope, &Scope),
     ) {
         self.logs.borrow_mut().push(Arc::downgrade(&log));
-        let accept = accept(Rc::clone(self), input, listener, log, (scope.clone(), accepting.clone()));
+        let scopes = (scope.clone(), accepting.clone());
+        let accept = accept(Rc::clone(self), input, (listener, is_tls), log, scopes);
         let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
         let readers = Rc::clone(&self.readers);
         spawn_local(async move {
@@ -111,9 +112,17 @@ impl Serving {
             Some(input) => {
                 input.config.replace(new.config.into_inner());
                 input.reader.replace(new.reader.into_inner());
+                input.tls.replace(new.tls.into_inner());
             }
             None => drop(inputs.insert(id, Rc::new(new))),
         }
+    }
+
+    /// Waits until one more connection of this input may shake hands. Cancel-safe.
+    async fn begin_handshake(&self, input: InputId) -> Begin {
+        let Some(input) = self.input(input) else { return Begin::Plain };
+        let max = input.config.borrow().tls_handshakes_max;
+        Begin::Tls(input.handshakes.begin(max).await)
     }
 
     fn input(&self, id: InputId) -> Option<Rc<WorkerInput>> {
@@ -122,7 +131,7 @@ impl Serving {
 
     /// Serves a connection that has a place on this worker.
     fn serve(self: &Rc<Self>, accepted: Accepted<Socket>) {
-        let Accepted { input, socket, log, peer, place, scope, guard, handed } = accepted;
+        let Accepted { input, socket, log, peer, place, scope, guard, begin } = accepted;
         // An input is forgotten when its last task has ended.
         let Some(input) = self.input(input) else { return };
         let ended = Ended(Rc::clone(self));
@@ -130,7 +139,7 @@ impl Serving {
         let token = self.tasks.token();
         spawn_local(guard.supervise(async move {
             let _ended = (place, ended, token);
-            serve(readers, input, socket, log, peer, scope, handed).await;
+            serve(readers, input, socket, log, peer, scope, begin).await;
         }));
     }
 
@@ -160,7 +169,7 @@ impl Drop for Ended {
 async fn accept(
     serving: Rc<Serving>,
     input: InputId,
-    mut listener: Listener,
+    (mut listener, is_tls): (Listener, bool),
     log: Arc<ListenerLog>,
     (scope, accepting): (Scope, Scope),
 ) {
@@ -173,14 +182,18 @@ async fn accept(
         if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
             return;
         }
+        let next = async {
+            let begin = if is_tls { serving.begin_handshake(input).await } else { Begin::Plain };
+            listener.accept().await.map(|accepted| (accepted, begin))
+        };
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(BACKLOG_QUIET), if draining => return,
         };
-        let (socket, peer) = match accepted {
-            Ok((socket, peer)) => (socket, peer_name(peer)),
+        let (socket, peer, begin) = match accepted {
+            Ok(((socket, peer), begin)) => (socket, peer_name(peer), begin),
             Err(error) => {
                 // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
                 log.tell(Event::CannotAccept, None, || {
@@ -200,13 +213,13 @@ async fn accept(
         let worker = place.worker();
         let (log, scope) = (Arc::clone(&log), scope.clone());
         if worker == serving.index {
-            serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed: None });
+            serving.serve(Accepted { input, socket, log, peer, place, scope, guard, begin });
             continue;
         }
         let (lost_log, lost_peer) = (Arc::clone(&log), peer.clone());
         let is_over = scope.phase() == Phase::Over;
         let handed_over = socket.detach().and_then(|socket| {
-            let handover = Accepted { input, socket, log, peer, place, scope, guard, handed: None };
+            let handover = Accepted { input, socket, log, peer, place, scope, guard, begin };
             // A worker that is gone gives the place back, and the guard.
             serving.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
         });
@@ -244,11 +257,11 @@ pub(crate) async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
         };
-        let Some(Accepted { input, socket, log, peer, place, scope, guard, handed }) = handover else {
+        let Some(Accepted { input, socket, log, peer, place, scope, guard, begin }) = handover else {
             return;
         };
         match Socket::attach(socket) {
-            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed }),
+            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard, begin }),
             Err(error) => serving.lost(input, &log, &peer, &error),
         }
     }

@@ -98,6 +98,7 @@ pub(crate) struct Ordered {
 pub(crate) struct WorkerListener {
     pub(crate) input: InputId,
     pub(crate) listener: BoundListener,
+    pub(crate) is_tls: bool,
     /// One for the listeners of all workers at this address.
     pub(crate) log: Arc<ListenerLog>,
     /// Likewise, and of the connections that it accepts.
@@ -206,9 +207,9 @@ async fn obey(
                 serving.inputs.borrow_mut().remove(&id);
                 Ok(())
             }
-            Order::Listen(WorkerListener { input, listener, log, scope, accepting }) => {
+            Order::Listen(WorkerListener { input, listener, is_tls, log, scope, accepting }) => {
                 Listener::new(listener, reserve.clone())
-                    .map(|listener| serving.listen(input, listener, log, (scope, &accepting)))
+                    .map(|listener| serving.listen(input, listener, log, is_tls, (scope, &accepting)))
             }
             Order::Lane(lane) => {
                 let WorkerLane { lane, scope } = *lane;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
 use crate::input::handing::HandedConnection;
+use crate::input::listener::Begin;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
 use crate::observability::listener_log::ListenerLog;
@@ -115,8 +116,8 @@ impl Workers {
         let place = self.placement.take(0);
         let mailbox = &self.mailboxes[place.worker()];
         let (log, scope, guard) = (Arc::clone(log), scope.clone(), scope.guard("connection"));
-        let handed = Some(Box::new(connection));
-        mailbox.send(Accepted { input, socket, log, peer, place, scope, guard, handed }).is_ok()
+        let begin = Begin::Handed(Box::new(connection));
+        mailbox.send(Accepted { input, socket, log, peer, place, scope, guard, begin }).is_ok()
     }
 
     /// Gives these orders, each to the worker of this index, and waits until all of them are carried out. A worker that has

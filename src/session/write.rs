@@ -1,6 +1,5 @@
 //! A writer session: batches to a collector, with an ear for what it says.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,56 +15,24 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
-use crate::loops::LedBack;
 use crate::protocol::ProtocolError;
 use crate::protocol::WriterConfig;
 use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
+use crate::session::encryption::Encryption;
 use crate::session::half_closed::HalfClosed;
+pub(crate) use crate::session::write_fault::WriteFault;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
 use crate::transport::dial::Dial;
 use crate::transport::own_listeners::OwnListeners;
-use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
 use crate::transport::sys::SendList;
-
-/// Why a writer session ended, or did not begin.
-#[derive(Debug)]
-pub(crate) enum WriteFault {
-    /// No connection.
-    Connect(io::Error),
-    /// The connection leads to an input of this relay, which has this name.
-    OwnInput(String),
-    /// The same, through other relays.
-    Loop(LedBack),
-    /// The reader broke the protocol, was too slow, or closed.
-    Protocol(ProtocolError),
-    /// The connection broke.
-    Connection(io::Error),
-}
-
-impl fmt::Display for WriteFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect(error) => write!(f, "cannot connect: {error}"),
-            Self::OwnInput(input) => write!(
-                f,
-                "this address leads to input `{input}` of this same tapster, so that every frame would go round without end; \
-                 no frame is written there; change the address of the output"
-            ),
-            Self::Loop(led_back) => write!(f, "{led_back}"),
-            Self::Protocol(error) => write!(f, "{error}"),
-            // The peer's host is gone: the error says that, in words of its own.
-            Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),
-            Self::Connection(error) => write!(f, "the connection broke: {error}"),
-        }
-    }
-}
+use crate::transport::tls::ReloadableClient;
 
 /// What happens on an open stream.
 #[derive(Debug)]
@@ -119,21 +86,25 @@ enum Stop {
 
 impl WriteStream {
     /// Connects and shakes hands. Every address of a name is tried until one gives a session; `last` comes after the others.
-    /// Cancel-safe: the connection is given up. Each address has its own deadline, for connecting and once more for the handshake.
+    /// Cancel-safe: the connection is given up. Each address has its own deadline, for connecting and once more for the handshakes.
+    /// `tls` addresses are spoken to with `tls`.
     pub(crate) async fn open(
         address: &Address,
         last: Option<SocketAddr>,
         options: &ConnectOptions,
+        tls: Option<&ReloadableClient>,
         own: &OwnListeners,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
+        let encryption = if address.is_tls() { Some(Encryption::new(address, tls)?) } else { None };
         let dial = Dial::new(address, *options, last).await.map_err(WriteFault::Connect)?;
-        Self::open_one_of(dial, own, config, backend).await
+        Self::open_one_of(dial, encryption.as_ref(), own, config, backend).await
     }
 
     async fn open_one_of(
         mut dial: Dial,
+        encryption: Option<&Encryption>,
         own: &OwnListeners,
         config: Arc<WriterConfig>,
         backend: Backend,
@@ -147,7 +118,7 @@ impl WriteStream {
             let peer = socket.peer();
             let fault = match own.behind(&socket) {
                 Some(input) => WriteFault::OwnInput(input),
-                None => match Self::begin(socket, dial.send_proxy(), Arc::clone(&config), backend).await {
+                None => match Self::begin(socket, &dial, encryption, Arc::clone(&config), backend).await {
                     Ok(mut stream) => {
                         stream.remark = dial.remark();
                         return Ok(stream);
@@ -168,16 +139,23 @@ impl WriteStream {
     /// Shakes hands.
     async fn begin(
         mut socket: Socket,
-        send_proxy: Option<ProxyVersion>,
+        dial: &Dial,
+        encryption: Option<&Encryption>,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
-        if let Some(version) = send_proxy {
+        if let Some(version) = dial.send_proxy() {
             socket.send_proxy_header(version).await.map_err(WriteFault::Connection)?;
         }
         let (bidirectional, peer) = (config.bidirectional, socket.peer());
-        let mut session = WriterSession::new(config, Instant::now()).map_err(WriteFault::Protocol)?;
-        handshake(&mut socket, &mut session).await?;
+        // Its time runs for TLS, too.
+        let (began, timeout) = (Instant::now(), config.handshake_timeout);
+        let mut session = WriterSession::new(config, began).map_err(WriteFault::Protocol)?;
+        if let Some(encryption) = encryption {
+            socket = encryption.encrypt(socket, began + timeout).await?;
+        }
+        let shaken = handshake(&mut socket, &mut session).await;
+        shaken.map_err(|fault| if encryption.is_some() { fault.over_tls() } else { fault })?;
         let stream = socket.into_stream(backend).map_err(WriteFault::Connection)?;
         let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
         Ok(Self {
@@ -469,6 +447,8 @@ async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(
             return Ok(());
         }
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
+        // TLS may have kept some of what was written.
+        socket.flush().await.map_err(WriteFault::Connection)?;
         match tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => session.handle_eof().map_err(WriteFault::Protocol)?,
             Ok(Ok(_)) => session.handle_bytes(Instant::now(), &mut buffer).map_err(WriteFault::Protocol)?,

@@ -19,9 +19,10 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 
 /// The versions that are spoken.
 pub(super) fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
     match min {
-        TlsVersion::V1_2 => &[&TLS13, &TLS12],
-        TlsVersion::V1_3 => &[&TLS13],
+        TlsVersion::V1_2 => &BOTH,
+        TlsVersion::V1_3 => &BOTH[..1],
     }
 }
 

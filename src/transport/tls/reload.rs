@@ -22,6 +22,12 @@ pub(crate) struct Reloadable<S, L> {
     seen: Mutex<Vec<Option<Seen>>>,
 }
 
+/// Of listeners.
+pub(crate) type ReloadableServer = Reloadable<ServerTls, ServerAcceptor>;
+
+/// Of connections.
+pub(crate) type ReloadableClient = Reloadable<ClientTls, ClientConnector>;
+
 /// How the files of some settings are read.
 pub(crate) trait Load {
     /// What becomes of them.

@@ -1,0 +1,60 @@
+//! What a connection to a `tls://` address passes behind its admission: the TLS handshake, and who it is by its certificate.
+
+use std::time::Instant;
+
+use crate::input::InputConfig;
+use crate::input::admission::NotAdmitted;
+use crate::input::admission::Refusal;
+use crate::protocol::ReaderSession;
+use crate::session::read::ReadEnd;
+use crate::transport::socket::Socket;
+use crate::transport::tls::ReloadableServer;
+use crate::transport::tls::handshake::HandshakeFault;
+use crate::transport::tls::names_of;
+
+/// A connection that is encrypted.
+pub(super) struct Encrypted {
+    pub(super) socket: Socket,
+    /// What is said of it in the log.
+    pub(super) remark: String,
+}
+
+/// Shakes hands. TLS has the time of the handshake of `session`. The connection is given up when this future is dropped.
+pub(super) async fn encrypt(
+    socket: Socket,
+    config: &InputConfig,
+    server: &ReloadableServer,
+    session: &mut ReaderSession,
+) -> Result<Encrypted, NotAdmitted> {
+    let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
+    // What was read last: later connections may see another certificate.
+    let acceptor = server.current();
+    let accepting = socket.accept_tls(&acceptor);
+    let socket = match tokio::time::timeout_at(deadline.into(), accepting).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(fault)) => return Err(end_of(fault).into()),
+        Err(_) => {
+            let result = session.handle_timeout(deadline);
+            return Err(result.map_or_else(ReadEnd::Protocol, |()| ReadEnd::NoStream).into());
+        }
+    };
+    let allow = config.tls.as_ref().map_or(&[][..], |tls| &tls.allow_names);
+    let name = match socket.peer_certificate() {
+        Some(certificate) => names_of(certificate, allow).map_err(|names| Refusal::Name { names })?,
+        None => None,
+    };
+    let version = socket.tls_version().unwrap_or_default();
+    let remark = match name {
+        Some(name) => format!(", {version}, certificate of {name}"),
+        None => format!(", {version}"),
+    };
+    Ok(Encrypted { socket, remark })
+}
+
+fn end_of(fault: HandshakeFault) -> ReadEnd {
+    match fault {
+        HandshakeFault::NoByte => ReadEnd::NoByte,
+        HandshakeFault::Refused(words) => ReadEnd::Tls(words),
+        HandshakeFault::Connection(error) => ReadEnd::Tls(format!("the connection broke: {error}")),
+    }
+}
