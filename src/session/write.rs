@@ -33,6 +33,7 @@ use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
 use crate::transport::sys::SendList;
 use crate::transport::tls::ReloadableClient;
+use crate::transport::tls::first_bytes::is_tls_answer;
 
 /// What happens on an open stream.
 #[derive(Debug)]
@@ -451,6 +452,7 @@ async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(
         socket.flush().await.map_err(WriteFault::Connection)?;
         match tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => session.handle_eof().map_err(WriteFault::Protocol)?,
+            Ok(Ok(_)) if is_tls_answer(&buffer) => return Err(WriteFault::ReaderSpeaksTls),
             Ok(Ok(_)) => session.handle_bytes(Instant::now(), &mut buffer).map_err(WriteFault::Protocol)?,
             Ok(Err(error)) => return Err(WriteFault::Connection(error)),
             Err(_) => session.handle_timeout(Instant::now()).map_err(WriteFault::Protocol)?,

@@ -14,6 +14,8 @@ pub(crate) enum WriteFault {
     Connect(io::Error),
     /// The TLS handshake came to nothing.
     Tls(String),
+    /// The reader speaks TLS, and the address does not say so.
+    ReaderSpeaksTls,
     /// The reader has closed the connection before ACCEPT, over TLS.
     ClosedBeforeAccept,
     /// The connection leads to an input of this relay, which has this name.
@@ -31,6 +33,7 @@ impl fmt::Display for WriteFault {
         match self {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
             Self::Tls(words) => write!(f, "no TLS handshake: {words}"),
+            Self::ReaderSpeaksTls => write!(f, "the reader speaks TLS: write tls:// in place of tcp:// in the address"),
             Self::ClosedBeforeAccept => write!(
                 f,
                 "the reader closed the connection behind the TLS handshake and before ACCEPT: it does not let us in, most likely                  because of our certificate (TLS 1.3 tells no earlier); see tls.cert and tls.key, and the log of the reader"

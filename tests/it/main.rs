@@ -57,6 +57,8 @@ mod spool_disk;
 mod spool_end;
 mod stop;
 mod timeouts;
+mod tls;
+mod tls_refused;
 mod unix_sockets;
 mod upgrade;
 mod vanished;

@@ -24,8 +24,8 @@ pub(crate) fn explain(error: &Error) -> String {
     }
 }
 
-/// Words for an error of a connection, which may have one of rustls in it. `None`: it has none.
-pub(crate) fn explain_io(error: &io::Error) -> Option<String> {
+/// Words for an error of a connection that speaks TLS. `None`: TLS has no part in it.
+pub fn explain_io(error: &io::Error) -> Option<String> {
     error.get_ref()?.downcast_ref::<Error>().map(explain)
 }
 

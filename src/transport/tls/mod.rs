@@ -31,6 +31,7 @@ pub(super) mod stream;
 
 pub use client::ClientConnector;
 pub use expiry::CertificateEnd;
+pub use explain::explain_io;
 pub use fault::TlsFault;
 pub use fault::TlsFaults;
 pub use names::NamePattern;

@@ -2,6 +2,7 @@
 
 #[macro_use]
 pub(crate) mod backend;
+pub(crate) mod authority;
 pub(crate) mod collector;
 pub(crate) mod disk;
 pub(crate) mod dns;
@@ -15,6 +16,7 @@ pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod stream;
+pub(crate) mod tls_stream;
 pub(crate) mod tmpfs;
 pub(crate) mod wait;
 pub(crate) mod wire;
