@@ -58,6 +58,7 @@ mod spool_end;
 mod stop;
 mod timeouts;
 mod tls;
+mod tls_peers;
 mod tls_refused;
 mod unix_sockets;
 mod upgrade;

@@ -46,10 +46,6 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// The certificate of the authority.
     pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
