@@ -46,7 +46,10 @@ impl SinkError {
         match self {
             Self::Send(error) => matches!(
                 error,
-                SendError::Connect(..) | SendError::ConnectTimeout(_) | SendError::Tls(..) | SendError::TlsTimeout(_)
+                SendError::Connect(..)
+                    | SendError::ConnectTimeout(_)
+                    | SendError::Tls(..)
+                    | SendError::TlsTimeout(_)
             ),
             Self::Write { .. } => true,
         }

@@ -44,7 +44,8 @@ pub(super) fn take_server_tls(section: &mut Section<'_>, input: &mut InputConfig
         }
         keys.finish();
     } else if is_needed && !section.has("tls") {
-        let message = format!("is missing: a tls:// address needs a certificate; write tls = {SERVER_EXAMPLE}");
+        let message =
+            format!("is missing: a tls:// address needs a certificate; write tls = {SERVER_EXAMPLE}");
         section.fault("tls", message);
     }
     if !is_needed && !input.listen.is_empty() {
@@ -53,7 +54,11 @@ pub(super) fn take_server_tls(section: &mut Section<'_>, input: &mut InputConfig
 }
 
 /// The keys of an output to these addresses.
-pub(super) fn take_client_tls(section: &mut Section<'_>, streams: &mut StreamsConfig, addresses: &[&Address]) {
+pub(super) fn take_client_tls(
+    section: &mut Section<'_>,
+    streams: &mut StreamsConfig,
+    addresses: &[&Address],
+) {
     let is_needed = addresses.iter().any(|address| address.is_tls());
     let Some(mut keys) = section.table("tls", CLIENT_EXAMPLE) else {
         if is_needed && !section.has("tls") {
@@ -73,8 +78,8 @@ pub(super) fn take_client_tls(section: &mut Section<'_>, streams: &mut StreamsCo
     }
     let server_name = keys.take("server_name", server_name);
     let min_version = keys.take("min_version", value::word).unwrap_or_default();
-    let is_whole = (ca.is_some() || !keys.has("ca"))
-        && (identity.is_some() || !keys.has("cert") && !keys.has("key"));
+    let is_whole =
+        (ca.is_some() || !keys.has("ca")) && (identity.is_some() || !keys.has("cert") && !keys.has("key"));
     streams.tls = ClientTls { ca, identity, server_name, min_version };
     if is_needed && is_whole {
         judge(&mut keys, streams.tls.load().map(|loaded| loaded.end().cloned()));
@@ -131,7 +136,9 @@ fn server_name(value: &Value) -> Result<String, String> {
     let name = value::text(value)?;
     match rustls::pki_types::ServerName::try_from(name.as_str()) {
         Ok(_) => Ok(name),
-        Err(_) => Err(format!("`{name}` is no name that a certificate can have: write a host name or an address")),
+        Err(_) => {
+            Err(format!("`{name}` is no name that a certificate can have: write a host name or an address"))
+        }
     }
 }
 

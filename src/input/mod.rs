@@ -18,8 +18,8 @@ use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
 use crate::transport::Address;
-use crate::transport::tls::ServerTls;
 pub use crate::transport::SocketFileConfig;
+use crate::transport::tls::ServerTls;
 
 /// One input: where it listens and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -36,9 +36,9 @@ use crate::observability::peer_name::PeerName;
 use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::transport::Address;
-use crate::transport::tls::ReloadableClient;
 use crate::transport::dial::Dial;
 use crate::transport::socket::ConnectOptions;
+use crate::transport::tls::ReloadableClient;
 
 /// What one relay knows about loops that it is on.
 #[derive(Debug)]

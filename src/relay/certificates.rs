@@ -154,7 +154,9 @@ fn look(entries: &Mutex<Vec<Entry>>) -> Result<bool, Vec<(Owner, TlsFaults)>> {
             Change::None => {}
             Change::Read => {
                 was_read = true;
-                info!("{owner}: the files of its certificate have changed: new connections see what is in them now");
+                info!(
+                    "{owner}: the files of its certificate have changed: new connections see what is in them now"
+                );
             }
             Change::Kept(fault) => {
                 warn!("{owner}: {fault}; the certificate that was read before stays in use");
@@ -210,7 +212,10 @@ impl fmt::Display for Owner {
 }
 
 fn no_certificate() -> TlsFault {
-    TlsFault { key: "cert", message: "is missing: a tls:// address needs a certificate and its key".to_owned() }
+    TlsFault {
+        key: "cert",
+        message: "is missing: a tls:// address needs a certificate and its key".to_owned(),
+    }
 }
 
 /// How often the files are looked at. Kubernetes swaps a link, which no notification tells.

@@ -370,9 +370,9 @@ fn read_certificates(
     };
     let of_output = |output: &OutputConfig| match &output.to {
         Destination::File(_) => Ok(None),
-        Destination::Streams(streams) => certificates
-            .of_output(&output.name, streams)
-            .map_err(|faults| StartError::Tls { owner: Owner::Output(output.name.clone()).to_string(), faults }),
+        Destination::Streams(streams) => certificates.of_output(&output.name, streams).map_err(|faults| {
+            StartError::Tls { owner: Owner::Output(output.name.clone()).to_string(), faults }
+        }),
     };
     let inputs = config.inputs.iter().map(of_input).collect::<Result<Vec<_>, _>>()?;
     let outputs = config.outputs.iter().map(of_output).collect::<Result<Vec<_>, _>>()?;

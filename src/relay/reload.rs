@@ -51,7 +51,8 @@ impl Relay {
     pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
         let present = self.config();
         let was_read = self.around.certificates.look().map_err(|faults| {
-            let fault = |(owner, faults): (Owner, TlsFaults)| ChangeError::Tls { owner: owner.to_string(), faults };
+            let fault =
+                |(owner, faults): (Owner, TlsFaults)| ChangeError::Tls { owner: owner.to_string(), faults };
             faults.into_iter().map(fault).collect::<Vec<_>>()
         });
         if present == config {

@@ -27,7 +27,10 @@ impl Encryption {
         let tls = tls.ok_or_else(|| WriteFault::Tls("its certificates could not be read".to_owned()))?;
         let connector = tls.current();
         let name = connector.server_name(address).ok_or_else(|| {
-            WriteFault::Tls("the host of the address is no name that a certificate can have: set tls.server_name".to_owned())
+            WriteFault::Tls(
+                "the host of the address is no name that a certificate can have: set tls.server_name"
+                    .to_owned(),
+            )
         })?;
         Ok(Self { connector, name })
     }
@@ -38,7 +41,9 @@ impl Encryption {
         match tokio::time::timeout_at(deadline.into(), connecting).await {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(fault)) => Err(fault_of(fault)),
-            Err(_) => Err(WriteFault::Tls("the reader did not answer in time: does it speak TLS there?".to_owned())),
+            Err(_) => {
+                Err(WriteFault::Tls("the reader did not answer in time: does it speak TLS there?".to_owned()))
+            }
         }
     }
 }

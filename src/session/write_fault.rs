@@ -33,7 +33,9 @@ impl fmt::Display for WriteFault {
         match self {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
             Self::Tls(words) => write!(f, "no TLS handshake: {words}"),
-            Self::ReaderSpeaksTls => write!(f, "the reader speaks TLS: write tls:// in place of tcp:// in the address"),
+            Self::ReaderSpeaksTls => {
+                write!(f, "the reader speaks TLS: write tls:// in place of tcp:// in the address")
+            }
             Self::ClosedBeforeAccept => write!(
                 f,
                 "the reader closed the connection behind the TLS handshake and before ACCEPT: it does not let us in, most likely                  because of our certificate (TLS 1.3 tells no earlier); see tls.cert and tls.key, and the log of the reader"
@@ -57,7 +59,9 @@ impl WriteFault {
     pub(super) fn over_tls(self) -> Self {
         match self {
             Self::Protocol(ProtocolError::ClosedByReader { .. }) => Self::ClosedBeforeAccept,
-            Self::Connection(error) if error.kind() == io::ErrorKind::UnexpectedEof => Self::ClosedBeforeAccept,
+            Self::Connection(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::ClosedBeforeAccept
+            }
             Self::Connection(error) => match explain_io(&error) {
                 Some(words) => Self::Tls(words),
                 None if error.kind() == io::ErrorKind::ConnectionReset => Self::ClosedBeforeAccept,

@@ -176,7 +176,9 @@ mod tests {
         for text in ["127.0.0.1:6000", "http://a:1", "", "tcp:/a:1", "/run/x.sock"] {
             assert!(matches!(error(text), AddressError::Scheme(_)), "{text}");
         }
-        for text in ["tcp://a", "tcp://a:", "tcp://a:65536", "tcp://a:+1", "tcp://[::1]", "tcp://[::1:5", "tls://a"] {
+        for text in
+            ["tcp://a", "tcp://a:", "tcp://a:65536", "tcp://a:+1", "tcp://[::1]", "tcp://[::1:5", "tls://a"]
+        {
             assert!(matches!(error(text), AddressError::Port(_)), "{text}");
         }
         for text in ["tcp://:1", "tcp://[]:1", "tcp://::1:6000", "tls://:1"] {

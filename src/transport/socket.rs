@@ -239,7 +239,10 @@ impl Socket {
             Io::Tls(stream) => {
                 let (tcp, tls) = handshake::into_parts(*stream);
                 let fd = tcp.stream.into_std()?.into();
-                Stream::over_tls(Detached { fd, kind: Kind::Tcp, acked_before: tcp.written, user_timeout }, tls)
+                Stream::over_tls(
+                    Detached { fd, kind: Kind::Tcp, acked_before: tcp.written, user_timeout },
+                    tls,
+                )
             }
             io => Stream::new(Self { io, acked_at_most, user_timeout }.detach()?, backend),
         }

@@ -101,8 +101,11 @@ on_both_backends! {
     /// What is acknowledged is ciphertext: the frames in it are found again.
     fn under_received_every_frame_arrives_although_readers_die(backend) {
         let authority = Authority::new();
-        let mut reader = CollectingReader::over_tls(authority.server().load().unwrap());
-        let output = to(&reader).tls(authority.client("a")).replay_margin(64 << 10);
+        // More than the kernel of a reader that dies may have, and its reader has not read.
+        let (receive_buffer, margin) = (16 << 10, 512 << 10);
+        let reader = CollectingReader::over_tls(authority.server().load().unwrap());
+        let mut reader = reader.with_receive_buffer(receive_buffer);
+        let output = to(&reader).tls(authority.client("a")).replay_margin(margin);
         let relay = relay(backend).output(output.reconnect(Duration::from_millis(10), Duration::from_millis(20))).start();
         let mut writer = relay.writer();
         let writing = thread::spawn(move || {

@@ -1,6 +1,5 @@
 //! Who is not let in over TLS: refused, named in words, and counted once, on both sides.
 
-
 use tapster::transport::Address;
 use tapster::transport::Backend;
 use tapster::transport::tls::ClientTls;
@@ -267,4 +266,3 @@ on_both_backends! {
         assert!(error.contains("input `input0`: tls.key: ") && error.contains("is not the key"), "{error}");
     }
 }
-

@@ -59,7 +59,9 @@ fn every_key_is_taken_and_printed_so_that_it_can_be_fed_back() {
     let resolved = resolve(&folder, document).unwrap();
     let printed = to_toml(&resolved.config);
     assert_eq!(resolve_toml(&printed).unwrap().config, resolved.config, "{printed}");
-    for words in ["allow_names = [\"*.example\", \"spiffe://x/y\"], min_version = \"1.3\" }", "tls_handshakes_max = 7"] {
+    for words in
+        ["allow_names = [\"*.example\", \"spiffe://x/y\"], min_version = \"1.3\" }", "tls_handshakes_max = 7"]
+    {
         assert!(printed.contains(words), "{printed}");
     }
     assert!(resolved.warnings.is_empty() && resolved.expired.is_empty());
@@ -68,7 +70,11 @@ fn every_key_is_taken_and_printed_so_that_it_can_be_fed_back() {
 #[test]
 fn a_listener_without_a_certificate_and_keys_without_a_listener_are_faults() {
     let folder = folder(&[("a", 2100)]);
-    assert_faults(&folder, "[[input]]\nlisten = \"tls://127.0.0.1:1\"", &[("input[0].tls", "needs a certificate")]);
+    assert_faults(
+        &folder,
+        "[[input]]\nlisten = \"tls://127.0.0.1:1\"",
+        &[("input[0].tls", "needs a certificate")],
+    );
     let tls = "tls = { cert = \"@/a.pem\", key = \"@/a.key\" }";
     let document = format!("[[input]]\nlisten = \"tcp://127.0.0.1:1\"\n{tls}");
     assert_faults(&folder, &document, &[("input[0].tls", "listens on none")]);
@@ -86,7 +92,7 @@ fn a_listener_without_a_certificate_and_keys_without_a_listener_are_faults() {
             ("input[0].tls.key", "is missing"),
             ("input[0].tls.allow_names[0]", "is no name"),
             ("input[0].tls.allow_names", "needs `client_ca`"),
-            ("input[0].tls.min_version", "write 1.2 or 1.3"),
+            ("input[0].tls.min_version", "There are 1.2 and 1.3"),
         ],
     );
     let document = "[[output]]\nto = \"tls://h:1\"\ntls = { cert = \"@/a.pem\", ca = \"@/a.pem\", client_ca = \"x\", server_name = \"a b\" }";
@@ -127,7 +133,8 @@ fn files_are_read_and_each_fault_names_its_key() {
     let all = [key("cert"), key("key"), key("client_ca")];
     let all: Vec<_> = all.iter().map(|key| (key.as_str(), "cannot be read")).collect();
     assert_faults(&folder, &input("x", "y", "z"), &all);
-    let document = "[[output]]\nto = \"tls://h:1\"\ntls = { ca = \"@/text\", cert = \"@/a.pem\", key = \"@/b.key\" }";
+    let document =
+        "[[output]]\nto = \"tls://h:1\"\ntls = { ca = \"@/text\", cert = \"@/a.pem\", key = \"@/b.key\" }";
     assert_faults(
         &folder,
         document,
@@ -139,7 +146,9 @@ fn files_are_read_and_each_fault_names_its_key() {
 fn a_certificate_that_has_expired_is_told_apart_from_one_that_will() {
     let folder = folder(&[("old", 2020), ("new", 2100)]);
     let document = |name: &str| {
-        format!("[[input]]\nlisten = \"tls://127.0.0.1:1\"\ntls = {{ cert = \"@/{name}.pem\", key = \"@/{name}.key\" }}")
+        format!(
+            "[[input]]\nlisten = \"tls://127.0.0.1:1\"\ntls = {{ cert = \"@/{name}.pem\", key = \"@/{name}.key\" }}"
+        )
     };
     let resolved = resolve(&folder, &document("old")).unwrap();
     assert_eq!(resolved.expired[0].key, "input[0].tls.cert");

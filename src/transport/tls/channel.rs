@@ -54,7 +54,9 @@ impl Channel {
 
     /// Whether a read would not wait.
     pub(super) fn has_news(&mut self) -> bool {
-        self.ended || self.fault.is_some() || self.tls.reader().fill_buf().is_ok_and(|plain| !plain.is_empty())
+        self.ended
+            || self.fault.is_some()
+            || self.tls.reader().fill_buf().is_ok_and(|plain| !plain.is_empty())
     }
 
     /// Whether nothing more can come.
@@ -94,7 +96,12 @@ impl Channel {
 
     /// Decrypts what has come, no more than `room` bytes, and moves it behind `buffer`. What a record had before stays for the next
     /// time where there is no room: it is less than one record. Returns how many bytes were moved.
-    pub(super) fn decrypt(&mut self, mut ciphertext: &[u8], buffer: &mut BytesMut, room: usize) -> io::Result<usize> {
+    pub(super) fn decrypt(
+        &mut self,
+        mut ciphertext: &[u8],
+        buffer: &mut BytesMut,
+        room: usize,
+    ) -> io::Result<usize> {
         let mut taken = 0;
         while !ciphertext.is_empty() && !self.has_ended() {
             if self.tls.read_tls(&mut ciphertext)? == 0 {

@@ -46,7 +46,9 @@ fn of_alert(alert: AlertDescription) -> String {
         AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
             "it has nothing in common with us, or asks for a certificate"
         }
-        AlertDescription::DecryptError => "it could not verify our signature: does our key belong to our certificate?",
+        AlertDescription::DecryptError => {
+            "it could not verify our signature: does our key belong to our certificate?"
+        }
         AlertDescription::UnrecognisedName => "it has no certificate for this name",
         _ => "it says no more",
     };

@@ -129,4 +129,3 @@ async fn linger(mut tcp: CountedTcp) {
 
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_READS: usize = 16;
-

@@ -35,8 +35,7 @@ pub(super) fn certified_key(identity: &Identity) -> Result<CertifiedKey, TlsFaul
         }
         error => format!("{path} has no key that tapster can use: {error}"),
     };
-    CertifiedKey::from_der(chain, key, &provider())
-        .map_err(|error| TlsFault::new("key", words(error)).into())
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|error| TlsFault::new("key", words(error)).into())
 }
 
 /// The authorities in a file, one at least.
@@ -93,8 +92,9 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFault> {
     let mode = path.metadata().map_err(unreadable)?.permissions().mode();
     if mode & OTHERS != 0 {
         let mode = mode & 0o777;
-        let message =
-            format!("{shown} may be read by everyone (mode {mode:04o}): take that away with chmod o= {shown}");
+        let message = format!(
+            "{shown} may be read by everyone (mode {mode:04o}): take that away with chmod o= {shown}"
+        );
         return Err(TlsFault::new(key, message));
     }
     let text = read(path).map_err(unreadable)?;
@@ -103,7 +103,9 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFault> {
             pem::Error::NoItemsFound if is_encrypted(&text) => {
                 "has a key that needs a passphrase, which nobody could type: store it without one".to_owned()
             }
-            pem::Error::NoItemsFound => "has no private key in it: a PEM file has a line `BEGIN PRIVATE KEY`".to_owned(),
+            pem::Error::NoItemsFound => {
+                "has no private key in it: a PEM file has a line `BEGIN PRIVATE KEY`".to_owned()
+            }
             error => format!("is no PEM file: {error}"),
         };
         TlsFault::new(key, format!("{shown} {why}"))

@@ -147,9 +147,11 @@ mod tests {
         ] {
             assert_eq!(allowed(pattern, &[name], &[]), expected, "{pattern} {name}");
         }
-        for (uri, expected) in
-            [("spiffe://example/ns1", true), ("spiffe://example/NS1", false), ("spiffe://example/ns1/", false)]
-        {
+        for (uri, expected) in [
+            ("spiffe://example/ns1", true),
+            ("spiffe://example/NS1", false),
+            ("spiffe://example/ns1/", false),
+        ] {
             assert_eq!(allowed("spiffe://example/ns1", &[], &[uri]), expected, "{uri}");
         }
         assert!(!allowed("cn.example", &[], &[]), "a common name is no name");

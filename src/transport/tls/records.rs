@@ -58,7 +58,8 @@ mod tests {
         // 30 bytes of ciphertext without a byte of the stream.
         records.add(174, 122);
         records.add(274, 200);
-        for (cipher, plain) in [(0, 0), (121, 0), (122, 100), (173, 100), (174, 122), (273, 122), (999, 200)] {
+        for (cipher, plain) in [(0, 0), (121, 0), (122, 100), (173, 100), (174, 122), (273, 122), (999, 200)]
+        {
             assert_eq!(records.plain_within(cipher), plain, "{cipher}");
         }
         assert_eq!((records.acknowledge(100), records.len()), (0, 3));

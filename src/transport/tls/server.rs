@@ -44,10 +44,9 @@ impl ServerTls {
         let builder = match authorities {
             None => builder.with_no_client_auth(),
             Some(authorities) => {
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider())
-                        .build()
-                        .map_err(|error| TlsFault::new("client_ca", error.to_string()))?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider())
+                    .build()
+                    .map_err(|error| TlsFault::new("client_ca", error.to_string()))?;
                 builder.with_client_cert_verifier(verifier)
             }
         };

@@ -108,7 +108,9 @@ impl Stream {
             let _ = self.flush(&mut channel);
         }
         match taken {
-            0 if room > 0 => channel.fault().map_or(Err(io::ErrorKind::WouldBlock.into()), |fault| fault.map(|()| 0)),
+            0 if room > 0 => {
+                channel.fault().map_or(Err(io::ErrorKind::WouldBlock.into()), |fault| fault.map(|()| 0))
+            }
             taken => Ok(taken),
         }
     }

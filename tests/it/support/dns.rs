@@ -102,7 +102,12 @@ impl Unbound {
     }
 
     /// The same, with further lines about dnstap.
-    pub(crate) fn start_with(folder: &Path, dnstap: &Address, bidirectional: bool, tls: &str) -> Option<Self> {
+    pub(crate) fn start_with(
+        folder: &Path,
+        dnstap: &Address,
+        bidirectional: bool,
+        tls: &str,
+    ) -> Option<Self> {
         let program = find("unbound")?;
         let port = free_port();
         let here = folder.display();
