@@ -37,6 +37,7 @@ use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::transport::Address;
 use crate::transport::dial::Dial;
+use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::tls::ReloadableClient;
 
@@ -63,6 +64,7 @@ pub(crate) struct Way {
     index: u32,
     content_type: Option<ContentType>,
     address: Address,
+    send_proxy: Option<ProxyVersion>,
     // What it speaks TLS with.
     tls: Mutex<Option<Arc<ReloadableClient>>>,
     led_back: Mutex<Option<LedBack>>,
@@ -106,15 +108,20 @@ impl Loops {
         })
     }
 
-    /// An output of this content type leads there. It speaks TLS with `tls`, where it does.
+    /// An output of this content type leads there, and sends a PROXY header where it is told to. It speaks TLS with `tls`, where it
+    /// does.
     pub(crate) fn way(
         &self,
         content_type: Option<&ContentType>,
         address: &Address,
+        send_proxy: Option<ProxyVersion>,
         tls: Option<&Arc<ReloadableClient>>,
     ) -> Arc<Way> {
         let mut ways = self.ways.lock().expect(UNPOISONED);
-        if let Some(way) = ways.iter().find(|way| way.takes(content_type) && way.address == *address) {
+        let is_it = |way: &&Arc<Way>| {
+            way.takes(content_type) && way.address == *address && way.send_proxy == send_proxy
+        };
+        if let Some(way) = ways.iter().find(is_it) {
             *way.tls.lock().expect(UNPOISONED) = tls.cloned();
             return Arc::clone(way);
         }
@@ -122,6 +129,7 @@ impl Loops {
             index: ways.len() as u32, // as many as an operator writes
             content_type: content_type.cloned(),
             address: address.clone(),
+            send_proxy,
             tls: Mutex::new(tls.cloned()),
             led_back: Mutex::default(),
         });
@@ -299,13 +307,18 @@ async fn ask_on(ways: Vec<Arc<Way>>, probe: impl Fn(&Way) -> LoopProbe) {
 
 /// Connects and asks, at each address that the name has. Another relay ends the connection once it has the question.
 async fn deliver(way: &Way, ready: &[u8]) {
-    let address = &way.address;
+    let (address, send_proxy) = (&way.address, way.send_proxy);
     let connector = way.tls.lock().expect(UNPOISONED).as_ref().map(|tls| tls.current());
-    let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy: None };
+    let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy };
     let Ok(mut dial) = Dial::new(address, options, None).await else { return };
     while dial.has_more()
         && let Ok(mut socket) = dial.next().await
     {
+        if let Some(version) = send_proxy
+            && socket.send_proxy_header(version).await.is_err()
+        {
+            continue;
+        }
         if address.is_tls() {
             let Some(connector) = &connector else { return };
             let Some(name) = connector.server_name(address) else { return };

@@ -226,11 +226,8 @@ fn make_settings(
     let content_type = config.stream_type();
     // They were read before, and are in use.
     let tls = around.certificates.of_output(&config.name, streams).ok().flatten();
-    let ways = streams
-        .endpoints
-        .addresses()
-        .map(|address| around.loops.way(content_type.as_ref(), address, tls.as_ref()));
-    let ways = ways.collect();
+    let way = |address| around.loops.way(content_type.as_ref(), address, streams.send_proxy, tls.as_ref());
+    let ways = streams.endpoints.addresses().map(way).collect();
     Arc::new(LaneSettings {
         buffer: config.buffer.clone(),
         streams: streams.clone(),

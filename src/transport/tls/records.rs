@@ -35,8 +35,9 @@ impl Records {
 
     /// The same, where it is known that the peer has them: nobody asks for less any more.
     pub(super) fn acknowledge(&mut self, cipher: u64) -> u64 {
-        while let Some(end) = self.ends.pop_front_if(|end| end.cipher <= cipher) {
+        while let Some(end) = self.ends.front().copied().filter(|end| end.cipher <= cipher) {
             self.acknowledged = end;
+            self.ends.pop_front();
         }
         self.acknowledged.plain
     }

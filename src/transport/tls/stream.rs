@@ -155,7 +155,7 @@ impl Stream {
 
     /// Bytes that the kernel of the peer has, as far as they can be decrypted.
     pub(in crate::transport) fn acknowledged_bytes(&self) -> Option<u64> {
-        Some(self.acknowledge(&mut self.shared.channel.borrow_mut()).ok()?)
+        self.acknowledge(&mut self.shared.channel.borrow_mut()).ok()
     }
 
     fn acknowledge(&self, channel: &mut Channel) -> io::Result<u64> {
