@@ -56,7 +56,7 @@ on_both_backends! {
             assert_eq!(ledger.outputs[0].sessions_finished, 1, "{:?}", ledger.outputs[0]);
             let (ledger, collected) = last.drain_into(reader);
             assert_eq!(ended(&ledger.inputs[0], "finished"), 1, "{:?}", ledger.inputs[0]);
-            numbered::assert_complete(collected.payloads().into_iter(), &[(0, 0..50_000)]);
+            numbered::assert_complete(collected.payloads(), &[(0, 0..50_000)]);
         }
     }
 
@@ -95,7 +95,7 @@ on_both_backends! {
         writer.finish();
         reader.wait_for_frames(200_010);
         let (_, collected) = relay.drain_into(reader);
-        numbered::assert_complete(collected.payloads().into_iter(), &[(0, 0..200_010)]);
+        numbered::assert_complete(collected.payloads(), &[(0, 0..200_010)]);
     }
 
     /// What is acknowledged is ciphertext: the frames in it are found again.
