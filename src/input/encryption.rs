@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::input::InputConfig;
 use crate::input::admission::NotAdmitted;
 use crate::input::admission::Refusal;
+use crate::input::handshake_limit::Handshake;
 use crate::protocol::ReaderSession;
 use crate::session::read::ReadEnd;
 use crate::transport::socket::Socket;
@@ -19,20 +20,24 @@ pub(super) struct Encrypted {
     pub(super) remark: String,
 }
 
-/// Shakes hands. TLS has the time of the handshake of `session`. The connection is given up when this future is dropped.
+/// Shakes hands; `handshake` ends with that. TLS has the time of the handshake of `session`. The connection is given up when this future is dropped.
 pub(super) async fn encrypt(
     socket: Socket,
     config: &InputConfig,
     server: &ReloadableServer,
     session: &mut ReaderSession,
+    handshake: Handshake,
 ) -> Result<Encrypted, NotAdmitted> {
     let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
     // What was read last: later connections may see another certificate.
     let acceptor = server.current();
     let accepting = socket.accept_tls(&acceptor);
-    let socket = match tokio::time::timeout_at(deadline.into(), accepting).await {
+    let accepted = tokio::time::timeout_at(deadline.into(), accepting).await;
+    // The next one may begin.
+    drop(handshake);
+    let socket = match accepted {
         Ok(Ok(socket)) => socket,
-        Ok(Err(fault)) => return Err(end_of(fault).into()),
+        Ok(Err(fault)) => return Err(end_of(fault).await.into()),
         Err(_) => {
             let result = session.handle_timeout(deadline);
             return Err(result.map_or_else(ReadEnd::Protocol, |()| ReadEnd::NoStream).into());
@@ -51,10 +56,15 @@ pub(super) async fn encrypt(
     Ok(Encrypted { socket, remark })
 }
 
-fn end_of(fault: HandshakeFault) -> ReadEnd {
+async fn end_of(fault: HandshakeFault) -> ReadEnd {
     match fault {
         HandshakeFault::NoByte => ReadEnd::NoByte,
-        HandshakeFault::Refused(words) => ReadEnd::Tls(words),
+        HandshakeFault::Refused(words, parting) => {
+            if let Some(parting) = parting {
+                parting.end().await;
+            }
+            ReadEnd::Tls(words)
+        }
         HandshakeFault::Connection(error) => ReadEnd::Tls(format!("the connection broke: {error}")),
     }
 }

@@ -521,14 +521,14 @@ async fn enter_encrypted(
     mut socket: Socket,
     session: &mut ReaderSession,
     connection: &mut OpenConnection<'_>,
-    _handshake: Handshake,
+    handshake: Handshake,
 ) -> Result<Encrypted, NotAdmitted> {
     admit(input, &mut socket, session, connection).await?;
     let config = Arc::clone(&input.config.borrow());
     let server = input.tls.borrow().clone();
     // An input with a `tls` address has what it shakes hands with: both come from one configuration.
     let Some(server) = server else { return Err(ReadEnd::NoStream.into()) };
-    encrypt(socket, &config, &server, session).await
+    encrypt(socket, &config, &server, session, handshake).await
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.

@@ -40,7 +40,7 @@ impl Encryption {
         let connecting = socket.connect_tls(&self.connector, self.name.clone());
         match tokio::time::timeout_at(deadline.into(), connecting).await {
             Ok(Ok(socket)) => Ok(socket),
-            Ok(Err(fault)) => Err(fault_of(fault)),
+            Ok(Err(fault)) => Err(fault_of(fault).await),
             Err(_) => {
                 Err(WriteFault::Tls("the reader did not answer in time: does it speak TLS there?".to_owned()))
             }
@@ -48,10 +48,15 @@ impl Encryption {
     }
 }
 
-fn fault_of(fault: HandshakeFault) -> WriteFault {
+async fn fault_of(fault: HandshakeFault) -> WriteFault {
     match fault {
         HandshakeFault::NoByte => WriteFault::Tls("the reader closed the connection".to_owned()),
-        HandshakeFault::Refused(words) => WriteFault::Tls(words),
+        HandshakeFault::Refused(words, parting) => {
+            if let Some(parting) = parting {
+                parting.end().await;
+            }
+            WriteFault::Tls(words)
+        }
         HandshakeFault::Connection(error) => WriteFault::Connection(error),
     }
 }

@@ -23,8 +23,8 @@ use crate::transport::tls::server::ServerAcceptor;
 pub(crate) enum HandshakeFault {
     /// The peer closed before it sent a byte.
     NoByte,
-    /// The peer, or tapster, does not agree; or the peer went away. In words.
-    Refused(String),
+    /// The peer, or tapster, does not agree; or the peer went away. In words, and what is left of the connection.
+    Refused(String, Option<Parting>),
     /// The connection broke.
     Connection(io::Error),
 }
@@ -42,18 +42,12 @@ pub(crate) async fn accept(
         Err(error) => return Err(HandshakeFault::Connection(error)),
     }
     if let Some(words) = explain_no_tls(first[0]) {
-        return Err(HandshakeFault::Refused(words));
+        return Err(HandshakeFault::Refused(words, None));
     }
     let accepting = TlsAcceptor::from(acceptor.config()).accept(tcp).into_fallible();
     match accepting.await {
         Ok(stream) => Ok(Box::new(TlsStream::Server(stream))),
-        Err((error, tcp)) => {
-            let fault = fault_of(error);
-            if matches!(fault, HandshakeFault::Refused(_)) {
-                linger(tcp).await;
-            }
-            Err(fault)
-        }
+        Err((error, tcp)) => Err(fault_of(error, tcp)),
     }
 }
 
@@ -65,13 +59,7 @@ pub(crate) async fn connect(
 ) -> Result<Box<TlsStream<CountedTcp>>, HandshakeFault> {
     match TlsConnector::from(connector.config()).connect(name, tcp).into_fallible().await {
         Ok(stream) => Ok(Box::new(TlsStream::Client(stream))),
-        Err((error, tcp)) => {
-            let fault = fault_of(error);
-            if matches!(fault, HandshakeFault::Refused(_)) {
-                linger(tcp).await;
-            }
-            Err(fault)
-        }
+        Err((error, tcp)) => Err(fault_of(error, tcp)),
     }
 }
 
@@ -102,29 +90,36 @@ pub(crate) fn into_parts(stream: TlsStream<CountedTcp>) -> (CountedTcp, rustls::
     }
 }
 
-fn fault_of(error: io::Error) -> HandshakeFault {
+fn fault_of(error: io::Error, tcp: CountedTcp) -> HandshakeFault {
     match explain_io(&error) {
-        Some(words) => HandshakeFault::Refused(words),
+        Some(words) => HandshakeFault::Refused(words, Some(Parting(tcp))),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            HandshakeFault::Refused("the peer closed the connection during the TLS handshake".to_owned())
+            HandshakeFault::Refused("the peer closed the connection during the TLS handshake".to_owned(), None)
         }
         None => HandshakeFault::Connection(error),
     }
 }
 
-/// Ends a connection so that the peer gets the alert that was sent: bytes left unread would make the close a reset, which may
-/// overtake it.
-async fn linger(mut tcp: CountedTcp) {
-    let ended = async {
-        let _ = tcp.shutdown().await;
-        let mut unread = [0; 4096];
-        for _ in 0..LINGER_READS {
-            if !matches!(tcp.read(&mut unread).await, Ok(count) if count > 0) {
-                return;
+/// A connection on which an alert was sent, and nothing else will be.
+#[derive(Debug)]
+pub(crate) struct Parting(CountedTcp);
+
+impl Parting {
+    /// Ends the connection so that the peer gets the alert: bytes left unread would make the close a reset, which may overtake
+    /// it. Takes a moment where the peer does not close.
+    pub(crate) async fn end(self) {
+        let Self(mut tcp) = self;
+        let ended = async {
+            let _ = tcp.shutdown().await;
+            let mut unread = [0; 4096];
+            for _ in 0..LINGER_READS {
+                if !matches!(tcp.read(&mut unread).await, Ok(count) if count > 0) {
+                    return;
+                }
             }
-        }
-    };
-    let _ = timeout(LINGER, ended).await;
+        };
+        let _ = timeout(LINGER, ended).await;
+    }
 }
 
 const LINGER: Duration = Duration::from_millis(500);
