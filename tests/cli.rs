@@ -45,6 +45,8 @@ mod replay;
 mod skips;
 #[path = "cli/spool.rs"]
 mod spool;
+#[path = "cli/tls.rs"]
+mod tls;
 
 fn tapster(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tapster")).args(args).output().unwrap()

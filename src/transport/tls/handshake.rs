@@ -93,9 +93,10 @@ pub(crate) fn into_parts(stream: TlsStream<CountedTcp>) -> (CountedTcp, rustls::
 fn fault_of(error: io::Error, tcp: CountedTcp) -> HandshakeFault {
     match explain_io(&error) {
         Some(words) => HandshakeFault::Refused(words, Some(Parting(tcp))),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            HandshakeFault::Refused("the peer closed the connection during the TLS handshake".to_owned(), None)
-        }
+        None if error.kind() == io::ErrorKind::UnexpectedEof => HandshakeFault::Refused(
+            "the peer closed the connection during the TLS handshake".to_owned(),
+            None,
+        ),
         None => HandshakeFault::Connection(error),
     }
 }

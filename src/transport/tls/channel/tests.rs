@@ -16,7 +16,8 @@ fn pair() -> [Channel; 2] {
     let min_version = TlsVersion::V1_3;
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["a.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate =
+        CertificateParams::new(vec!["a.example".to_owned()]).unwrap().self_signed(&key).unwrap();
     let identity = Identity { cert: folder.path().join("cert"), key: folder.path().join("key") };
     fs::write(&identity.cert, certificate.pem()).unwrap();
     fs::write(&identity.key, key.serialize_pem()).unwrap();
