@@ -138,10 +138,7 @@ impl Site {
                     config.inputs.push(listening_on(listen).config("visitor"));
                 }
             },
-            _ => {
-                let spooled = &mut config.outputs[1];
-                spooled.frame_len_max = (1 << 20) + self.random.u32(1..1000);
-            }
+            _ => config.outputs[1].frame_len_max += 1,
         }
         assert_eq!(self.relay().try_reload(config), Ok(true), "something has changed");
     }
