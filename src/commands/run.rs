@@ -224,6 +224,11 @@ fn announce(relay: &Relay, config: &RelayConfig) {
     for (input, address) in relay.listeners() {
         info!(input, %address, "listening");
     }
+    for input in &config.inputs {
+        for dial in &input.dial {
+            info!(input = input.name, %dial, "dialling");
+        }
+    }
     for output in &config.outputs {
         let queue = format_size(output.buffer.memory() as u64);
         let (_, word) = buffer_words(&output.buffer);

@@ -18,6 +18,8 @@ mod changes;
 mod checkpoint;
 mod data;
 mod delivery;
+mod dial;
+mod dial_changes;
 mod drain;
 mod dump;
 mod endurance;
