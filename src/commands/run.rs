@@ -248,6 +248,7 @@ fn log_ledger(ledger: &Ledger) {
         info!(
             input = input.name,
             connections = input.connections,
+            dials_failed = (input.dials_failed > 0).then_some(input.dials_failed),
             frames = input.frames,
             bytes = input.bytes,
             frames_unrouted = input.frames_unrouted,

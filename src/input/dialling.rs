@@ -15,7 +15,7 @@ use crate::input::dialled::Dialled;
 use crate::input::dialled::DialledConnection;
 use crate::input::connection::WorkerInput;
 use crate::lifecycle::Phase;
-use crate::lifecycle::Phases;
+use crate::lifecycle::Scope;
 use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::told_reasons::ToldReasons;
@@ -43,8 +43,20 @@ type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<Site>>>>>;
 type Opened = (Socket, AcceptedPeer);
 
 impl Dialling {
-    /// Dials until the scope of `phases` drains, and gives each connection to `serve`. Connections that are open then go on.
-    pub(crate) async fn run(self, mut phases: Phases, serve: impl Fn(Opened, DialledConnection)) {
+    /// Dials until this scope drains, and gives each connection to `serve`. Connections that are open then go on. If the task
+    /// panics, it begins again.
+    pub(crate) async fn run(self, scope: Scope, serve: impl Fn(Opened, DialledConnection)) {
+        let mut phases = scope.phases();
+        while scope.guard("dialling").supervise(self.dial(&scope, &serve)).await.is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(PANIC_PAUSE) => {}
+                () = phases.reached(Phase::Draining) => return,
+            }
+        }
+    }
+
+    async fn dial(&self, scope: &Scope, serve: impl Fn(Opened, DialledConnection)) {
+        let mut phases = scope.phases();
         let reconnect = self.input.config.borrow().reconnect;
         let (open, seed) = (self.dialled.open_sites(), fastrand::u64(..));
         let mut schedule = Schedule::new(reconnect, open, seed, Instant::now());
@@ -90,6 +102,7 @@ impl Dialling {
                         Ok(opened) if self.own.behind(&opened.0).is_none() => {
                             schedule.handle_opened(&site);
                             told.connected(&site);
+                            faults::point("dialling", &self.input.config.borrow().name);
                             serve(opened, self.dialled.opened(site));
                         }
                         result => {
@@ -178,6 +191,8 @@ async fn sites(address: Address, limit: Duration) -> io::Result<Vec<Site>> {
     dial::sites(&address, limit).await
 }
 
+/// How long nobody dials after a panic.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 /// Behind their number.
 const TOO_MANY: &str = "addresses of this name are not dialled: tapster dials the first 256; give the producers several names";
 

@@ -20,6 +20,7 @@ pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
+use crate::protocol::ReaderConfig;
 use crate::transport::Address;
 pub use crate::transport::SocketFileConfig;
 
@@ -77,6 +78,18 @@ impl Default for InputConfig {
 }
 
 impl InputConfig {
+    /// How its reader sessions are.
+    pub fn reader_config(&self) -> ReaderConfig {
+        ReaderConfig {
+            content_types: self.content_types.clone(),
+            bidirectional: true,
+            unidirectional: self.unidirectional,
+            frame_len_max: self.frame_len_max,
+            oversize: self.oversize,
+            handshake_timeout: self.handshake_timeout,
+        }
+    }
+
     /// When a connection whose stream begins now is as old as it may become. Not the same for all that begin now: writers that
     /// came together do not come again together.
     pub(crate) fn retirement(&self, now: Instant) -> Option<Instant> {

@@ -66,8 +66,7 @@ impl RunningDial {
     /// # Errors
     /// A worker does not answer.
     pub(crate) fn begin(&self, workers: &Workers) -> io::Result<()> {
-        // Names and sessions are little work: any worker will do, and not the same for all addresses.
-        let owner = fastrand::usize(..workers.count());
+        let owner = workers.least_busy();
         workers.order((0..workers.count()).map(|worker| (worker, Order::Dial(self.0.clone(), worker == owner))))
     }
 

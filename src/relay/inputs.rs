@@ -14,7 +14,6 @@ use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
 use crate::protocol::Oversize;
-use crate::protocol::ReaderConfig;
 use crate::relay::dials::RunningDial;
 use crate::relay::dials::WayIn;
 use crate::relay::error::StartError;
@@ -195,14 +194,7 @@ impl RunningInput {
     /// A worker does not answer.
     pub(crate) fn tell(&self, workers: &Workers) -> io::Result<()> {
         let config = Arc::new(self.config.clone());
-        let reader = Arc::new(ReaderConfig {
-            content_types: config.content_types.clone(),
-            bidirectional: true,
-            unidirectional: config.unidirectional,
-            frame_len_max: config.frame_len_max,
-            oversize: config.oversize,
-            handshake_timeout: config.handshake_timeout,
-        });
+        let reader = Arc::new(config.reader_config());
         let input = |account: &Arc<InputAccount>| WorkerInput {
             config: Arc::clone(&config).into(),
             reader: Arc::clone(&reader).into(),

@@ -114,8 +114,8 @@ impl Serving {
                 let arrival = Arrival { peer: peer_name(peer), dialled: Some(dialled), handed: None };
                 serving.place(id, socket, &log, arrival, &scope);
             };
-            let run = run.run(dialling.phases(), serve);
-            dialling.spawn_local("dialling", self.tasks.track_future(run));
+            let run = self.tasks.track_future(run.run(dialling.clone(), serve));
+            dialling.spawn_local("dialling", run);
         }
         self.end_with(scope, async {});
     }

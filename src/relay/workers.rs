@@ -103,6 +103,11 @@ impl Workers {
         self.orders.len()
     }
 
+    /// The worker with the fewest connections; any of these.
+    pub(crate) fn least_busy(&self) -> usize {
+        self.placement.take(fastrand::usize(..self.count())).worker()
+    }
+
     /// Gives a connection that another process had to the worker with the fewest. Returns whether a worker takes it.
     pub(crate) fn serve(
         &self,

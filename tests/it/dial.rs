@@ -16,9 +16,15 @@ use crate::support::numbered;
 use crate::support::peer::A_WHILE;
 use crate::support::peer::Peer;
 use crate::support::peer::PeerListener;
+use crate::support::peers::free_address;
+use crate::support::process::Tapster;
+use crate::support::process::tapster;
+use crate::support::relay::TestRelay;
 use crate::support::relay::dialling;
 use crate::support::relay::ended;
 use crate::support::relay::listening;
+use crate::support::relay::listening_on;
+use crate::support::relay::rejected;
 use crate::support::relay::relay;
 use crate::support::relay::to;
 use crate::support::stream::Stream;
@@ -279,11 +285,73 @@ on_both_backends! {
         Peer::connect(&relay.address()).expect_close_within(Duration::from_secs(5));
         // The writer is as old as it may become, and the producer goes on.
         writer.expect_close_within(Duration::from_secs(5));
+        drop(writer);
+        eventually("it has ended", || ended(&relay.input(), "max_age") == 1);
         producer.send(&numbered::frames(1, 10..20));
         producer.finish();
         let (ledger, collected) = relay.drain_into(reader);
         numbered::assert_complete(collected.payloads(), &[(0, 0..10), (1, 0..20)]);
-        assert_eq!(ended(&ledger.inputs[0], "max_age"), 1);
+        assert_eq!(rejected(&ledger.inputs[0], "limit"), 1);
+    }
+
+    fn a_panic_of_who_dials_costs_a_moment_and_no_connection(backend) {
+        if !faults::ENABLED {
+            return skip(Cause::Missing, "a release build has no faults");
+        }
+        let name = format!("dial-panics-{backend:?}-");
+        let listeners = [(); 2].map(|()| PeerListener::tcp());
+        let reader = CollectingReader::tcp();
+        let addresses = listeners.each_ref().map(PeerListener::address);
+        // The second connection that it opens is lost with it.
+        faults::arm("dialling", &format!("{name}input0"), 1);
+        let relay = relay(backend).named(&name).input(dialling(&addresses[..1])).output(to(&reader));
+        let mut relay = relay.start();
+        let mut first = produce(&listeners[0]);
+        first.send(&numbered::frames(0, 0..10));
+        reader.wait_for_frames(10);
+        first.finish();
+        eventually("it has panicked", || relay.input().panics == 1);
+        relay.reload(|config| config.inputs[0].dial.push(addresses[1].clone()));
+        let mut second = produce(&listeners[1]);
+        // The one that was lost waits first.
+        eventually("the first is dialled again", || {
+            listeners[0].poll_accept().is_some_and(|mut again| {
+                again.try_send(&wire::ready(&[D])).is_ok() && again.read_some(4).is_ok_and(|read| !read.is_empty())
+            })
+        });
+        second.send(&numbered::frames(1, 0..10));
+        second.finish();
+        drop(listeners);
+        let (_, collected) = relay.drain_into(reader);
+        numbered::assert_complete(collected.payloads(), &[(0, 0..10), (1, 0..10)]);
+    }
+
+    fn a_producer_that_is_away_has_one_line_in_the_log_until_it_was_there(backend) {
+        let folder = folder();
+        let (producer, reader) = (free_address(Transport::Tcp, folder.path()), CollectingReader::tcp());
+        let (config, to) = (folder.path().join("tapster.toml"), reader.address());
+        let text = format!(
+            "[[input]]\nname = \"in\"\ndial = \"{producer}\"\nreconnect = {{ min = \"2ms\", max = \"10ms\" }}\n\
+             [[output]]\nname = \"out\"\nto = \"{to}\"\n"
+        );
+        std::fs::write(&config, text).expect("a file");
+        let summary = folder.path().join("summary.json");
+        let mut program = tapster(backend).arg("-c").arg(&config).summary(summary).start();
+        let lines = |program: &Tapster| program.process.output().matches("cannot connect").count();
+        program.process.wait_for_output("dialling");
+        eventually("its absence is told", || lines(&program) == 1);
+        for lines_then in [1, 2] {
+            let listener = PeerListener::on(&producer);
+            let mut there = produce(&listener);
+            assert_eq!(lines(&program), lines_then, "{}", program.process.output());
+            there.send(&numbered::frames(0, 0..1));
+            drop(listener);
+            there.reset();
+            eventually("its absence is told again", || lines(&program) == lines_then + 1);
+        }
+        program.terminate();
+        assert!(program.summary().input(0, "dials_failed") >= 3);
+        program.summary().assert_balanced();
     }
 
     /// At each of its addresses this same relay listens: it is left at once, and counted.
@@ -295,17 +363,13 @@ on_both_backends! {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(path, &link).unwrap();
         let mut relay = relay(backend).output(to(&reader)).start();
-        let own = relay.add_input("listens", listening_at(&listens.listen[0]));
+        let own = relay.add_input("listens", listening_on(listens.listen.clone()));
         let tcp = relay.address();
         relay.add_input_that_dials("dials", dialling(&[tcp, Address::Unix(link)]));
-        let dials = |relay: &crate::support::relay::TestRelay| relay.input_named("dials");
+        let dials = |relay: &TestRelay| relay.input_named("dials");
         eventually("attempts count", || dials(&relay).dials_failed >= 4);
         assert_eq!(dials(&relay).connections, 0);
         assert!(Stream::connect(&own).is_ok());
         relay.drain();
     }
-}
-
-fn listening_at(address: &Address) -> crate::support::relay::InputBuilder {
-    crate::support::relay::listening_on(vec![address.clone()])
 }
