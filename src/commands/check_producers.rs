@@ -100,7 +100,8 @@ impl Producer {
             if let Some(accept) = session.poll_transmit() {
                 // Behind the escape and the length.
                 let accept = accept.get(8..).and_then(|payload| ControlFrame::decode(payload).ok());
-                let content_type = accept.and_then(|accept| accept.content_types.first().map(ToString::to_string));
+                let content_type =
+                    accept.and_then(|accept| accept.content_types.first().map(ToString::to_string));
                 let content_type = content_type.unwrap_or_else(|| "(none)".to_owned());
                 return Ok(format!("offers content type {content_type} (READY after {after})"));
             }

@@ -25,7 +25,11 @@ pub(super) fn take_access(section: &mut Section<'_>, input: &mut InputConfig) {
     input.socket_file.user = section.take("socket_user", user);
     input.socket_file.group = section.take("socket_group", group);
     if !section.has("listen") && section.has("dial") {
-        refuse(section, &OF_LISTENERS, "is for connections that tapster accepts, and this input only dials: leave this key out");
+        refuse(
+            section,
+            &OF_LISTENERS,
+            "is for connections that tapster accepts, and this input only dials: leave this key out",
+        );
     } else if !input.listen.is_empty() {
         check_kinds(section, input);
     }
@@ -224,7 +228,8 @@ mod tests {
             let keys = keys_at_fault(&format!("{dial}\n{key} = {value}"));
             assert!(keys.contains(&format!("input[0].{key}")), "{key}: {keys:?}");
         }
-        let both = "listen = [\"unix:/a\", \"tcp://127.0.0.1:2\"]\nconnections_max = 3\nmax_connection_age = \"1h\"";
+        let both =
+            "listen = [\"unix:/a\", \"tcp://127.0.0.1:2\"]\nconnections_max = 3\nmax_connection_age = \"1h\"";
         assert_eq!(keys_at_fault(&format!("{dial}\n{both}\nsocket_mode = \"0660\"")), [""; 0]);
     }
 

@@ -98,8 +98,9 @@ fn check_dials(inputs: &[Entry<InputConfig>], listened: &[(&Address, &str)], fin
                 findings.fault(origin, "dial", message);
             }
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
-                let message =
-                    format!("{to} is where input `{input}` of this same tapster listens, which sends no frames");
+                let message = format!(
+                    "{to} is where input `{input}` of this same tapster listens, which sends no frames"
+                );
                 findings.fault(origin, "dial", message);
             }
             dialled.push((to, &config.name));

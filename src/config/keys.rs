@@ -35,10 +35,8 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     if !input.name.is_empty() {
         section.set_label(format!("input `{}`", input.name));
     }
-    let (listen, dial) = (
-        section.take_list("listen", value::listen_address),
-        section.take_list("dial", value::dial_address),
-    );
+    let (listen, dial) =
+        (section.take_list("listen", value::listen_address), section.take_list("dial", value::dial_address));
     if !section.has("listen") && !section.has("dial") {
         let message = "is missing: write listen = [\"tcp://127.0.0.1:6000\"], or `dial` for producers that listen themselves";
         section.fault("listen", message.to_owned());

@@ -193,8 +193,7 @@ const SITES_MAX: usize = 256;
 mod tests {
     use super::*;
 
-    const LIMITS: Reconnect =
-        Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(30) };
+    const LIMITS: Reconnect = Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 
     fn site(number: u8) -> Site {
         Site::Tcp(([192, 0, 2, number], 6000).into())

@@ -10,10 +10,10 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::faults;
+use crate::input::connection::WorkerInput;
 use crate::input::dial_schedule::Schedule;
 use crate::input::dialled::Dialled;
 use crate::input::dialled::DialledConnection;
-use crate::input::connection::WorkerInput;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::observability::listener_log::Event;
@@ -194,7 +194,8 @@ async fn sites(address: Address, limit: Duration) -> io::Result<Vec<Site>> {
 /// How long nobody dials after a panic.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
 /// Behind their number.
-const TOO_MANY: &str = "addresses of this name are not dialled: tapster dials the first 256; give the producers several names";
+const TOO_MANY: &str =
+    "addresses of this name are not dialled: tapster dials the first 256; give the producers several names";
 
 /// A producer whose host or network fails without a word is noticed after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -190,12 +190,7 @@ impl Readers {
         batch
     }
 
-    fn register(
-        &self,
-        stream: Stream,
-        connection: &OpenConnection<'_>,
-        scope: &Scope,
-    ) -> Rc<ReadHandle> {
+    fn register(&self, stream: Stream, connection: &OpenConnection<'_>, scope: &Scope) -> Rc<ReadHandle> {
         let input = connection.input;
         let accepted = connection.dialled.is_none();
         let retires_at = input.config.borrow().retirement(Instant::now()).filter(|_| accepted);
@@ -395,7 +390,8 @@ async fn run_session(
     let offer = async |stream: &Stream, stage, received| {
         let content_type = started_type.as_ref();
         let taken =
-            Box::pin(readers.offer((input, dial, &peer), stream.duplicate(), stage, content_type, received)).await;
+            Box::pin(readers.offer((input, dial, &peer), stream.duplicate(), stage, content_type, received))
+                .await;
         if !taken {
             stream.take_back();
         }

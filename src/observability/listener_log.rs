@@ -174,7 +174,9 @@ fn summary(event: Event) -> &'static str {
         }
         Event::Unrouted => "more streams that no output takes, without a line for each",
         Event::Unreachable => "more attempts to connect failed, without a line for each",
-        Event::OwnListener => "more attempts to connect led back to this same tapster, without a line for each",
+        Event::OwnListener => {
+            "more attempts to connect led back to this same tapster, without a line for each"
+        }
     }
 }
 

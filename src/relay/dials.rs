@@ -67,7 +67,8 @@ impl RunningDial {
     /// A worker does not answer.
     pub(crate) fn begin(&self, workers: &Workers) -> io::Result<()> {
         let owner = workers.least_busy();
-        workers.order((0..workers.count()).map(|worker| (worker, Order::Dial(self.0.clone(), worker == owner))))
+        workers
+            .order((0..workers.count()).map(|worker| (worker, Order::Dial(self.0.clone(), worker == owner))))
     }
 
     /// Dials no more. Connections go on.

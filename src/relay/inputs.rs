@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::faults;
 use crate::input::InputConfig;
-use crate::input::gate::Gate;
 use crate::input::connection::WorkerInput;
+use crate::input::gate::Gate;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
@@ -233,9 +233,8 @@ impl RunningInput {
     /// The addresses that are configured and that nobody dials yet. They are to be begun.
     pub(crate) fn take_new_dials(&mut self, own: &Arc<OwnListeners>) -> Vec<RunningDial> {
         let is_new = |to: &&Address| !self.dials.iter().any(|dial| dial.to() == *to);
-        let new = |to: &Address| {
-            RunningDial::new((self.id, &self.config.name), to.clone(), &self.entry.scope, own)
-        };
+        let new =
+            |to: &Address| RunningDial::new((self.id, &self.config.name), to.clone(), &self.entry.scope, own);
         let new: Vec<_> = self.config.dial.iter().filter(is_new).map(new).collect();
         self.dials.extend(new.iter().cloned());
         new

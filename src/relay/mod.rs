@@ -258,7 +258,10 @@ impl Relay {
         let own = &self.around.own;
         let dials = self.inputs.iter_mut().flat_map(|input| {
             let name = input.config.name.clone();
-            input.take_new_dials(own).into_iter().map(move |dial| ((name.clone(), dial.to().to_string()), dial))
+            input
+                .take_new_dials(own)
+                .into_iter()
+                .map(move |dial| ((name.clone(), dial.to().to_string()), dial))
         });
         let dials = dials.collect();
         let inputs = self.inputs.iter().filter_map(|input| {
@@ -267,7 +270,8 @@ impl Relay {
         let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
         predecessor.say_accepting()?;
         self.sockets.own();
-        let taking_over = TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), dials, held };
+        let taking_over =
+            TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), dials, held };
         let run =
             thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
         self.taking_over = Some(run);

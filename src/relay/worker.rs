@@ -16,9 +16,9 @@ use tokio::task::spawn_local;
 use tokio_util::task::TaskTracker;
 
 use crate::faults;
+use crate::input::connection::WorkerInput;
 use crate::input::handing::Offer;
 use crate::input::listener::Readers;
-use crate::input::connection::WorkerInput;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;

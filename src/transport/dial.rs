@@ -95,9 +95,7 @@ pub(crate) async fn sites(address: &Address, limit: Duration) -> io::Result<Vec<
 pub(crate) async fn connect(site: &Site, options: &ConnectOptions) -> io::Result<Socket> {
     match site {
         Site::Unix(path) => Socket::connect_unix(path).await,
-        Site::Tcp(address) => {
-            Ok(Socket::connected_tcp(attempt(*address, options.timeout).await?, options))
-        }
+        Site::Tcp(address) => Ok(Socket::connected_tcp(attempt(*address, options.timeout).await?, options)),
     }
 }
 

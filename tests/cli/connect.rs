@@ -115,7 +115,10 @@ fn producers_that_are_dialled_are_heard_and_nothing_is_answered() {
     let found = check(&[&ready.0, &start.0]);
     assert_exit(&found, 0);
     let words = stderr(&found);
-    for part in ["offers content type protobuf:dnstap.Dnstap (READY", "sends content type protobuf:dnstap.Dnstap (START"] {
+    for part in [
+        "offers content type protobuf:dnstap.Dnstap (READY",
+        "sends content type protobuf:dnstap.Dnstap (START",
+    ] {
         assert!(words.contains(part) && words.contains("input `in`"), "{part}: {words}");
     }
     assert!(ready.1.join().unwrap().is_empty() && start.1.join().unwrap().is_empty());

@@ -259,7 +259,8 @@ fn addresses_must_not_be_listened_on_twice_nor_feed_back() {
 #[test]
 fn an_input_listens_or_dials_or_does_both() {
     let input = |keys: &str| from_file(&format!("[[input]]\n{keys}\n"));
-    let resolved = input("dial = [\"tcp://coredns.example:6000\", \"unix:/a\"]\nreconnect = { max = \"5s\" }").unwrap();
+    let resolved =
+        input("dial = [\"tcp://coredns.example:6000\", \"unix:/a\"]\nreconnect = { max = \"5s\" }").unwrap();
     let dialling = &resolved.config.inputs[0];
     assert_eq!((dialling.name.as_str(), dialling.listen.len()), ("tcp://coredns.example:6000", 0));
     let reconnect = Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(5) };
