@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +20,7 @@ use crate::observability::listener_log::ListenerLog;
 use crate::observability::told_reasons::ToldReasons;
 use crate::transport::Address;
 use crate::transport::dial;
+use crate::transport::dial::Attempts;
 use crate::transport::dial::Site;
 use crate::transport::own_listeners::OwnListeners;
 use crate::transport::process::AcceptedPeer;
@@ -35,9 +35,6 @@ pub(crate) struct Dialling {
     pub(crate) own: Arc<OwnListeners>,
     pub(crate) log: Arc<ListenerLog>,
 }
-
-type Attempt = Pin<Box<dyn Future<Output = io::Result<Opened>>>>;
-type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<Site>>>>>;
 
 /// A connection, and who is at its far end.
 type Opened = (Socket, AcceptedPeer);
@@ -60,8 +57,8 @@ impl Dialling {
         let reconnect = self.input.config.borrow().reconnect;
         let (open, seed) = (self.dialled.open_sites(), fastrand::u64(..));
         let mut schedule = Schedule::new(reconnect, open, seed, Instant::now());
-        let mut lookup: Vec<((), Lookup)> = Vec::new();
-        let mut attempts: Vec<(Site, Attempt)> = Vec::new();
+        let mut lookup: Attempts<(), io::Result<Vec<Site>>> = Vec::new();
+        let mut attempts: Attempts<Site, io::Result<Opened>> = Vec::new();
         let mut told = Told::default();
         loop {
             let now = Instant::now();

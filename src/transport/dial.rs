@@ -106,6 +106,9 @@ async fn look_up(host: &str, port: u16, limit: Duration) -> io::Result<Arc<[Sock
     })
 }
 
+/// What is tried at the same time, each under its key.
+pub(crate) type Attempts<K, T> = Vec<(K, Pin<Box<dyn Future<Output = T>>>)>;
+
 type Attempt = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
 impl Dial {
@@ -152,7 +155,7 @@ impl Dial {
         if let Some(path) = self.path.take() {
             return Socket::connect_unix(&path).await;
         }
-        let mut attempts: Vec<(SocketAddr, Attempt)> = Vec::new();
+        let mut attempts: Attempts<SocketAddr, io::Result<TcpStream>> = Vec::new();
         let mut next_at = Instant::now();
         loop {
             if (attempts.is_empty() || next_at <= Instant::now())
@@ -260,7 +263,7 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
 }
 
 /// The attempt that ends first, and what it came to; the others go on. Cancel-safe. Never ready where there is none.
-pub(crate) async fn first<K, T>(attempts: &mut Vec<(K, Pin<Box<dyn Future<Output = T>>>)>) -> (K, T) {
+pub(crate) async fn first<K, T>(attempts: &mut Attempts<K, T>) -> (K, T) {
     poll_fn(|context| {
         for index in 0..attempts.len() {
             if let Poll::Ready(result) = attempts[index].1.as_mut().poll(context) {

@@ -153,12 +153,12 @@ impl Relay {
         let (began, timeout) = (Instant::now(), self.around.drain_timeout);
         let scopes: Vec<_> = self.ways().map(|way| way.scope).collect();
         // Connections that could not pass.
-        scopes.iter().for_each(|scope| scope.drain());
+        scopes.iter().for_each(Scope::drain);
         let by = began + timeout.mul_f64(INPUTS_PART);
         for scope in &scopes {
             scope.wait_for_end(by);
         }
-        scopes.iter().for_each(|scope| scope.end());
+        scopes.iter().for_each(Scope::end);
         for output in &self.outputs {
             output.entry.scope.drain();
             output.entry.close();
