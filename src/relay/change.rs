@@ -74,8 +74,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Removes an input: it listens and dials no more. Its connections have `drain_timeout` for their end, and are closed then. Does not wait
-    /// for that. The input stays in the ledger.
+    /// Removes an input: it listens and dials no more. Its connections have `drain_timeout` for their end, and are closed then. Does
+    /// not wait for that. The input stays in the ledger.
     ///
     /// # Errors
     /// [`ChangeError`].
