@@ -1,6 +1,7 @@
 //! Inputs that dial: producers that listen, and that come and go as they like.
 
 use std::net::IpAddr;
+use std::slice::from_ref;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -94,7 +95,7 @@ on_both_backends! {
             let address = gone.address();
             drop(gone);
             let reader = CollectingReader::tcp();
-            let relay = relay(backend).input(dialling(&[address.clone()])).output(to(&reader)).start();
+            let relay = relay(backend).input(dialling(from_ref(&address))).output(to(&reader)).start();
             eventually("attempts fail", || relay.input().dials_failed >= 3);
             for life in 0..5 {
                 let failed = relay.input().dials_failed;

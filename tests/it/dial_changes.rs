@@ -1,5 +1,6 @@
 //! Inputs that dial, while the relay changes around them: reloads, removals, upgrades.
 
+use std::slice::from_ref;
 use std::thread;
 use std::time::Duration;
 
@@ -67,7 +68,8 @@ on_both_backends! {
         let away = PeerListener::tcp();
         let address = away.address();
         drop(away);
-        let mut relay = relay(backend).input(dialling(&[address.clone()])).output(to(&CollectingReader::tcp())).start();
+        let reader = CollectingReader::tcp();
+        let mut relay = relay(backend).input(dialling(from_ref(&address))).output(to(&reader)).start();
         relay.reload(|config| {
             config.inputs[0].reconnect.min = Duration::from_secs(3600);
             config.inputs[0].reconnect.max = Duration::from_secs(3600);
