@@ -232,11 +232,15 @@ impl RunningInput {
 
     /// The addresses that are configured and that nobody dials yet. They are to be begun.
     pub(crate) fn take_new_dials(&mut self, own: &Arc<OwnListeners>) -> Vec<RunningDial> {
-        let is_new = |to: &&Address| !self.dials.iter().any(|dial| dial.to() == *to);
-        let new =
-            |to: &Address| RunningDial::new((self.id, &self.config.name), to.clone(), &self.entry.scope, own);
-        let new: Vec<_> = self.config.dial.iter().filter(is_new).map(new).collect();
-        self.dials.extend(new.iter().cloned());
+        let mut new = Vec::new();
+        for to in &self.config.dial {
+            if !self.dials.iter().any(|dial| dial.to() == to) {
+                let input = (self.id, &self.config.name[..]);
+                let dial = RunningDial::new(input, to.clone(), &self.entry.scope, own);
+                self.dials.push(dial.clone());
+                new.push(dial);
+            }
+        }
         new
     }
 

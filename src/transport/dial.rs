@@ -282,6 +282,7 @@ mod tests {
 
     use super::*;
     use crate::transport::epoll;
+    use crate::transport::process::AcceptedPeer;
 
     const OPTIONS: ConnectOptions = ConnectOptions {
         timeout: Duration::from_secs(2),
@@ -336,6 +337,30 @@ mod tests {
             let error = dial(&[refused, refused_too]).next().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
             assert!(error.to_string().contains(&refused_too.to_string()), "{error}");
+        });
+    }
+
+    #[test]
+    fn every_site_of_an_address_can_be_connected_to_by_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let (_bound, refused) = nowhere();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let _local = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        epoll::runtime().unwrap().block_on(async {
+            let limit = OPTIONS.timeout;
+            let sites_of = async |text: &str| sites(&text.parse().unwrap(), limit).await.unwrap();
+            assert_eq!(sites_of(&format!("tcp://{there}")).await, [Site::Tcp(there)]);
+            assert_eq!(sites_of(&format!("unix:{}", path.display())).await, [Site::Unix(path.clone())]);
+            let local = sites_of("tcp://localhost:53").await;
+            assert!(local.iter().all(|site| local.iter().filter(|other| site == *other).count() == 1));
+            let connected = connect(&Site::Tcp(there), &OPTIONS).await.unwrap();
+            assert_eq!(connected.far_end().unwrap(), AcceptedPeer::Tcp(there));
+            let connected = connect(&Site::Unix(path.clone()), &OPTIONS).await.unwrap();
+            assert!(matches!(connected.far_end().unwrap(), AcceptedPeer::Unix(Some(_))));
+            let error = connect(&Site::Tcp(refused), &OPTIONS).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         });
     }
 
