@@ -1,10 +1,12 @@
 //! What a connection to a `tls://` address passes behind its admission: the TLS handshake, and who it is by its certificate.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::input::InputConfig;
 use crate::input::admission::NotAdmitted;
 use crate::input::admission::Refusal;
+use crate::input::connection::OpenConnection;
 use crate::input::handshake_limit::Handshake;
 use crate::protocol::ReaderSession;
 use crate::session::read::ReadEnd;
@@ -20,8 +22,23 @@ pub(super) struct Encrypted {
     pub(super) remark: String,
 }
 
+/// Lets a connection in that was accepted at a `tls` address, or says why not.
+pub(super) async fn enter_encrypted(
+    mut socket: Socket,
+    session: &mut ReaderSession,
+    connection: &mut OpenConnection<'_>,
+    handshake: Handshake,
+) -> Result<Encrypted, NotAdmitted> {
+    connection.admit(&mut socket, session).await?;
+    let config = Arc::clone(&connection.input.config.borrow());
+    let server = connection.input.tls.borrow().clone();
+    // An input with a `tls` address has what it shakes hands with: both come from one configuration.
+    let Some(server) = server else { return Err(ReadEnd::NoStream.into()) };
+    encrypt(socket, &config, &server, session, handshake).await
+}
+
 /// Shakes hands; `handshake` ends with that. TLS has the time of the handshake of `session`. The connection is given up when this future is dropped.
-pub(super) async fn encrypt(
+async fn encrypt(
     socket: Socket,
     config: &InputConfig,
     server: &ReloadableServer,

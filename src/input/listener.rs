@@ -17,17 +17,15 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::faults;
-use crate::input::InputConfig;
-use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
+use crate::input::connection::Arrival;
+use crate::input::connection::OpenConnection;
+use crate::input::connection::WorkerInput;
 use crate::input::encryption::Encrypted;
-use crate::input::encryption::encrypt;
-use crate::input::gate::Gate;
-use crate::input::gate::Slot;
+use crate::input::encryption::enter_encrypted;
 use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
 use crate::input::handshake_limit::Handshake;
-use crate::input::handshake_limit::HandshakeLimit;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
@@ -39,8 +37,6 @@ use crate::observability::peer_name::PeerName;
 use crate::protocol::ContentType;
 use crate::protocol::ContentTypes;
 use crate::protocol::FrameBatch;
-use crate::protocol::ReaderConfig;
-use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
 use crate::protocol::ReaderStage;
 use crate::queue::block_limit::BlockLimit;
@@ -53,11 +49,11 @@ use crate::session::read::Reading;
 use crate::session::read::Started;
 use crate::session::read_coalescer::ReadCoalescer;
 use crate::session::read_turns::ReadTurns;
+use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
-use crate::transport::tls::ReloadableServer;
 
 /// What the connections of one worker have in common.
 pub(crate) struct Readers {
@@ -82,21 +78,6 @@ struct Streaming {
     handle: Weak<ReadHandle>,
     account: Arc<InputAccount>,
     scope: Scope,
-}
-
-/// One input, as one worker serves it.
-pub(crate) struct WorkerInput {
-    /// As it is configured now, for new connections.
-    pub(crate) config: RefCell<Arc<InputConfig>>,
-    /// And for the next frame of each.
-    pub(crate) reader: RefCell<Arc<ReaderConfig>>,
-    pub(crate) account: Arc<InputAccount>,
-    /// Connections of this input on all workers.
-    pub(crate) gate: Arc<Gate>,
-    /// What its `tls` addresses shake hands with, new connections as it is configured now.
-    pub(crate) tls: RefCell<Option<Arc<ReloadableServer>>>,
-    /// Handshakes that this worker has accepted.
-    pub(crate) handshakes: Arc<HandshakeLimit>,
 }
 
 impl Readers {
@@ -159,7 +140,7 @@ impl Readers {
     /// Offers a connection. Returns whether the next process has it.
     async fn offer(
         &self,
-        (input, peer): (&WorkerInput, &PeerName),
+        (input, dial, peer): (&WorkerInput, Option<&Address>, &PeerName),
         socket: io::Result<OwnedFd>,
         stage: Option<ReaderStage>,
         content_type: Option<&ContentType>,
@@ -167,7 +148,7 @@ impl Readers {
     ) -> bool {
         let name = input.config.borrow().name.clone();
         let Some(offers) = self.offers.borrow().clone() else { return false };
-        match Offer::new(socket, (&name, peer), stage, content_type, received) {
+        match Offer::new(socket, (&name, dial, peer), stage, content_type, received) {
             Some((offer, answer)) => offers.send(offer).is_ok() && answer.await.unwrap_or(false),
             None => false,
         }
@@ -211,8 +192,10 @@ impl Readers {
         batch
     }
 
-    fn register(&self, stream: Stream, input: &WorkerInput, scope: &Scope) -> Rc<ReadHandle> {
-        let retires_at = input.config.borrow().retirement(Instant::now());
+    fn register(&self, stream: Stream, connection: &OpenConnection<'_>, scope: &Scope) -> Rc<ReadHandle> {
+        let input = connection.input;
+        let accepted = connection.dialled.is_none();
+        let retires_at = input.config.borrow().retirement(Instant::now()).filter(|_| accepted);
         let handle = Rc::new(ReadHandle::new(stream, retires_at));
         let account = Arc::clone(&input.account);
         let streaming = Streaming { handle: Rc::downgrade(&handle), account, scope: scope.clone() };
@@ -228,81 +211,20 @@ impl Readers {
     }
 }
 
-/// One connection in the accounts of its input. Dropped, it has ended, in whatever way.
-struct OpenConnection<'a> {
-    input: &'a WorkerInput,
-    log: &'a ListenerLog,
-    peer: PeerName,
-    end: &'static str,
-    counted: ReaderCounters,
-    slot: Slot,
-    // Connections that were open before it.
-    open_before: usize,
-}
-
-impl<'a> OpenConnection<'a> {
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: PeerName, is_new: bool) -> Self {
-        if is_new {
-            input.account.connected();
-        } else {
-            input.account.taken_over();
-        }
-        let (slot, open_before) = input.gate.enter();
-        // What is not replaced tells of a task that failed.
-        Self { input, log, peer, end: "internal", counted: ReaderCounters::default(), slot, open_before }
-    }
-
-    /// Counts what the session has left out since the last call.
-    fn count(&mut self, now: ReaderCounters) {
-        if now != self.counted {
-            if now.frames_oversize > self.counted.frames_oversize {
-                self.input.account.oversize_from(&self.peer.to_string());
-            }
-            self.input.account.left_out(
-                now.frames_oversize - self.counted.frames_oversize,
-                now.control_frames_ignored - self.counted.control_frames_ignored,
-                now.bytes_after_stop - self.counted.bytes_after_stop,
-            );
-            self.counted = now;
-        }
-    }
-}
-
-impl Drop for OpenConnection<'_> {
-    fn drop(&mut self) {
-        if self.end == ReadEnd::HandedOver.name() {
-            self.input.account.handed_over();
-        } else {
-            self.input.account.ended(self.end);
-        }
-    }
-}
-
-/// How a connection begins that a worker serves.
-#[derive(Debug)]
-pub(crate) enum Begin {
-    /// It was accepted.
-    Plain,
-    /// It was accepted at a `tls` address: its handshake is under way.
-    Tls(Handshake),
-    /// Where another process has left it.
-    Handed(Box<HandedConnection>),
-}
-
-/// Serves one connection from accept, or from where another process has left it, to its end. `scope` is that of its listener,
-/// `peer` names it in the log.
+/// Serves one connection from its beginning, or from where another process has left it, to its end. `scope` is that of its
+/// listener, or of the address that was dialled.
 pub(crate) async fn serve(
     readers: Rc<Readers>,
     input: Rc<WorkerInput>,
     socket: Socket,
     log: Arc<ListenerLog>,
-    peer: PeerName,
+    arrival: Arrival,
     scope: Scope,
-    begin: Begin,
 ) {
-    let is_new = !matches!(begin, Begin::Handed(_));
-    let mut connection = OpenConnection::new(&input, &log, peer, is_new);
-    let end = match run_session(&readers, &input, socket, begin, &scope, &mut connection).await {
+    let Arrival { peer, dialled, handshake, handed } = arrival;
+    let mut connection = OpenConnection::new(&input, &log, (peer, dialled), handed.is_none());
+    let end = match run_session(&readers, &input, socket, (handshake, handed), &scope, &mut connection).await
+    {
         Ok(end) | Err(NotAdmitted::Ended(end)) => end,
         Err(NotAdmitted::Refused(refusal)) => {
             connection.end = "refused";
@@ -319,7 +241,7 @@ pub(crate) async fn serve(
     let event = match &end {
         ReadEnd::MaxAge => Event::Retired,
         end if end.is_whole() => Event::Ended,
-        ReadEnd::NoByte => Event::Probed,
+        ReadEnd::NoByte if connection.dialled.is_none() => Event::Probed,
         ReadEnd::LoopProbe(_) => Event::Asked,
         _ => Event::Failed,
     };
@@ -361,22 +283,16 @@ async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
-    begin: Begin,
+    (handshake, handed): (Option<Handshake>, Option<Box<HandedConnection>>),
     scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> Result<ReadEnd, NotAdmitted> {
     let config = Arc::clone(&input.reader.borrow());
     let mut received = BytesMut::new();
-    let (mut is_admitted, mut may_pass, mut handshake) = (false, true, None);
-    let (mut session, mut started) = match begin {
-        Begin::Plain => (ReaderSession::new(config, Instant::now()), None),
-        Begin::Tls(running) => {
-            // Its keys stay in this process.
-            (handshake, may_pass) = (Some(running), false);
-            (ReaderSession::new(config, Instant::now()), None)
-        }
-        Begin::Handed(handed) => {
-            is_admitted = true;
+    let is_handed = handed.is_some();
+    let (mut session, mut started) = match handed {
+        None => (ReaderSession::new(config, Instant::now()), None),
+        Some(handed) => {
             let HandedConnection { stage, content_type, received: bytes, .. } = *handed;
             received.extend_from_slice(&bytes);
             let streams = matches!(stage, ReaderStage::Streaming { .. });
@@ -384,7 +300,10 @@ async fn run_session(
             (ReaderSession::resume(config, stage, Instant::now()), started)
         }
     };
-    let is_new = started.is_none();
+    // Who may connect says nothing of those that tapster connects to.
+    let (is_new, mut is_admitted) = (started.is_none(), is_handed || connection.dialled.is_some());
+    // With TLS its keys stay in this process.
+    let mut may_pass = handshake.is_none();
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
@@ -394,7 +313,7 @@ async fn run_session(
     let mut remark = String::new();
     if let Some(handshake) = handshake {
         // In memory of its own, as below.
-        let encrypting = Box::pin(enter_encrypted(input, socket, &mut session, connection, handshake));
+        let encrypting = Box::pin(enter_encrypted(socket, &mut session, connection, handshake));
         let encrypted = tokio::select! {
             biased;
             encrypted = encrypting => encrypted?,
@@ -406,7 +325,7 @@ async fn run_session(
     while started.is_none() {
         let opening = async {
             if !is_admitted {
-                admit(input, &mut socket, &mut session, connection).await?;
+                connection.admit(&mut socket, &mut session).await?;
                 is_admitted = true;
             }
             read::handshake(&mut socket, &mut session, &mut received).await.map_err(NotAdmitted::Ended)
@@ -425,7 +344,7 @@ async fn run_session(
             None => {
                 let bytes = Bytes::copy_from_slice(&received);
                 let offer = readers.offer(
-                    (input, &connection.peer),
+                    (input, connection.dial(), &connection.peer),
                     socket.duplicate(),
                     session.stage(),
                     None,
@@ -458,7 +377,8 @@ async fn run_session(
         Err(error) => return Ok(ReadEnd::Connection(error)),
     };
     let started_type = started.content_type.clone();
-    let peer = connection.peer.clone();
+    let (peer, dial) = (connection.peer.clone(), connection.dial().cloned());
+    let dial = dial.as_ref();
     let name = input.config.borrow().name.clone();
     let deliver = async |batch: FrameBatch| {
         faults::point("connection", &name);
@@ -480,14 +400,15 @@ async fn run_session(
     let offer = async |stream: &Stream, stage, received| {
         let content_type = started_type.as_ref();
         let taken =
-            Box::pin(readers.offer((input, &peer), stream.duplicate(), stage, content_type, received)).await;
+            Box::pin(readers.offer((input, dial, &peer), stream.duplicate(), stage, content_type, received))
+                .await;
         if !taken {
             stream.take_back();
         }
         taken
     };
     let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
-    let handle = readers.register(stream, input, scope);
+    let handle = readers.register(stream, connection, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let turns = readers.turns(&started.content_type, !route.fanout().is_empty());
     let turns = &*turns;
@@ -496,39 +417,6 @@ async fn run_session(
     let reading =
         Reading { buffer, coalescer, turns, read_len_max, renew, offer, deliver, wait_for_consumers, count };
     Ok(read::read_frames(&handle, &mut session, started, reading).await)
-}
-
-/// Lets a connection in, or says why not.
-async fn admit(
-    input: &WorkerInput,
-    socket: &mut Socket,
-    session: &mut ReaderSession,
-    connection: &mut OpenConnection<'_>,
-) -> Result<(), NotAdmitted> {
-    let config = Arc::clone(&input.config.borrow());
-    let entrant = Entrant {
-        config: &config,
-        open_before: connection.open_before,
-        slot: &mut connection.slot,
-        peer: &mut connection.peer,
-    };
-    entrant.admit(socket, session).await
-}
-
-/// The same for a `tls` address, with the TLS handshake behind it.
-async fn enter_encrypted(
-    input: &WorkerInput,
-    mut socket: Socket,
-    session: &mut ReaderSession,
-    connection: &mut OpenConnection<'_>,
-    handshake: Handshake,
-) -> Result<Encrypted, NotAdmitted> {
-    admit(input, &mut socket, session, connection).await?;
-    let config = Arc::clone(&input.config.borrow());
-    let server = input.tls.borrow().clone();
-    // An input with a `tls` address has what it shakes hands with: both come from one configuration.
-    let Some(server) = server else { return Err(ReadEnd::NoStream.into()) };
-    encrypt(socket, &config, &server, session, handshake).await
 }
 
 /// When the end is asked for, a handshake that has arrived may still be taken, with the frames behind it.

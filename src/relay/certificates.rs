@@ -64,6 +64,10 @@ impl Certificates {
     /// # Errors
     /// The files cannot be used.
     pub(crate) fn of_input(&self, input: &InputConfig) -> Result<Option<Arc<ReloadableServer>>, TlsFaults> {
+        if input.dial.iter().any(Address::is_tls) {
+            let message = "an input does not connect over TLS yet: dial a tcp:// address".to_owned();
+            return Err(TlsFault { key: "dial", message }.into());
+        }
         if !input.listen.iter().any(Address::is_tls) {
             return Ok(None);
         }
