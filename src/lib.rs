@@ -27,6 +27,7 @@
 //! | [`protocol`] | Frame Streams as pure functions of bytes and time: no I/O, no clock. Also the public library. |
 //! | `lifecycle` | The tree of scopes: phases, the end, and tasks that are counted and whose panics are contained. |
 //! | [`transport`] | Byte streams and listeners, on io_uring or on epoll; blocks to read into. A stream tells by itself how far its peer is. The one file with `unsafe` code is here. |
+//! | `admission` | Who may connect: limits, addresses, processes, PROXY headers. |
 //! | `loops` | Loops that lead through other relays: suspicion, the question on every way, and the proof. |
 //! | [`input`] | Ways in: connections that run reader sessions. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
@@ -42,7 +43,7 @@
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
 //! | `faults` | Debug builds only: faults that a test asks for. |
 //!
-//! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `batch loops` ← `queue delivery session` ←
+//! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `admission batch loops` ← `queue delivery session` ←
 //! `spool` ← `route` ← `input output` ← `config` ← `relay` ← the binary. `tests/tidy` holds it; nor do files import each
 //! other in a circle.
 //!
@@ -83,6 +84,8 @@
 
 pub mod protocol;
 
+#[cfg(feature = "relay")]
+mod admission;
 #[cfg(feature = "relay")]
 mod batch;
 #[cfg(feature = "relay")]

@@ -16,12 +16,12 @@ use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::admission::gate::Gate;
+use crate::admission::gate::Slot;
 use crate::faults;
 use crate::input::InputConfig;
 use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
-use crate::input::gate::Gate;
-use crate::input::gate::Slot;
 use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
 use crate::lifecycle::Phase;

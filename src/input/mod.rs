@@ -1,8 +1,6 @@
 //! Ways in: listeners whose connections run Frame Streams readers.
 
-mod access;
 mod admission;
-pub(crate) mod gate;
 pub(crate) mod handing;
 pub(crate) mod listener;
 
@@ -11,7 +9,7 @@ use std::time::Instant;
 
 pub use ipnet::IpNet;
 
-pub use crate::input::access::Access;
+pub use crate::admission::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::admission::gate::Gate;
 use crate::faults;
 use crate::input::InputConfig;
-use crate::input::gate::Gate;
 use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
