@@ -69,10 +69,17 @@ impl Event {
     }
 }
 
+/// Whose a listener is.
+#[derive(Debug)]
+enum Owner {
+    Input(String),
+    Output(String),
+}
+
 /// Writes lines about one listener, as many as [`EventLimit`] has room for.
 #[derive(Debug)]
 pub(crate) struct ListenerLog {
-    input: String,
+    owner: Owner,
     listener: String,
     limit: Mutex<EventLimit<PeerKey>>,
 }
@@ -80,12 +87,26 @@ pub(crate) struct ListenerLog {
 impl ListenerLog {
     /// The log of the listener at this address, of this input.
     pub(crate) fn new(input: &str, listener: &str) -> Self {
+        Self::of(Owner::Input(input.to_owned()), listener)
+    }
+
+    /// The log of the listener at this address, of this output.
+    pub(crate) fn of_output(output: &str, listener: &str) -> Self {
+        Self::of(Owner::Output(output.to_owned()), listener)
+    }
+
+    fn of(owner: Owner, listener: &str) -> Self {
         let mut limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
         for reason in Rejection::ALL {
             // A peer that is refused tries again and again, and hears nothing.
             limit = limit.with_lines_per_peer(Event::Refused(reason).number(), 1);
         }
-        Self { input: input.to_owned(), listener: listener.to_owned(), limit: Mutex::new(limit) }
+        Self { owner, listener: listener.to_owned(), limit: Mutex::new(limit) }
+    }
+
+    /// The address of the listener.
+    pub(crate) fn listener(&self) -> &str {
+        &self.listener
     }
 
     /// Tells of an event, if there is room for a line. The text may hold what a peer sent, escaped: it is cut where it is long.
@@ -119,7 +140,11 @@ impl ListenerLog {
     }
 
     fn write(&self, event: Event, peer: Option<&PeerName>, left_out: u64, text: &str) {
-        let (input, listener) = (&self.input, &self.listener);
+        let (input, output) = match &self.owner {
+            Owner::Input(input) => (Some(input), None),
+            Owner::Output(output) => (None, Some(output)),
+        };
+        let listener = &self.listener;
         let process = peer.and_then(PeerName::process);
         let (pid, uid) = (process.and_then(|process| process.pid), process.map(|process| process.uid));
         let user = process.and_then(|process| process.user.as_deref());
@@ -128,12 +153,12 @@ impl ListenerLog {
         let left_out = (left_out > 0).then_some(left_out);
         match event {
             Event::Probed | Event::Asked => {
-                debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
+                debug!(input, output, listener, peer, pid, uid, user, program, left_out, "{text}");
             }
             Event::Began | Event::Ended | Event::Retired => {
-                info!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
+                info!(input, output, listener, peer, pid, uid, user, program, left_out, "{text}");
             }
-            _ => warn!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
+            _ => warn!(input, output, listener, peer, pid, uid, user, program, left_out, "{text}"),
         }
     }
 }

@@ -116,11 +116,6 @@ impl Roster {
             sums
         })
     }
-
-    /// The output has been removed from the relay.
-    pub(crate) fn remove(&self) {
-        self.accounts().iter().for_each(|account| account.remove());
-    }
 }
 
 /// No panic is possible while the lock is held.

@@ -354,9 +354,15 @@ mod tests {
             (listening(&[]), "listen"),
             (listening(&["unix:/a", "tcp://a:1", "unix:/a"]), "listen"),
             (OutputConfig { buffer: disk(1 << 30), ..listening(&["unix:/a"]) }, "spool"),
-            (OutputConfig { buffer: buffer(WhenFull::Block, Lanes::One), ..listening(&["unix:/a"]) }, "when_full"),
             (
-                OutputConfig { buffer: buffer(WhenFull::Sample, Lanes::PerWorker), ..listening(&["unix:/a"]) },
+                OutputConfig { buffer: buffer(WhenFull::Block, Lanes::One), ..listening(&["unix:/a"]) },
+                "when_full",
+            ),
+            (
+                OutputConfig {
+                    buffer: buffer(WhenFull::Sample, Lanes::PerWorker),
+                    ..listening(&["unix:/a"])
+                },
                 "connections",
             ),
             (file("100%"), "to"),

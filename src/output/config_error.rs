@@ -79,7 +79,9 @@ pub enum ConfigError {
     )]
     SubscribersBlock,
     /// A spool for subscribers.
-    #[error("is for one reader that comes back, and subscribers get what comes while they are there: leave this key out")]
+    #[error(
+        "is for one reader that comes back, and subscribers get what comes while they are there: leave this key out"
+    )]
     SpoolOfSubscribers,
     /// [`Lanes::PerWorker`](crate::output::Lanes::PerWorker) for subscribers.
     #[error("each subscriber has the connection that it opens: leave this key out")]

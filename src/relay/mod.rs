@@ -2,8 +2,10 @@
 
 mod account_watch;
 mod accounts;
+mod around;
 mod change;
 mod descriptors;
+mod door;
 mod error;
 mod handover;
 mod input_entry;
@@ -15,6 +17,7 @@ mod reload;
 mod removal;
 mod serving;
 mod sockets;
+mod subscribers;
 mod worker;
 mod workers;
 
@@ -37,6 +40,7 @@ use crate::output::OutputConfig;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
+use crate::relay::around::Surroundings;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
 use crate::relay::handover::Estate;
@@ -44,11 +48,11 @@ pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
+use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
-use crate::relay::outputs::Surroundings;
 use crate::relay::sockets::SocketPaths;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
@@ -112,6 +116,7 @@ pub struct Relay {
     asked_workers: usize,
     asked_backend: BackendChoice,
     listeners: Vec<(String, Address)>,
+    output_listeners: Vec<(String, Address)>,
     inputs: Vec<RunningInput>,
     outputs: Vec<RunningOutput>,
     inputs_begun: u64,
@@ -207,12 +212,14 @@ impl Relay {
             drain_timeout: config.drain_timeout,
             reopen: Sender::new(0),
             own: Arc::default(),
+            own_subscribers: Arc::default(),
             loops,
         };
         let mut relay = Self {
             asked_workers: config.workers,
             asked_backend: config.backend,
             listeners: Vec::new(),
+            output_listeners: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
             inputs_begun: 0,
@@ -236,7 +243,7 @@ impl Relay {
     fn begin(
         &mut self,
         config: RelayConfig,
-        bound: Vec<(String, NewListener)>,
+        AllBound { inputs: bound, outputs: doors }: AllBound,
         estate: Option<Estate>,
     ) -> io::Result<()> {
         for input in config.inputs {
@@ -248,10 +255,12 @@ impl Relay {
         }
         let Some(Estate { predecessor, ledger, .. }) = estate else {
             self.begin_outputs(config.outputs)?;
+            self.begin_output_listeners(doors)?;
             return self.begin_listeners(bound);
         };
         self.accounts.set_former(ledger);
         let held = self.hold_outputs(config.outputs)?;
+        self.begin_output_listeners(doors)?;
         self.begin_listeners(bound)?;
         let inputs = self.inputs.iter().filter_map(|input| {
             let first = input.listeners.first()?;
@@ -285,6 +294,11 @@ impl Relay {
     /// Name of the input and the address bound (port 0 replaced by the kernel's choice), in order of configuration.
     pub fn listeners(&self) -> &[(String, Address)] {
         &self.listeners
+    }
+
+    /// The same for outputs: where subscribers connect.
+    pub fn output_listeners(&self) -> &[(String, Address)] {
+        &self.output_listeners
     }
 
     /// The ledger as it stands.
@@ -329,6 +343,10 @@ impl Relay {
         // Outputs that are away are tried again from now on. An input that waits for an output that blocks leaves the others
         // time for their own end.
         outputs.drain();
+        self.outputs
+            .iter_mut()
+            .flat_map(|output| &mut output.listeners)
+            .for_each(RunningListener::close_spare);
         let inputs_deadline = now + timeout.mul_f64(INPUTS_PART);
         self.inputs.iter_mut().flat_map(|input| &mut input.listeners).for_each(RunningListener::close_spare);
         inputs.drain();
@@ -346,7 +364,7 @@ impl Relay {
         relay.end();
         relay.wait_for_end(Instant::now() + FORCE);
         self.accounts.outputs().iter().for_each(|output| output.abandon());
-        self.inputs.iter().flat_map(|input| &input.listeners).for_each(|listener| listener.log.end());
+        self.all_listeners().for_each(|listener| listener.log.end());
         self.accounts.tell_end();
     }
 }
@@ -356,34 +374,55 @@ fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn addresses(config: &RelayConfig) -> impl Iterator<Item = (&InputConfig, &Address)> {
-    config.inputs.iter().flat_map(|input| input.listen.iter().map(move |address| (input, address)))
+/// Listeners that are bound, each for the input or output of this name.
+struct AllBound {
+    inputs: Vec<(String, NewListener)>,
+    outputs: Vec<(String, NewListener)>,
 }
 
-fn bind_all(config: &RelayConfig, workers: usize) -> Result<Vec<(String, NewListener)>, StartError> {
-    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    inputs::bind(addresses(config), &all, &[], workers)
+/// Where inputs listen.
+fn at_inputs(inputs: &[InputConfig]) -> impl Iterator<Item = ListenAt<'_>> {
+    inputs.iter().flat_map(|input| input.listen.iter().map(move |address| ListenAt::input(input, address)))
+}
+
+/// Where outputs listen.
+fn at_outputs(outputs: &[OutputConfig]) -> impl Iterator<Item = ListenAt<'_>> {
+    outputs.iter().flat_map(ListenAt::output)
+}
+
+/// Every address that is listened at.
+fn all_addresses(config: &RelayConfig) -> Vec<&Address> {
+    at_inputs(&config.inputs).chain(at_outputs(&config.outputs)).map(|at| at.address).collect()
+}
+
+fn bind_all(config: &RelayConfig, workers: usize) -> Result<AllBound, StartError> {
+    let all = all_addresses(config);
+    Ok(AllBound {
+        inputs: inputs::bind(at_inputs(&config.inputs), &all, &[], workers)?,
+        outputs: inputs::bind(at_outputs(&config.outputs), &all, &[], workers)?,
+    })
 }
 
 /// Takes the listeners that the old process had, and binds the others.
-fn take_and_bind(
-    config: &RelayConfig,
-    estate: &mut Estate,
-    workers: usize,
-) -> Result<Vec<(String, NewListener)>, StartError> {
-    let (mut taken, mut new) = (Vec::new(), Vec::new());
-    for (input, address) in addresses(config) {
-        let listeners = estate.take_listeners(address, input, workers).map_err(|source| {
-            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
-        })?;
-        if listeners.is_empty() {
-            new.push((input, address));
+fn take_and_bind(config: &RelayConfig, estate: &mut Estate, workers: usize) -> Result<AllBound, StartError> {
+    let all = all_addresses(config);
+    let mut take = |wanted: Vec<ListenAt<'_>>| {
+        let (mut taken, mut new) = (Vec::new(), Vec::new());
+        for at in wanted {
+            let listeners =
+                estate.take_listeners(at.address, at.file, workers).map_err(|source| at.fault(source))?;
+            if listeners.is_empty() {
+                new.push(at);
+            }
+            taken.extend(listeners.into_iter().map(|listener| (at.owner.name().to_owned(), listener)));
         }
-        taken.extend(listeners.into_iter().map(|listener| (input.name.clone(), listener)));
-    }
-    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
-    Ok(taken)
+        taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
+        Ok(taken)
+    };
+    Ok(AllBound {
+        inputs: take(at_inputs(&config.inputs).collect())?,
+        outputs: take(at_outputs(&config.outputs).collect())?,
+    })
 }
 
 impl Drop for Relay {

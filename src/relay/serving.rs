@@ -26,6 +26,8 @@ use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::LocalPeer;
 use crate::observability::peer_name::PeerName;
+use crate::output::subscriber::Visitor;
+use crate::relay::door::Door;
 use crate::relay::input_entry::InputId;
 use crate::relay::placement::Place;
 use crate::relay::placement::Placement;
@@ -55,7 +57,7 @@ pub(crate) struct Serving {
 
 /// A connection that was accepted.
 pub(crate) struct Accepted<S> {
-    pub(crate) input: InputId,
+    pub(crate) door: Door,
     pub(crate) socket: S,
     pub(crate) log: Arc<ListenerLog>,
     pub(crate) peer: PeerName,
@@ -74,13 +76,13 @@ impl Serving {
     /// Accepts connections at a listener until its scope drains, or `accepting`, which is below it.
     pub(crate) fn listen(
         self: &Rc<Self>,
-        input: InputId,
+        door: Door,
         listener: Listener,
         log: Arc<ListenerLog>,
         (scope, accepting): (Scope, &Scope),
     ) {
         self.logs.borrow_mut().push(Arc::downgrade(&log));
-        let accept = accept(Rc::clone(self), input, listener, log, (scope.clone(), accepting.clone()));
+        let accept = accept(Rc::clone(self), door, listener, log, (scope.clone(), accepting.clone()));
         let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
         let readers = Rc::clone(&self.readers);
         spawn_local(async move {
@@ -122,21 +124,33 @@ impl Serving {
 
     /// Serves a connection that has a place on this worker.
     fn serve(self: &Rc<Self>, accepted: Accepted<Socket>) {
-        let Accepted { input, socket, log, peer, place, scope, guard, handed } = accepted;
-        // An input is forgotten when its last task has ended.
-        let Some(input) = self.input(input) else { return };
+        let Accepted { door, socket, log, peer, place, scope, guard, handed } = accepted;
         let ended = Ended(Rc::clone(self));
         let readers = Rc::clone(&self.readers);
         let token = self.tasks.token();
-        spawn_local(guard.supervise(async move {
-            let _ended = (place, ended, token);
-            serve(readers, input, socket, log, peer, scope, handed).await;
-        }));
+        match door {
+            Door::Input(input) => {
+                // An input is forgotten when its last task has ended.
+                let Some(input) = self.input(input) else { return };
+                spawn_local(guard.supervise(async move {
+                    let _ended = (place, ended, token);
+                    serve(readers, input, socket, log, peer, scope, handed).await;
+                }));
+            }
+            Door::Output(door) => {
+                spawn_local(guard.supervise(async move {
+                    let _ended = (place, ended, token);
+                    door.serve(Visitor { socket, peer, log, scope }, readers.backend).await;
+                }));
+            }
+        }
     }
 
     /// A connection was lost before this worker or another could serve it.
-    fn lost(&self, input: InputId, log: &ListenerLog, peer: &PeerName, error: &io::Error) {
-        if let Some(input) = self.input(input) {
+    fn lost(&self, door: &Door, log: &ListenerLog, peer: &PeerName, error: &io::Error) {
+        if let Door::Input(input) = door
+            && let Some(input) = self.input(*input)
+        {
             input.account.connected();
             input.account.ended("connection");
         }
@@ -159,7 +173,7 @@ impl Drop for Ended {
 /// wait in the backlog then are taken too.
 async fn accept(
     serving: Rc<Serving>,
-    input: InputId,
+    door: Door,
     mut listener: Listener,
     log: Arc<ListenerLog>,
     (scope, accepting): (Scope, Scope),
@@ -170,6 +184,10 @@ async fn accept(
     loop {
         share.spend().await;
         let draining = phases.seen() != Phase::Running;
+        // Writers that wait have something to give. Readers would get nothing.
+        if draining && matches!(door, Door::Output(_)) {
+            return;
+        }
         if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
             return;
         }
@@ -199,19 +217,20 @@ async fn accept(
         let guard = scope.guard("connection");
         let worker = place.worker();
         let (log, scope) = (Arc::clone(&log), scope.clone());
+        let door = door.clone();
         if worker == serving.index {
-            serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed: None });
+            serving.serve(Accepted { door, socket, log, peer, place, scope, guard, handed: None });
             continue;
         }
-        let (lost_log, lost_peer) = (Arc::clone(&log), peer.clone());
+        let (lost_door, lost_log, lost_peer) = (door.clone(), Arc::clone(&log), peer.clone());
         let is_over = scope.phase() == Phase::Over;
         let handed_over = socket.detach().and_then(|socket| {
-            let handover = Accepted { input, socket, log, peer, place, scope, guard, handed: None };
+            let handover = Accepted { door, socket, log, peer, place, scope, guard, handed: None };
             // A worker that is gone gives the place back, and the guard.
             serving.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
         });
         if let Err(error) = handed_over {
-            serving.lost(input, &lost_log, &lost_peer, &error);
+            serving.lost(&lost_door, &lost_log, &lost_peer, &error);
         }
         if is_over {
             return;
@@ -244,12 +263,12 @@ pub(crate) async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
         };
-        let Some(Accepted { input, socket, log, peer, place, scope, guard, handed }) = handover else {
+        let Some(Accepted { door, socket, log, peer, place, scope, guard, handed }) = handover else {
             return;
         };
         match Socket::attach(socket) {
-            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed }),
-            Err(error) => serving.lost(input, &log, &peer, &error),
+            Ok(socket) => serving.serve(Accepted { door, socket, log, peer, place, scope, guard, handed }),
+            Err(error) => serving.lost(&door, &log, &peer, &error),
         }
     }
 }

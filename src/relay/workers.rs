@@ -16,6 +16,7 @@ use crate::loops::Loops;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
 use crate::queue::block_limit::BlockLimit;
+use crate::relay::door::Door;
 use crate::relay::error::StartError;
 use crate::relay::input_entry::InputId;
 use crate::relay::placement;
@@ -116,7 +117,8 @@ impl Workers {
         let mailbox = &self.mailboxes[place.worker()];
         let (log, scope, guard) = (Arc::clone(log), scope.clone(), scope.guard("connection"));
         let handed = Some(Box::new(connection));
-        mailbox.send(Accepted { input, socket, log, peer, place, scope, guard, handed }).is_ok()
+        let door = Door::Input(input);
+        mailbox.send(Accepted { door, socket, log, peer, place, scope, guard, handed }).is_ok()
     }
 
     /// Gives these orders, each to the worker of this index, and waits until all of them are carried out. A worker that has

@@ -56,8 +56,7 @@ impl Fanout {
         let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
         inlets.sort_by_key(Inlet::may_block);
-        let batch_len_max =
-            inlets.iter().map(Inlet::write_len_max).min().unwrap_or(usize::MAX);
+        let batch_len_max = inlets.iter().map(Inlet::write_len_max).min().unwrap_or(usize::MAX);
         Self { connection, inlets, batch_len_max }
     }
 
@@ -117,12 +116,7 @@ impl Inlet {
         }
     }
 
-    async fn deliver_to_takers(
-        &self,
-        takers: &Takers,
-        batch: &FrameBatch,
-        connection: ConnectionId,
-    ) -> bool {
+    async fn deliver_to_takers(&self, takers: &Takers, batch: &FrameBatch, connection: ConnectionId) -> bool {
         let present = takers.present();
         if present.is_empty() {
             return true;

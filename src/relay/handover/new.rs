@@ -11,7 +11,6 @@ use rustix::process::getrlimit;
 use tracing::info;
 use tracing::warn;
 
-use crate::input::InputConfig;
 use crate::input::handing::HandedConnection;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
@@ -32,6 +31,7 @@ use crate::relay::outputs::OutputParts;
 use crate::relay::serving::peer_name;
 use crate::relay::workers::Workers;
 use crate::transport::Address;
+use crate::transport::SocketFileConfig;
 use crate::transport::passing::Passing;
 use crate::transport::socket::Socket;
 
@@ -113,7 +113,7 @@ impl Estate {
     pub(crate) fn take_listeners(
         &mut self,
         configured: &Address,
-        input: &InputConfig,
+        file: &SocketFileConfig,
         workers: usize,
     ) -> io::Result<Vec<NewListener>> {
         let text = configured.to_string();
@@ -125,7 +125,7 @@ impl Estate {
         let adopt = |(address, sockets): (String, _)| {
             let address: Address =
                 address.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            NewListener::adopt(configured.clone(), address, sockets, workers, &input.socket_file)
+            NewListener::adopt(configured.clone(), address, sockets, workers, file)
         };
         bound.into_iter().map(adopt).collect()
     }

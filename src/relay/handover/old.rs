@@ -76,7 +76,7 @@ impl Relay {
 
     fn offer(&self, to: &Successor) -> Result<(), HandoverError> {
         let ledger = self.ledger();
-        let listeners: Vec<_> = self.inputs.iter().flat_map(|input| &input.listeners).collect();
+        let listeners: Vec<_> = self.all_listeners().collect();
         let mut sockets = Vec::new();
         for listener in &listeners {
             for socket in listener.sockets(&self.sockets)? {
@@ -106,17 +106,17 @@ impl Relay {
 
     /// Stops accepting, and gives away one connection after the other.
     fn give_connections(&mut self, to: &Successor) -> Result<(), HandoverError> {
-        let listeners = || self.inputs.iter().flat_map(|input| &input.listeners);
-        listeners().for_each(RunningListener::stop_accepting);
+        self.all_listeners().for_each(RunningListener::stop_accepting);
         let by = Instant::now() + ACCEPT_TIME;
-        while Instant::now() < by && !listeners().all(RunningListener::has_stopped_accepting) {
+        while Instant::now() < by && !self.all_listeners().all(RunningListener::has_stopped_accepting) {
             thread::sleep(LOOK);
         }
         let (offers, mut offered) = unbounded_channel();
         let all = 0..self.workers.count();
         self.workers.order(all.clone().map(|worker| (worker, Order::Offer(Some(offers.clone())))))?;
         drop(offers);
-        let scopes: Vec<_> = listeners().map(|listener| listener.scope.clone()).collect();
+        let listeners = self.inputs.iter().flat_map(|input| &input.listeners);
+        let scopes: Vec<_> = listeners.map(|listener| listener.scope.clone()).collect();
         let given = give_offered(to, &mut offered, &scopes);
         // Before what is offered now is turned down: nobody offers it once more.
         self.workers.order(all.map(|worker| (worker, Order::Offer(None))))?;
@@ -126,6 +126,11 @@ impl Relay {
 
     /// The new process did not take over: accepts again. Connections go on by themselves.
     fn go_on(&mut self) {
+        for output in &mut self.outputs {
+            if let Err(error) = output.accept_again(&self.sockets, &self.workers) {
+                warn!(output = output.config.name, "the output cannot listen again: {error}");
+            }
+        }
         for input in &mut self.inputs {
             if let Err(error) = input.accept_again(&self.sockets, &self.workers) {
                 warn!(input = input.config.name, "the input cannot listen again: {error}");
@@ -189,7 +194,9 @@ impl Relay {
             output.entry.abandon();
             self.accounts.end_output(&output.entry);
         }
-        if let Err(error) = self.begin_outputs(configs) {
+        if let Err(error) =
+            self.begin_outputs(configs).and_then(|()| self.listen_for_subscribers_again(&ended))
+        {
             warn!("the outputs cannot begin again: {error}");
         }
         for input in &mut self.inputs {
