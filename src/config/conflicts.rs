@@ -55,7 +55,7 @@ pub(super) fn check_names<T>(
     }
 }
 
-/// Two inputs cannot share an address, and an output must not feed an input of the same relay.
+/// Nobody shares an address to listen at, and an output must not feed an input of the same relay.
 pub(super) fn check_addresses(
     inputs: &[Entry<InputConfig>],
     outputs: &[Entry<OutputConfig>],
@@ -74,11 +74,30 @@ pub(super) fn check_addresses(
             listened.push((address, &config.name));
         }
     }
+    let mut served: Vec<(&Address, &str)> = Vec::new();
+    for Entry { origin, config } in outputs {
+        for address in config.listen().iter().filter(|address| !address.has_any_port()) {
+            let by_input =
+                listened.iter().find(|(seen, _)| *seen == address).map(|(_, input)| ("input", *input));
+            // Twice in one list is a fault of the list.
+            let by_output = served.iter().find(|(seen, name)| *seen == address && *name != config.name);
+            if let Some((kind, other)) = by_input.or(by_output.map(|(_, output)| ("output", *output))) {
+                let message = format!("{address} is listened on twice, here and by {kind} `{other}`");
+                findings.fault(origin, "listen", message);
+            }
+            served.push((address, &config.name));
+        }
+    }
     for Entry { origin, config } in outputs {
         for to in config.addresses() {
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
                 let message =
                     format!("{to} is where input `{input}` listens: every frame would go round without end");
+                findings.fault(origin, "to", message);
+            }
+            if let Some((_, output)) = served.iter().find(|(address, _)| reaches(to, address)) {
+                let message =
+                    format!("{to} is where output `{output}` waits for readers: nobody reads there");
                 findings.fault(origin, "to", message);
             }
         }

@@ -17,7 +17,7 @@ mod place;
 pub(crate) mod settings;
 mod standing;
 mod stream_file;
-mod stream_lane;
+pub(crate) mod stream_lane;
 pub(crate) mod streams;
 pub(crate) mod subscriber;
 pub(crate) mod subscribers;
