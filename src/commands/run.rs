@@ -224,6 +224,9 @@ fn announce(relay: &Relay, config: &RelayConfig) {
     for (input, address) in relay.listeners() {
         info!(input, %address, "listening");
     }
+    for (output, address) in relay.output_listeners() {
+        info!(output, %address, "listening for subscribers");
+    }
     for output in &config.outputs {
         let queue = format_size(output.buffer.memory() as u64);
         let (_, word) = buffer_words(&output.buffer);
