@@ -57,6 +57,9 @@
 //!   the next one, or to another member of the group.
 //! - **Every frame ends in exactly one account**: sent, filtered, dropped for a reason, or stored. A batch that is forgotten counts as
 //!   dropped, reason `internal`, and a debug build panics.
+//! - **A subscriber is a lane that comes and goes.** Its connection is accepted and not opened; its delivery and its loop are
+//!   those of every lane. Workers feed all subscribers of an output by one table (`queue/takers`), which is renewed in one go
+//!   when a reader comes or leaves: no worker is told.
 //! - **The producer comes first.** Accepting, ACCEPT and FINISH wait for no output that is stalled or away; reading waits
 //!   for those that an operator set to [`Block`](queue::WhenFull::Block), and for others 5 ms, up to 20 ms while they
 //!   move, each time that what waits for them has doubled.
