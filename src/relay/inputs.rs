@@ -141,6 +141,11 @@ impl RunningListener {
         }
     }
 
+    /// Whether it is one of an output.
+    pub(crate) fn is_of_output(&self) -> bool {
+        matches!(self.door, Door::Output(_))
+    }
+
     /// Whether it takes connections of IPv4 and of IPv6.
     pub(crate) fn is_dual_stack(&self) -> bool {
         self.bound.dual_stack
@@ -340,6 +345,11 @@ impl<'a> ListenAt<'a> {
             let (owner, file) = (Owner::Output(&output.name), &subscribers.socket_file);
             subscribers.listen.iter().map(move |address| Self { owner, address, file })
         })
+    }
+
+    /// Whether it is one of an output.
+    pub(crate) fn is_of_output(&self) -> bool {
+        matches!(self.owner, Owner::Output(_))
     }
 
     /// It cannot be listened on.

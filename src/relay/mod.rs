@@ -409,8 +409,7 @@ fn take_and_bind(config: &RelayConfig, estate: &mut Estate, workers: usize) -> R
     let mut take = |wanted: Vec<ListenAt<'_>>| {
         let (mut taken, mut new) = (Vec::new(), Vec::new());
         for at in wanted {
-            let listeners =
-                estate.take_listeners(at.address, at.file, workers).map_err(|source| at.fault(source))?;
+            let listeners = estate.take_listeners(&at, workers).map_err(|source| at.fault(source))?;
             if listeners.is_empty() {
                 new.push(at);
             }

@@ -76,14 +76,14 @@ impl Relay {
 
     fn offer(&self, to: &Successor) -> Result<(), HandoverError> {
         let ledger = self.ledger();
-        let listeners: Vec<_> = self.all_listeners().collect();
         let mut sockets = Vec::new();
-        for listener in &listeners {
+        for listener in self.all_listeners() {
             for socket in listener.sockets(&self.sockets)? {
                 let record = HandedListener {
                     configured: listener.configured.to_string(),
                     address: listener.address().to_string(),
                     dual_stack: listener.is_dual_stack(),
+                    of_output: listener.is_of_output(),
                 };
                 sockets.push((record, socket));
             }
