@@ -243,7 +243,7 @@ mod tests {
         let second = output.join();
         output.give(std::slice::from_ref(&second), 10).await;
         assert_eq!((output.ledger().frames_queued, output.takers.charged()), (8, 8 * (104 + 256)));
-        [&first, &second].map(|taker| output.takers.dismiss(taker));
+        [&first, &second].into_iter().for_each(|taker| output.takers.dismiss(taker));
     }
 
     /// Paused time: waits alone let it pass.
