@@ -12,7 +12,9 @@ use crate::config::keys::Entry;
 use crate::config::section::Findings;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
+use crate::output::Destination;
 use crate::output::OutputConfig;
+use crate::output::place::is_one_stream;
 use crate::transport::Address;
 
 /// Names that were written must differ; the others are made from the address, and made to differ.
@@ -114,6 +116,22 @@ pub(super) fn check_spools(outputs: &[Entry<OutputConfig>], findings: &mut Findi
             findings.fault(origin, "spool.dir", message);
         }
         seen.push((&spool.folder, &config.name));
+    }
+}
+
+/// Two outputs that write into one stdout or FIFO would mix their streams.
+pub(super) fn check_files(outputs: &[Entry<OutputConfig>], findings: &mut Findings) {
+    let mut seen: Vec<(&Path, &str)> = Vec::new();
+    for Entry { origin, config } in outputs {
+        let Destination::File(file) = &config.to else { continue };
+        let path = Path::new(&file.pattern);
+        if let Some((_, other)) = seen.iter().find(|(seen, _)| is_one_stream(seen, path)) {
+            let message = format!(
+                "output `{other}` writes there too, and the two streams would mix: give each its own"
+            );
+            findings.fault(origin, "to", message);
+        }
+        seen.push((path, &config.name));
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
+use crate::config::conflicts::check_files;
 use crate::config::conflicts::check_names;
 use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
@@ -130,6 +131,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     check_addresses(&inputs, &outputs, &mut findings);
     check_content_types(&inputs, &outputs, &mut findings);
     check_spools(&outputs, &mut findings);
+    check_files(&outputs, &mut findings);
 
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();

@@ -15,6 +15,7 @@ mod skips;
 mod access;
 mod age;
 mod changes;
+mod changes_storm;
 mod checkpoint;
 mod data;
 mod delivery;

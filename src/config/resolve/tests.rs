@@ -307,6 +307,22 @@ fn a_spool_has_its_keys_and_its_limits() {
 }
 
 #[test]
+fn two_outputs_do_not_write_into_one_stdout_or_fifo() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&fifo, &link).unwrap();
+    let [fifo, link] = [fifo, link].map(|path| format!("file:{}", path.display()));
+    for twice in [["file:-", "file:/dev/stdout"], [&fifo, &fifo], [&fifo, &link]] {
+        assert_eq!(keys(from_options(&[], &twice)), ["to"], "{twice:?}");
+    }
+    for apart in [["file:-", fifo.as_str()], ["file:/dev/null", "file:/dev/null"], ["file:a", "file:b"]] {
+        assert!(from_options(&[], &apart).is_ok(), "{apart:?}");
+    }
+}
+
+#[test]
 fn keys_that_mean_nothing_for_an_address_are_refused() {
     for (address, key) in [
         ("tcp://a:1?rotate.size=1GiB", "rotate"),

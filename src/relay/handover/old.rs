@@ -1,6 +1,7 @@
 //! The old process: it gives what it has to the new one, and goes on where that fails.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -28,6 +29,7 @@ use crate::relay::handover::say;
 use crate::relay::handover::say_with;
 use crate::relay::handover::unexpected;
 use crate::relay::inputs::RunningListener;
+use crate::relay::output_entry::OutputEntry;
 use crate::relay::worker::Order;
 use crate::transport::passing::Passing;
 
@@ -153,7 +155,10 @@ impl Relay {
             output.entry.scope.drain();
             output.entry.close();
         }
-        let mut left: Vec<_> = self.outputs.iter().map(|output| output.entry.clone()).collect();
+        // Those that are being removed end by themselves, and count until then.
+        let removed =
+            |entry: &Arc<OutputEntry>| !self.outputs.iter().any(|own| Arc::ptr_eq(&own.entry, entry));
+        let mut left = self.accounts.outputs();
         let (mut lanes_ended, mut over) = (false, false);
         while !left.is_empty() {
             let now = Instant::now();
@@ -166,9 +171,22 @@ impl Relay {
                 left.iter().for_each(|entry| entry.scope.end());
             }
             let given_up = now >= began + timeout + FORCE;
-            for entry in left.extract_if(.., |entry| given_up || entry.scope.has_ended()) {
+            let there = self.accounts.outputs();
+            let has_ended = |entry: &mut Arc<OutputEntry>| {
+                given_up
+                    || if removed(entry) {
+                        !there.iter().any(|other| Arc::ptr_eq(other, entry))
+                    } else {
+                        entry.scope.has_ended()
+                    }
+            };
+            let ended: Vec<_> = left.extract_if(.., has_ended).collect();
+            for entry in ended {
                 entry.abandon();
-                // With what former processes of the chain had counted.
+                if left.iter().any(|other| other.name == entry.name) {
+                    continue;
+                }
+                // With what former processes of the chain had counted, and former outputs of this name.
                 let ledger = self.ledger().outputs.into_iter().find(|output| output.name == entry.name);
                 if let Some(ledger) = ledger.map(Box::new) {
                     say(&to.passing, &Message::OutputFree { ledger })?;
