@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn faults(keys: &str) -> Vec<String> {
-        let text = format!("[[output]]\nname = \"analysts\"\n{keys}\n");
+        let text = format!("[[output]]\n{keys}\n");
         resolve_toml(&text).unwrap_err().0.into_iter().map(|fault| fault.key).collect()
     }
 
