@@ -205,7 +205,7 @@ on_both_backends! {
         // What its socket has taken by then it may still read.
         let output = relay.output(0);
         assert!(output.balances() && output.frames_queued == 0, "{output:?}");
-        assert_eq!(sent + stalled.count_frames_until_end(), output.frames_sent);
+        assert!(sent + stalled.count_frames_until_end() >= output.frames_sent, "{output:?}");
         // One that has nothing to take does not stall.
         thread::sleep(millis(600));
         assert_eq!(relay.output(0).subscribers.len(), 1);
