@@ -57,7 +57,7 @@ pub(super) fn check_names<T>(
     }
 }
 
-/// Nobody shares an address to listen at, and an output must not feed an input of the same relay.
+/// Nobody shares an address to listen at, and neither an output nor a `dial` may lead to an input of the same relay.
 pub(super) fn check_addresses(
     inputs: &[Entry<InputConfig>],
     outputs: &[Entry<OutputConfig>],
@@ -90,6 +90,7 @@ pub(super) fn check_addresses(
             served.push((address, &config.name));
         }
     }
+    check_dials(inputs, &listened, &served, findings);
     for Entry { origin, config } in outputs {
         for to in config.addresses() {
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
@@ -102,6 +103,39 @@ pub(super) fn check_addresses(
                     format!("{to} is where output `{output}` waits for readers: nobody reads there");
                 findings.fault(origin, "to", message);
             }
+        }
+    }
+}
+
+/// A producer that is dialled twice sends every frame twice.
+fn check_dials(
+    inputs: &[Entry<InputConfig>],
+    listened: &[(&Address, &str)],
+    served: &[(&Address, &str)],
+    findings: &mut Findings,
+) {
+    let mut dialled: Vec<(&Address, &str)> = Vec::new();
+    for Entry { origin, config } in inputs {
+        for to in &config.dial {
+            if let Some((_, other)) = dialled.iter().find(|(seen, _)| *seen == to) {
+                let message = format!(
+                    "{to} is dialled twice, here and by input `{other}`: every frame of it would come twice"
+                );
+                findings.fault(origin, "dial", message);
+            }
+            if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
+                let message = format!(
+                    "{to} is where input `{input}` of this same tapster listens, which sends no frames"
+                );
+                findings.fault(origin, "dial", message);
+            }
+            if let Some((_, output)) = served.iter().find(|(address, _)| reaches(to, address)) {
+                let message = format!(
+                    "{to} is where output `{output}` of this same tapster waits for readers: every frame would go round without end"
+                );
+                findings.fault(origin, "dial", message);
+            }
+            dialled.push((to, &config.name));
         }
     }
 }

@@ -214,7 +214,7 @@ fn overlay_table(options: &Options) -> Table {
 }
 
 fn first_address(input: &InputConfig) -> String {
-    input.listen.first().map(ToString::to_string).unwrap_or_default()
+    input.listen.first().or(input.dial.first()).map(ToString::to_string).unwrap_or_default()
 }
 
 fn command_line(source: &str) -> Origin {

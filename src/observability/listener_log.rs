@@ -1,9 +1,10 @@
-//! The lines about one listener, from every worker.
+//! The lines about one listener, or one address that an input dials, from every worker.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
 use tracing::debug;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -35,11 +36,15 @@ pub(crate) enum Event {
     LostBetweenWorkers,
     /// No output takes the content type of a stream.
     Unrouted,
+    /// No connection could be opened to where the input dials.
+    Unreachable,
+    /// Where the input dials, this same tapster listens.
+    OwnListener,
 }
 
 impl Event {
     /// All events, in the order of their numbers.
-    const ALL: [Self; 9 + Rejection::ALL.len()] = [
+    const ALL: [Self; 11 + Rejection::ALL.len()] = [
         Self::Began,
         Self::Ended,
         Self::Retired,
@@ -49,6 +54,8 @@ impl Event {
         Self::CannotAccept,
         Self::LostBetweenWorkers,
         Self::Unrouted,
+        Self::Unreachable,
+        Self::OwnListener,
         Self::Refused(Rejection::Limit),
         Self::Refused(Rejection::LimitAddress),
         Self::Refused(Rejection::NotAllowed),
@@ -80,33 +87,41 @@ enum Owner {
 #[derive(Debug)]
 pub(crate) struct ListenerLog {
     owner: Owner,
-    listener: String,
+    // One of the two.
+    listener: Option<String>,
+    dial: Option<String>,
     limit: Mutex<EventLimit<PeerKey>>,
 }
 
 impl ListenerLog {
     /// The log of the listener at this address, of this input.
     pub(crate) fn new(input: &str, listener: &str) -> Self {
-        Self::of(Owner::Input(input.to_owned()), listener)
+        Self::of(Owner::Input(input.to_owned()), Some(listener), None)
     }
 
     /// The log of the listener at this address, of this output.
     pub(crate) fn of_output(output: &str, listener: &str) -> Self {
-        Self::of(Owner::Output(output.to_owned()), listener)
+        Self::of(Owner::Output(output.to_owned()), Some(listener), None)
     }
 
-    fn of(owner: Owner, listener: &str) -> Self {
+    /// The log of an address that this input dials.
+    pub(crate) fn of_dial(input: &str, dial: &str) -> Self {
+        Self::of(Owner::Input(input.to_owned()), None, Some(dial))
+    }
+
+    fn of(owner: Owner, listener: Option<&str>, dial: Option<&str>) -> Self {
         let mut limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
         for reason in Rejection::ALL {
             // A peer that is refused tries again and again, and hears nothing.
             limit = limit.with_lines_per_peer(Event::Refused(reason).number(), 1);
         }
-        Self { owner, listener: listener.to_owned(), limit: Mutex::new(limit) }
+        let (listener, dial) = (listener.map(str::to_owned), dial.map(str::to_owned));
+        Self { owner, listener, dial, limit: Mutex::new(limit) }
     }
 
-    /// The address of the listener.
+    /// The address of the listener; empty where an input dials.
     pub(crate) fn listener(&self) -> &str {
-        &self.listener
+        self.listener.as_deref().unwrap_or_default()
     }
 
     /// Tells of an event, if there is room for a line. The text may hold what a peer sent, escaped: it is cut where it is long.
@@ -144,7 +159,7 @@ impl ListenerLog {
             Owner::Input(input) => (Some(input), None),
             Owner::Output(output) => (None, Some(output)),
         };
-        let listener = &self.listener;
+        let (listener, dial) = (self.listener.as_deref(), self.dial.as_deref());
         let process = peer.and_then(PeerName::process);
         let (pid, uid) = (process.and_then(|process| process.pid), process.map(|process| process.uid));
         let user = process.and_then(|process| process.user.as_deref());
@@ -153,12 +168,13 @@ impl ListenerLog {
         let left_out = (left_out > 0).then_some(left_out);
         match event {
             Event::Probed | Event::Asked => {
-                debug!(input, output, listener, peer, pid, uid, user, program, left_out, "{text}");
+                debug!(input, output, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
             }
             Event::Began | Event::Ended | Event::Retired => {
-                info!(input, output, listener, peer, pid, uid, user, program, left_out, "{text}");
+                info!(input, output, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
             }
-            _ => warn!(input, output, listener, peer, pid, uid, user, program, left_out, "{text}"),
+            Event::OwnListener => error!(input, listener, dial, left_out, "{text}"),
+            _ => warn!(input, output, listener, dial, peer, pid, uid, user, program, left_out, "{text}"),
         }
     }
 }
@@ -178,6 +194,10 @@ fn summary(event: Event) -> &'static str {
             "more connections were lost between two workers, without a line for each"
         }
         Event::Unrouted => "more streams that no output takes, without a line for each",
+        Event::Unreachable => "more attempts to connect failed, without a line for each",
+        Event::OwnListener => {
+            "more attempts to connect led back to this same tapster, without a line for each"
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::observability::output_log::OutputEvent;
+use crate::observability::told_reasons::ToldReasons;
 use crate::output::deadline::Deadline;
 use crate::output::links::LinkEvent;
 use crate::output::links::Links;
@@ -88,8 +89,8 @@ struct Driver {
     deadline: Deadline,
     // Of ways that turn out to lead back here.
     loop_news: watch::Receiver<()>,
-    // For each member that cannot be reached: the reasons that were told since it was there.
-    told: Vec<Vec<String>>,
+    // For each member: why it cannot be reached.
+    told: Vec<ToldReasons>,
     // The address of each member whose last connection did not last.
     brief: Vec<Option<SocketAddr>>,
 }
@@ -115,7 +116,7 @@ impl Driver {
             None => settings.streams.endpoints.addresses().map(ToString::to_string).collect(),
         };
         Self {
-            told: vec![Vec::new(); names.len()],
+            told: names.iter().map(|_| ToldReasons::default()).collect(),
             brief: vec![None; names.len()],
             names,
             writer,
@@ -408,12 +409,8 @@ impl Driver {
         if !self.links.is_open_to(stream.member) {
             account.absences.failed(&to, &words, now);
         }
-        let told = &mut self.told[stream.member];
-        if told.contains(&words) {
+        if !self.told[stream.member].is_new(&words) {
             return;
-        }
-        if told.len() < REASONS_MAX {
-            told.push(words.clone());
         }
         let Some(left_out) = account.log.admit(OutputEvent::Unreachable, &to, now) else { return };
         if is_own_input {
@@ -447,9 +444,6 @@ impl Driver {
         &self.names[stream.member]
     }
 }
-
-/// Reasons that are known as told. Others are told as often as the log has room for them.
-const REASONS_MAX: usize = 16;
 
 /// The part of a sampled queue that sockets may take.
 const SAMPLE_SOCKET_PART: usize = 16;

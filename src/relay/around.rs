@@ -23,6 +23,4 @@ pub(crate) struct Surroundings {
     pub(crate) loops: Arc<Loops>,
     /// Where no output may lead.
     pub(crate) own: Arc<OwnListeners>,
-    /// Where subscribers connect: what would read there would read what it brings.
-    pub(crate) own_subscribers: Arc<OwnListeners>,
 }

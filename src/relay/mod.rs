@@ -5,6 +5,7 @@ mod accounts;
 mod around;
 mod change;
 mod descriptors;
+mod dials;
 mod door;
 mod error;
 mod handover;
@@ -212,7 +213,6 @@ impl Relay {
             drain_timeout: config.drain_timeout,
             reopen: Sender::new(0),
             own: Arc::default(),
-            own_subscribers: Arc::default(),
             loops,
         };
         let mut relay = Self {
@@ -256,20 +256,30 @@ impl Relay {
         let Some(Estate { predecessor, ledger, .. }) = estate else {
             self.begin_outputs(config.outputs)?;
             self.begin_output_listeners(doors)?;
-            return self.begin_listeners(bound);
+            self.begin_listeners(bound)?;
+            return self.begin_dials();
         };
         self.accounts.set_former(ledger);
         let held = self.hold_outputs(config.outputs)?;
         self.begin_output_listeners(doors)?;
         self.begin_listeners(bound)?;
+        let own = &self.around.own;
+        let dials = self.inputs.iter_mut().flat_map(|input| {
+            let name = input.config.name.clone();
+            input
+                .take_new_dials(own)
+                .into_iter()
+                .map(move |dial| ((name.clone(), dial.to().to_string()), dial))
+        });
+        let dials = dials.collect();
         let inputs = self.inputs.iter().filter_map(|input| {
-            let first = input.listeners.first()?;
-            Some((input.config.name.clone(), (input.id, first.scope.clone(), Arc::clone(&first.log))))
+            Some((input.config.name.clone(), (input.id, input.listeners.first()?.way())))
         });
         let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
         predecessor.say_accepting()?;
         self.sockets.own();
-        let taking_over = TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), held };
+        let taking_over =
+            TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), dials, held };
         let run =
             thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
         self.taking_over = Some(run);
@@ -364,7 +374,9 @@ impl Relay {
         relay.end();
         relay.wait_for_end(Instant::now() + FORCE);
         self.accounts.outputs().iter().for_each(|output| output.abandon());
-        self.all_listeners().for_each(|listener| listener.log.end());
+        self.inputs.iter().flat_map(RunningInput::ways).for_each(|way| way.log.end());
+        let of_outputs = self.outputs.iter().flat_map(|output| &output.listeners);
+        of_outputs.for_each(|listener| listener.log.end());
         self.accounts.tell_end();
     }
 }

@@ -182,7 +182,7 @@ impl Relay {
                 Step::Reconfigure => {
                     let output = self.outputs.iter_mut().find(|output| output.config.name == config.name);
                     if let Some(output) = output {
-                        let (sockets, own) = (&mut self.sockets, &self.around.own_subscribers);
+                        let (sockets, own) = (&mut self.sockets, &self.around.own);
                         let mut doors = Doors { workers: &self.workers, own, sockets };
                         closed.extend(output.close_listeners(Some(&config), &moved, &mut doors));
                         output.set_socket_files(&config, doors.sockets)?;
@@ -194,7 +194,7 @@ impl Relay {
         }
         self.begin_outputs(new)?;
         self.outputs.sort_by_key(|output| order.iter().position(|name| *name == output.config.name));
-        self.end_listeners(closed)?;
+        self.end_ways(closed.iter().map(RunningListener::way).collect())?;
         gone.into_iter().try_for_each(|output| self.end_output(output, &moved))?;
         Ok(self.begin_output_listeners(listeners)?)
     }
@@ -222,7 +222,7 @@ impl Relay {
                         Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
                     let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
                     let closed = input.reconfigure(config, &moved, &mut doors)?;
-                    self.end_listeners(closed)?;
+                    self.end_ways(closed)?;
                 }
                 None => self.begin_input(config)?,
             }
@@ -236,6 +236,7 @@ impl Relay {
             self.around.own.add(input, listener.bound());
         }
         self.begin_listeners(listeners)?;
+        self.begin_dials()?;
         Ok(())
     }
 }

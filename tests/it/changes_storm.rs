@@ -55,7 +55,7 @@ on_both_backends! {
             writers.iter().for_each(|writer| writer.wait_for_more(1));
             thread::sleep(millis(site.random.u64(..20)));
         }
-        site.end(writers.into_iter().map(Flow::end).collect());
+        site.end(&writers.into_iter().map(Flow::end).collect::<Vec<_>>());
     }
 }
 
@@ -151,7 +151,7 @@ impl Site {
     }
 
     /// Everything is delivered, or counted.
-    fn end(mut self, sent: Vec<u64>) {
+    fn end(mut self, sent: &[u64]) {
         if !self.is_alive {
             self.shaky.revive();
         }
@@ -173,7 +173,7 @@ impl Site {
         let [steady, spooled] = [0, 1].map(|index| &ledger.outputs[index]);
         assert_eq!((steady.frames_received, steady.frames_sent, dropped(steady)), (all, all, 0));
         assert_eq!(steady.sessions_finished, self.upgrades + 1, "one connection for each process");
-        let expected: Vec<_> = (0..).zip(&sent).map(|(writer, &frames)| (writer, 0..frames)).collect();
+        let expected: Vec<_> = (0..).zip(sent).map(|(writer, &frames)| (writer, 0..frames)).collect();
         numbered::assert_complete(self.steady.close().payloads(), &expected);
 
         let arrived = self.shaky.close();

@@ -19,6 +19,8 @@ mod changes_storm;
 mod checkpoint;
 mod data;
 mod delivery;
+mod dial;
+mod dial_changes;
 mod drain;
 mod dump;
 mod endurance;

@@ -257,6 +257,36 @@ fn addresses_must_not_be_listened_on_twice_nor_feed_back() {
 }
 
 #[test]
+fn an_input_listens_or_dials_or_does_both() {
+    let input = |keys: &str| from_file(&format!("[[input]]\n{keys}\n"));
+    let resolved =
+        input("dial = [\"tcp://coredns.example:6000\", \"unix:/a\"]\nreconnect = { max = \"5s\" }").unwrap();
+    let dialling = &resolved.config.inputs[0];
+    assert_eq!((dialling.name.as_str(), dialling.listen.len()), ("tcp://coredns.example:6000", 0));
+    let reconnect = Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(5) };
+    assert_eq!((dialling.dial.len(), dialling.reconnect), (2, reconnect));
+    assert_eq!(from_file(&to_toml(&resolved.config)).unwrap(), resolved);
+    let both = input("listen = \"unix:/b\"\ndial = \"unix:/a\"\nconnections_max = 7").unwrap();
+    assert_eq!(from_file(&to_toml(&both.config)).unwrap(), both);
+    for (keys, at) in [
+        ("name = \"a\"", "listen (input `a`)"),
+        ("listen = \"unix:/a\"\nreconnect = { min = \"1s\" }", "reconnect"),
+        ("dial = \"unix:/a\"\nreconnect = { min = \"1h\" }", "reconnect.min"),
+        ("dial = []", "dial"),
+        ("dial = \"tls://a:1\"", "dial"),
+        ("dial = \"file:a.fstrm\"", "dial"),
+        ("dial = \"tcp://a:0\"", "dial"),
+        ("dial = [\"tcp://a:1\", \"tcp://a:1\"]\nname = \"a\"", "dial (input `a`)"),
+        ("dial = \"tcp://localhost:1\"\nlisten = \"tcp://0.0.0.0:1\"", "dial"),
+        ("dial = \"tcp://a:1\"\nconnections_max = 7", "connections_max"),
+    ] {
+        let faults = input(keys).unwrap_err();
+        let places: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(places, [format!("input[0].{at}").as_str()], "{keys}: {faults}");
+    }
+}
+
+#[test]
 fn what_is_not_there_yet_is_recognised() {
     let faults = to("tls://a:1").unwrap_err().to_string();
     assert!(faults.contains("TLS is not built in yet"), "{faults}");
