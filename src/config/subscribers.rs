@@ -221,5 +221,8 @@ mod tests {
         assert!(fault.contains("listened on twice, here and by output `b`"), "{fault}");
         let fault = all("tcp://127.0.0.1:6010", "to = \"tcp://localhost:6010\"").unwrap_err();
         assert!(fault.contains("is where output `b` waits for readers"), "{fault}");
+        let dials = "to = \"tcp://127.0.0.1:6011\"\n[[input]]\ndial = \"tcp://127.0.0.1:6010\"";
+        let fault = all("tcp://127.0.0.1:6010", dials).unwrap_err();
+        assert!(fault.contains("is where output `b` of this same tapster waits for readers"), "{fault}");
     }
 }
