@@ -189,7 +189,7 @@ on_both_backends! {
         let folder = folder();
         let output = for_subscribers(Transport::Unix, folder.path())
             .queue(SMALL)
-            .subscribers(|config| config.stall_timeout = millis(300));
+            .subscribers(|config| config.stall_timeout = millis(1000));
         let relay = relay(backend).output(output).start();
         let mut idle = relay.subscriber();
         let stalled = relay.subscriber();
@@ -208,7 +208,7 @@ on_both_backends! {
         assert!(output.balances(), "{output:?}");
         assert!(sent + stalled.count_frames_until_end() >= output.frames_sent, "{output:?}");
         // One that has nothing to take does not stall.
-        thread::sleep(millis(600));
+        thread::sleep(millis(1500));
         assert_eq!(relay.output(0).subscribers.len(), 1);
         writer.finish();
         drain_beside(relay, || idle.expect_stop());
