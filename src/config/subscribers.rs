@@ -83,7 +83,10 @@ fn take_queue(section: &mut Section<'_>) -> Buffer {
 /// Keys that mean nothing for subscribers would be obeyed in vain.
 fn refuse_other_keys(section: &mut Section<'_>) {
     let refusals: [(&str, &[&str]); 4] = [
-        ("goes without `listen`: an output connects, or is connected to", &["to"]),
+        (
+            "an output has `to` and connects, or has `listen` and is connected to: leave one of the two out",
+            &["to"],
+        ),
         (
             "is for outputs that connect to their readers: leave this key out",
             &["reconnect", "user_timeout", "send_proxy", "balance", "weights", "slow_start"],

@@ -49,6 +49,8 @@ pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
+#[doc(hidden)]
+pub use crate::relay::handover::message_again;
 use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
