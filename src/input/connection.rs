@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use crate::admission::gate::Gate;
+use crate::admission::gate::Slot;
 use crate::input::InputConfig;
 use crate::input::dialled::DialledConnection;
-use crate::input::gate::Gate;
-use crate::input::gate::Slot;
 use crate::input::handing::HandedConnection;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;

@@ -1,12 +1,10 @@
 //! Ways in: connections that run Frame Streams readers, accepted by listeners or opened to producers that listen.
 
-mod access;
 mod admission;
 pub(crate) mod connection;
 mod dial_schedule;
 pub(crate) mod dialled;
 pub(crate) mod dialling;
-pub(crate) mod gate;
 pub(crate) mod handing;
 pub(crate) mod listener;
 
@@ -15,8 +13,8 @@ use std::time::Instant;
 
 pub use ipnet::IpNet;
 
+pub use crate::admission::Access;
 pub use crate::delivery::config::Reconnect;
-pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;

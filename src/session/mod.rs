@@ -9,4 +9,6 @@ pub(crate) mod read_coalescer;
 mod read_share;
 pub(crate) mod read_turns;
 mod retirement;
+pub(crate) mod subscribe;
 pub(crate) mod write;
+pub(crate) mod write_fault;

@@ -1,6 +1,5 @@
 //! A writer session: batches to a collector, with an ear for what it says.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,12 +15,12 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
-use crate::loops::LedBack;
 use crate::protocol::ProtocolError;
 use crate::protocol::WriterConfig;
 use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
 use crate::session::half_closed::HalfClosed;
+use crate::session::write_fault::WriteFault;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
@@ -33,39 +32,6 @@ use crate::transport::socket::Socket;
 use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
 use crate::transport::sys::SendList;
-
-/// Why a writer session ended, or did not begin.
-#[derive(Debug)]
-pub(crate) enum WriteFault {
-    /// No connection.
-    Connect(io::Error),
-    /// The connection leads to an input of this relay, which has this name.
-    OwnInput(String),
-    /// The same, through other relays.
-    Loop(LedBack),
-    /// The reader broke the protocol, was too slow, or closed.
-    Protocol(ProtocolError),
-    /// The connection broke.
-    Connection(io::Error),
-}
-
-impl fmt::Display for WriteFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect(error) => write!(f, "cannot connect: {error}"),
-            Self::OwnInput(input) => write!(
-                f,
-                "this address leads to input `{input}` of this same tapster, so that every frame would go round without end; \
-                 no frame is written there; change the address of the output"
-            ),
-            Self::Loop(led_back) => write!(f, "{led_back}"),
-            Self::Protocol(error) => write!(f, "{error}"),
-            // The peer's host is gone: the error says that, in words of its own.
-            Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),
-            Self::Connection(error) => write!(f, "the connection broke: {error}"),
-        }
-    }
-}
 
 /// What happens on an open stream.
 #[derive(Debug)]
@@ -103,6 +69,7 @@ pub(crate) struct WriteStream {
     // What the reader said while a write was under way: told once the write has come back.
     fault: Option<WriteFault>,
     stop: Stop,
+    direction_ended: bool,
     closing: bool,
 }
 
@@ -175,11 +142,24 @@ impl WriteStream {
         if let Some(version) = send_proxy {
             socket.send_proxy_header(version).await.map_err(WriteFault::Connection)?;
         }
-        let (bidirectional, peer) = (config.bidirectional, socket.peer());
+        let bidirectional = config.bidirectional;
         let mut session = WriterSession::new(config, Instant::now()).map_err(WriteFault::Protocol)?;
         handshake(&mut socket, &mut session).await?;
-        let stream = socket.into_stream(backend).map_err(WriteFault::Connection)?;
-        let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
+        let received = BytesMut::with_capacity(INCOMING_LEN);
+        Self::over(socket, (session, bidirectional), received, backend).map_err(WriteFault::Connection)
+    }
+
+    /// A session that has begun, with what the reader has said since, which the session has not taken.
+    pub(super) fn over(
+        socket: Socket,
+        (session, bidirectional): (WriterSession, bool),
+        mut received: BytesMut,
+        backend: Backend,
+    ) -> io::Result<Self> {
+        let peer = socket.peer();
+        let stream = socket.into_stream(backend)?;
+        received.reserve(INCOMING_LEN);
+        let incoming = Some(listen(&stream, received));
         Ok(Self {
             stream,
             peer,
@@ -194,6 +174,7 @@ impl WriteStream {
             interrupted: None,
             fault: None,
             stop: Stop::Not,
+            direction_ended: false,
             closing: false,
         })
     }
@@ -338,7 +319,13 @@ impl WriteStream {
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            Stop::Sent { .. } => self.poll_finished(),
+            Stop::Sent { .. } => {
+                // Such a reader may wait for the end of the connection.
+                if self.session.reader_began() && !std::mem::replace(&mut self.direction_ended, true) {
+                    self.stream.shutdown_write();
+                }
+                self.poll_finished()
+            }
         }
     }
 

@@ -63,6 +63,9 @@ pub(crate) struct HandedListener {
     /// With the port that the kernel chose.
     pub(crate) address: String,
     pub(crate) dual_stack: bool,
+    /// Whether it is one of an output, for subscribers.
+    #[serde(default)]
+    pub(crate) of_output: bool,
 }
 
 /// A connection. The bytes that it had received are behind the text, in order.
