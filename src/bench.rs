@@ -10,6 +10,7 @@ use crate::queue::WhenFull;
 use crate::queue::channel::QueueEnd;
 use crate::route::Fanout;
 use crate::route::Inlet;
+use crate::route::Queues;
 
 /// One input's lanes, one to each output.
 #[derive(Clone, Debug)]
@@ -25,10 +26,10 @@ impl Lanes {
             let account = Arc::new(OutputAccount::default());
             let when_full = WhenFull::Block;
             let queue = Arc::new(Queue::new(queue_bytes_max, when_full, Arc::clone(&account)));
-            Inlet { content_type: None, frame_len_max: u32::MAX, queue, account }
+            let queues = Queues::One(Arc::clone(&queue), account);
+            (Inlet { content_type: None, frame_len_max: u32::MAX, queues }, queue)
         };
-        let inlets: Vec<Inlet> = (0..outputs).map(inlet).collect();
-        let queues = inlets.iter().map(|inlet| Arc::clone(&inlet.queue)).collect();
+        let (inlets, queues): (Vec<Inlet>, _) = (0..outputs).map(inlet).unzip();
         Self { fanout: Fanout::new(&inlets, None), queues }
     }
 

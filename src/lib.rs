@@ -27,6 +27,7 @@
 //! | [`protocol`] | Frame Streams as pure functions of bytes and time: no I/O, no clock. Also the public library. |
 //! | `lifecycle` | The tree of scopes: phases, the end, and tasks that are counted and whose panics are contained. |
 //! | [`transport`] | Byte streams and listeners, on io_uring or on epoll; blocks to read into. A stream tells by itself how far its peer is. The one file with `unsafe` code is here. |
+//! | `admission` | Who may connect: limits, addresses, processes, PROXY headers. |
 //! | `loops` | Loops that lead through other relays: suspicion, the question on every way, and the proof. |
 //! | [`input`] | Ways in: connections that run reader sessions, accepted or dialled. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
@@ -42,7 +43,7 @@
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
 //! | `faults` | Debug builds only: faults that a test asks for. |
 //!
-//! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `batch loops` ← `queue delivery session` ←
+//! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `admission batch loops` ← `queue delivery session` ←
 //! `spool` ← `route` ← `input output` ← `config` ← `relay` ← the binary. `tests/tidy` holds it; nor do files import each
 //! other in a circle.
 //!
@@ -56,6 +57,9 @@
 //!   the next one, or to another member of the group.
 //! - **Every frame ends in exactly one account**: sent, filtered, dropped for a reason, or stored. A batch that is forgotten counts as
 //!   dropped, reason `internal`, and a debug build panics.
+//! - **A subscriber is a lane that comes and goes.** Its connection is accepted and not opened; its delivery and its loop are
+//!   those of every lane. Workers feed all subscribers of an output by one table (`queue/takers`), which is renewed in one go
+//!   when a reader comes or leaves: no worker is told.
 //! - **The producer comes first.** Accepting, ACCEPT and FINISH wait for no output that is stalled or away; reading waits
 //!   for those that an operator set to [`Block`](queue::WhenFull::Block), and for others 5 ms, up to 20 ms while they
 //!   move, each time that what waits for them has doubled.
@@ -83,6 +87,8 @@
 
 pub mod protocol;
 
+#[cfg(feature = "relay")]
+mod admission;
 #[cfg(feature = "relay")]
 mod batch;
 #[cfg(feature = "relay")]

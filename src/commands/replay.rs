@@ -157,6 +157,9 @@ fn target(output: &OutputConfig) -> Result<Target<'_>, String> {
                 Err("a replay goes to one reader: start a relay to have it dealt out".to_owned())
             }
         },
+        Destination::Subscribers(_) => {
+            Err("a replay goes to one reader: start a relay, and replay to its input".to_owned())
+        }
     }
 }
 

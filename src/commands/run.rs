@@ -228,6 +228,9 @@ fn announce(relay: &Relay, config: &RelayConfig) {
     for (input, address) in relay.listeners() {
         info!(input, %address, "listening");
     }
+    for (output, address) in relay.output_listeners() {
+        info!(output, %address, "listening for subscribers");
+    }
     for input in &config.inputs {
         for dial in &input.dial {
             info!(input = input.name, %dial, "dialling");

@@ -1,4 +1,4 @@
-//! The keys of an `[[input]]` that say who may connect.
+//! The keys of an `[[input]]`, and of an `[[output]]` that listens, that say who may connect.
 
 use std::net::IpAddr;
 
@@ -8,30 +8,35 @@ use ipnet::Ipv4Net;
 use crate::config::raw::Value;
 use crate::config::section::Section;
 use crate::config::value;
-use crate::input::InputConfig;
+use crate::input::Access;
 use crate::transport::Address;
 use crate::transport::LocalId;
+use crate::transport::SocketFileConfig;
 
-/// Takes the keys, and says which of them mean nothing for the addresses of this input.
-pub(super) fn take_access(section: &mut Section<'_>, input: &mut InputConfig) {
-    let access = &mut input.access;
+/// Takes the keys, and says which of them mean nothing for these addresses, at which an input or output listens.
+pub(super) fn take_access(
+    section: &mut Section<'_>,
+    listen: &[Address],
+    access: &mut Access,
+    socket_file: &mut SocketFileConfig,
+) {
     set_list(section, "allow", network, &mut access.allow);
     set_list(section, "allow_users", user, &mut access.allow_users);
     set_list(section, "allow_groups", group, &mut access.allow_groups);
     access.proxy_from = take_proxy(section);
     access.connections_max_per_address =
         section.take("connections_max_per_address", value::integer(1..=CONNECTIONS_MAX));
-    input.socket_file.mode = section.take("socket_mode", value::permission_bits);
-    input.socket_file.user = section.take("socket_user", user);
-    input.socket_file.group = section.take("socket_group", group);
+    socket_file.mode = section.take("socket_mode", value::permission_bits);
+    socket_file.user = section.take("socket_user", user);
+    socket_file.group = section.take("socket_group", group);
     if !section.has("listen") && section.has("dial") {
         refuse(
             section,
             &OF_LISTENERS,
             "is for connections that tapster accepts, and this input only dials: leave this key out",
         );
-    } else if !input.listen.is_empty() {
-        check_kinds(section, input);
+    } else if !listen.is_empty() {
+        check_kinds(section, listen, access);
     }
 }
 
@@ -48,22 +53,22 @@ fn take_proxy(section: &mut Section<'_>) -> Option<Vec<IpNet>> {
 }
 
 /// Keys that mean nothing for these addresses would be obeyed in vain.
-fn check_kinds(section: &mut Section<'_>, input: &InputConfig) {
-    let (some_unix, all_unix) = (input.listen.iter().any(is_unix), input.listen.iter().all(is_unix));
+fn check_kinds(section: &mut Section<'_>, listen: &[Address], access: &Access) {
+    let (some_unix, all_unix) = (listen.iter().any(is_unix), listen.iter().all(is_unix));
     if !some_unix {
         let keys = ["socket_mode", "socket_user", "socket_group", "allow_users", "allow_groups"];
-        refuse(section, &keys, "is for unix sockets, and this input listens on none");
+        refuse(section, &keys, "is for unix sockets, and none is listened on here");
     }
     // A PROXY header gives a peer an address.
-    if all_unix && input.access.proxy_from.is_none() {
+    if all_unix && access.proxy_from.is_none() {
         refuse(
             section,
             &["allow", "connections_max_per_address"],
-            "is for peers with an address, and this input listens on unix sockets alone: `allow_users` and `allow_groups` are \
+            "is for peers with an address, and only unix sockets are listened on here: `allow_users` and `allow_groups` are \
              for these",
         );
     }
-    if !all_unix && !section.has("proxy_from") && input.access.proxy_from.is_some() {
+    if !all_unix && !section.has("proxy_from") && access.proxy_from.is_some() {
         let message = "everyone who can connect can claim any address: name the proxies with `proxy_from`";
         section.warn("proxy_protocol", message.to_owned());
     }

@@ -109,7 +109,7 @@ const EXAMPLE: &str = "{ dir = \"/var/lib/tapster/NAME\", max = \"10GiB\" }";
 /// No spool is smaller: four segments of the smallest size.
 const MAX_MIN: u64 = 256 << 10;
 const SIZE_MAX: u64 = 1 << 60;
-const QUEUE_MIN: u64 = 1 << 10;
+pub(super) const QUEUE_MIN: u64 = 1 << 10;
 pub(super) const QUEUE_MAX: u64 = 1 << 40;
 const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Disks take about as long for one.

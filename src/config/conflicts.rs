@@ -57,7 +57,7 @@ pub(super) fn check_names<T>(
     }
 }
 
-/// Two inputs cannot share an address, and neither an output nor a `dial` may lead to an input of the same relay.
+/// Nobody shares an address to listen at, and neither an output nor a `dial` may lead to an input of the same relay.
 pub(super) fn check_addresses(
     inputs: &[Entry<InputConfig>],
     outputs: &[Entry<OutputConfig>],
@@ -76,7 +76,21 @@ pub(super) fn check_addresses(
             listened.push((address, &config.name));
         }
     }
-    check_dials(inputs, &listened, findings);
+    let mut served: Vec<(&Address, &str)> = Vec::new();
+    for Entry { origin, config } in outputs {
+        for address in config.listen().iter().filter(|address| !address.has_any_port()) {
+            let by_input =
+                listened.iter().find(|(seen, _)| *seen == address).map(|(_, input)| ("input", *input));
+            // Twice in one list is a fault of the list.
+            let by_output = served.iter().find(|(seen, name)| *seen == address && *name != config.name);
+            if let Some((kind, other)) = by_input.or(by_output.map(|(_, output)| ("output", *output))) {
+                let message = format!("{address} is listened on twice, here and by {kind} `{other}`");
+                findings.fault(origin, "listen", message);
+            }
+            served.push((address, &config.name));
+        }
+    }
+    check_dials(inputs, &listened, &served, findings);
     for Entry { origin, config } in outputs {
         for to in config.addresses() {
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
@@ -84,12 +98,22 @@ pub(super) fn check_addresses(
                     format!("{to} is where input `{input}` listens: every frame would go round without end");
                 findings.fault(origin, "to", message);
             }
+            if let Some((_, output)) = served.iter().find(|(address, _)| reaches(to, address)) {
+                let message =
+                    format!("{to} is where output `{output}` waits for readers: nobody reads there");
+                findings.fault(origin, "to", message);
+            }
         }
     }
 }
 
 /// A producer that is dialled twice sends every frame twice.
-fn check_dials(inputs: &[Entry<InputConfig>], listened: &[(&Address, &str)], findings: &mut Findings) {
+fn check_dials(
+    inputs: &[Entry<InputConfig>],
+    listened: &[(&Address, &str)],
+    served: &[(&Address, &str)],
+    findings: &mut Findings,
+) {
     let mut dialled: Vec<(&Address, &str)> = Vec::new();
     for Entry { origin, config } in inputs {
         for to in &config.dial {
@@ -102,6 +126,12 @@ fn check_dials(inputs: &[Entry<InputConfig>], listened: &[(&Address, &str)], fin
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
                 let message = format!(
                     "{to} is where input `{input}` of this same tapster listens, which sends no frames"
+                );
+                findings.fault(origin, "dial", message);
+            }
+            if let Some((_, output)) = served.iter().find(|(address, _)| reaches(to, address)) {
+                let message = format!(
+                    "{to} is where output `{output}` of this same tapster waits for readers: every frame would go round without end"
                 );
                 findings.fault(origin, "dial", message);
             }

@@ -145,6 +145,17 @@ impl Room {
     }
 }
 
+/// Whether the longest frame finds room.
+pub(super) fn check_queue(section: &mut Section<'_>, room: &Room) {
+    if room.queue <= room.longest {
+        let part = if room.behind_spool { ", in each half of it" } else { "" };
+        let message = format!(
+            "must be larger than `frame_len_max` and 4 bytes more{part}: the longest frame must find room"
+        );
+        section.fault("queue", message);
+    }
+}
+
 /// A time or a size.
 fn checkpoint(written: &Value) -> Result<Checkpoint, String> {
     let bytes = value::size(CHECKPOINT_BYTES_MIN..=QUEUE_MAX);
@@ -160,3 +171,5 @@ const CHECKPOINT_EVERY_MIN: Duration = Duration::from_millis(100);
 const CHECKPOINT_BYTES_MIN: u64 = 64 << 10;
 /// A reader that is slow at FINISH is a slow reader, not a broken one.
 const CHECKPOINT_FINISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The length word before every data frame.
+pub(super) const LENGTH_WORD: u64 = 4;

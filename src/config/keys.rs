@@ -56,7 +56,7 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut input.handshake_timeout);
     section.set("connections_max", value::integer(1..=CONNECTIONS_MAX), &mut input.connections_max);
     input.max_connection_age = section.take("max_connection_age", value::duration(AGE_MIN..=YEAR));
-    take_access(&mut section, &mut input);
+    take_access(&mut section, &input.listen, &mut input.access, &mut input.socket_file);
     take_server_tls(&mut section, &mut input);
 
     if input.frame_len_max < FRAME_LEN_USUAL {
@@ -120,6 +120,8 @@ const FRAME_LEN_MAX: u64 = (1 << 31) - 1;
 const FRAME_LEN_USUAL: u32 = 66_560;
 pub(super) const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
+/// Shorter pauses happen to readers that are well.
+pub(super) const STALL_MIN: Duration = Duration::from_millis(100);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 const RECONNECT_MIN: Duration = Duration::from_millis(1);
 /// Ages are looked at once a second.

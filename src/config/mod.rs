@@ -24,6 +24,7 @@ mod raw;
 mod render;
 mod resolve;
 mod section;
+mod subscribers;
 mod tls;
 mod value;
 mod words;

@@ -4,15 +4,20 @@ use std::time::Duration;
 
 use crate::config::buffer::take_buffer;
 use crate::config::delivery::DeliveryKeys;
+use crate::config::delivery::LENGTH_WORD;
 use crate::config::delivery::Room;
+use crate::config::delivery::check_queue;
 use crate::config::file::FileKeys;
 use crate::config::keys::Entry;
 use crate::config::keys::HANDSHAKE_MIN;
 use crate::config::keys::HOUR;
+use crate::config::keys::STALL_MIN;
 use crate::config::keys::take_frame_len_max;
 use crate::config::keys::take_reconnect;
 use crate::config::raw::Value;
 use crate::config::section::Section;
+use crate::config::subscribers::SUBSCRIBER_KEYS;
+use crate::config::subscribers::take_subscribers;
 use crate::config::tls::take_client_tls;
 use crate::config::value;
 use crate::config::value::OutputAddress;
@@ -36,10 +41,22 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     if !output.name.is_empty() {
         section.set_label(format!("output `{}`", output.name));
     }
+    if section.has("listen") {
+        return take_subscribers(section, output);
+    }
+    for key in SUBSCRIBER_KEYS {
+        section.take(key, |_| Ok(()));
+        if section.has(key) {
+            section.fault(key, "is for outputs with `listen`, which readers connect to".to_owned());
+        }
+    }
     let is_group = section.is_list("to");
     let to = section.take_list("to", value::output_address);
     if !section.has("to") {
-        section.fault("to", "is missing: write to = \"tcp://HOST:PORT\"".to_owned());
+        section.fault(
+            "to",
+            "is missing: write to = \"tcp://HOST:PORT\", or `listen` for readers that connect".to_owned(),
+        );
     }
     output.buffer = take_buffer(&mut section);
     let into_file = to.as_ref().is_some_and(|to| matches!(to[..], [OutputAddress::File(_)]));
@@ -68,13 +85,7 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         longest,
         members: group.as_ref().map_or(1, |group| group.members.len().max(1)) as u64,
     };
-    if room.queue <= longest {
-        let part = if room.behind_spool { ", in each half of it" } else { "" };
-        let message = format!(
-            "must be larger than `frame_len_max` and 4 bytes more{part}: the longest frame must find room"
-        );
-        section.fault("queue", message);
-    }
+    check_queue(&mut section, &room);
     delivery.check(&mut section, &room);
     let first = to.and_then(|to| to.into_iter().next());
     output.to = match (group, first) {
@@ -199,9 +210,5 @@ fn send_proxy(value: &Value) -> Result<Option<ProxyVersion>, String> {
 }
 
 const WEIGHT_MAX: usize = 1000;
-/// Shorter pauses happen to readers that are well.
-const STALL_MIN: Duration = Duration::from_millis(100);
 /// Shorter waits end healthy connections: TCP waits 200 ms and more before it sends a lost segment again.
 const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// The length word before every data frame.
-const LENGTH_WORD: u64 = 4;

@@ -13,6 +13,7 @@ use crate::config::words::PER_WORKER;
 use crate::config::words::SYNC_WORDS;
 use crate::config::words::Words;
 use crate::config::words::buffer_words;
+use crate::input::Access;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::output::Balance;
@@ -27,12 +28,14 @@ use crate::output::OutputConfig;
 use crate::output::Reconnect;
 use crate::output::Rotate;
 use crate::output::StreamsConfig;
+use crate::output::SubscribersConfig;
 use crate::protocol::ContentType;
 use crate::relay::RelayConfig;
 use crate::spool::SpoolConfig;
 use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
 use crate::transport::Address;
+use crate::transport::SocketFileConfig;
 use crate::transport::tls::ClientTls;
 use crate::transport::tls::ServerTls;
 
@@ -99,7 +102,7 @@ fn write_input(document: &mut String, input: &InputConfig) {
     if let Some(age) = input.max_connection_age {
         line(document, "max_connection_age", &quoted(&format_duration(age)));
     }
-    write_access(document, input);
+    write_access(document, &input.access, &input.socket_file);
     if let Some(tls) = &input.tls {
         line(document, "tls", &server_tls(tls));
     }
@@ -108,12 +111,11 @@ fn write_input(document: &mut String, input: &InputConfig) {
     }
 }
 
-fn write_access(document: &mut String, input: &InputConfig) {
+fn write_access(document: &mut String, access: &Access, file: &SocketFileConfig) {
     fn list<T: Display>(items: &[T]) -> Option<String> {
         let items: Vec<String> = items.iter().map(|item| quoted(&item.to_string())).collect();
         (!items.is_empty()).then(|| format!("[{}]", items.join(", ")))
     }
-    let (access, file) = (&input.access, &input.socket_file);
     let keys = [
         ("connections_max_per_address", access.connections_max_per_address.map(|max| max.to_string())),
         ("proxy_protocol", access.proxy_from.as_ref().map(|_| "true".to_owned())),
@@ -175,6 +177,10 @@ fn write_output(document: &mut String, output: &OutputConfig) {
         Destination::Streams(StreamsConfig { endpoints: Endpoints::Group(group), .. }) => {
             write_group(document, group);
         }
+        Destination::Subscribers(subscribers) => {
+            let listen: Vec<_> = subscribers.listen.iter().map(|at| quoted(&at.to_string())).collect();
+            line(document, "listen", &format!("[{}]", listen.join(", ")));
+        }
         to => line(document, "to", &quoted(&to.to_string())),
     }
     write_buffer(document, &output.buffer);
@@ -187,6 +193,7 @@ fn write_output(document: &mut String, output: &OutputConfig) {
             write_keep(document, file.keep);
             write_reconnect(document, file.reconnect);
         }
+        Destination::Subscribers(subscribers) => write_subscribers(document, subscribers),
         Destination::Streams(streams) => {
             let connections = match output.buffer.lanes() {
                 Lanes::One => "1".to_owned(),
@@ -197,6 +204,16 @@ fn write_output(document: &mut String, output: &OutputConfig) {
             write_reconnect(document, streams.reconnect);
         }
     }
+}
+
+fn write_subscribers(document: &mut String, subscribers: &SubscribersConfig) {
+    let mode = if subscribers.bidirectional { ModeWord::Bidirectional } else { ModeWord::Unidirectional };
+    line(document, "mode", &quoted(mode.word()));
+    line(document, "handshake_timeout", &quoted(&format_duration(subscribers.handshake_timeout)));
+    line(document, "finish_timeout", &quoted(&format_duration(subscribers.finish_timeout)));
+    line(document, "stall_timeout", &quoted(&format_duration(subscribers.stall_timeout)));
+    line(document, "subscribers_max", &subscribers.subscribers_max.to_string());
+    write_access(document, &subscribers.access, &subscribers.socket_file);
 }
 
 fn write_group(document: &mut String, group: &GroupConfig) {

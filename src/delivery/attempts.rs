@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::delivery::backoff::Backoff;
 use crate::delivery::config::Reconnect;
+use crate::delivery::config::Retry;
 use crate::delivery::shared::Shared;
 use crate::lifecycle::Phase;
 
@@ -30,7 +31,11 @@ impl Attempts {
     /// When to try again after an attempt that failed, or after a stream that was given up; `None`: not any more. A
     /// collector that is away when the relay ends gets one more attempt, which this was.
     pub(super) fn after_failure(&mut self, shared: &Shared, now: Instant) -> Option<Instant> {
-        let goes_on = !shared.inputs_ended || shared.config.tries_to_the_end;
+        let goes_on = match shared.config.retry {
+            Retry::Never => false,
+            Retry::WhileRunning => !shared.inputs_ended,
+            Retry::ToTheEnd => true,
+        };
         goes_on.then(|| self.next(shared, now))
     }
 
@@ -38,7 +43,8 @@ impl Attempts {
     /// that closes while the relay ends gets one more attempt, as one does that is away.
     pub(super) fn after_break(&mut self, since: Instant, shared: &Shared, now: Instant) -> Option<Instant> {
         self.backoff.session_lasted(since, now);
-        if shared.inputs_ended && !std::mem::replace(&mut self.last_chance_used, true) {
+        let again = shared.config.retry != Retry::Never;
+        if again && shared.inputs_ended && !std::mem::replace(&mut self.last_chance_used, true) {
             return Some(self.next(shared, now));
         }
         self.after_failure(shared, now)

@@ -62,6 +62,17 @@ pub(crate) enum Acknowledge {
     },
 }
 
+/// How often a reader is connected to again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// Never: the delivery ends with its first connection.
+    Never,
+    /// While frames come, and once more when the output drains.
+    WhileRunning,
+    /// Until the deadline of a drain.
+    ToTheEnd,
+}
+
 /// What one output delivers with.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryConfig {
@@ -83,8 +94,8 @@ pub(crate) struct DeliveryConfig {
     pub(crate) slow_start: Duration,
     /// Pauses between attempts.
     pub(crate) reconnect: Reconnect,
-    /// Whether a drain tries to connect until its deadline, and not once more only.
-    pub(crate) tries_to_the_end: bool,
+    /// How often it is connected again.
+    pub(crate) retry: Retry,
     /// Bytes of the queue.
     pub(crate) queue_max: usize,
     /// Bytes of the queue that may be held for any batch to pass.

@@ -79,6 +79,7 @@ impl Endpoint {
     /// Waits from now on as the configuration of all members says.
     pub(super) fn reconfigure(&mut self, shared: &Shared, now: Instant) {
         self.attempts.reconfigure(shared.config.reconnect);
+        self.watch.reconfigure(&shared.config);
         // A pause of the former configuration may be long.
         if let Link::Down { retry_at } = &mut self.link {
             *retry_at = (*retry_at).min(now + shared.config.reconnect.max);

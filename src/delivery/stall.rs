@@ -21,6 +21,12 @@ impl Stall {
         Self { timeout, taken: 0, since: now, look_at: now, has_work: false, looking: false }
     }
 
+    /// Waits for so long from now on.
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+        self.look_at = self.look_at.min(self.since + timeout);
+    }
+
     /// The time to look again; `None` while the reader has nothing to take, or a look is under way.
     pub(super) fn look_at(&self) -> Option<Instant> {
         (self.has_work && !self.looking).then_some(self.look_at)

@@ -40,6 +40,13 @@ impl Watch {
         watch
     }
 
+    /// Waits from now on as it is configured here.
+    pub(super) fn reconfigure(&mut self, config: &DeliveryConfig) {
+        if let (Some(stall), Some(timeout)) = (&mut self.stall, config.stall_timeout) {
+            stall.set_timeout(timeout);
+        }
+    }
+
     /// Whether the reader is looked at to acknowledge frames.
     pub(super) fn probes(&self) -> bool {
         self.probe.is_some()

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use crate::admission::gate::Gate;
+use crate::admission::gate::Slot;
 use crate::input::InputConfig;
 use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
 use crate::input::dialled::DialledConnection;
-use crate::input::gate::Gate;
-use crate::input::gate::Slot;
 use crate::input::handing::HandedConnection;
 use crate::input::handshake_limit::Handshake;
 use crate::input::handshake_limit::HandshakeLimit;

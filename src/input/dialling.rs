@@ -96,7 +96,7 @@ impl Dialling {
                 },
                 (site, result) = dial::first(&mut attempts) => {
                     match result {
-                        Ok(opened) if self.own.behind(&opened.0).is_none() => {
+                        Ok(opened) if self.own.behind_for_reader(&opened.0).is_none() => {
                             schedule.handle_opened(&site);
                             told.connected(&site);
                             faults::point("dialling", &self.input.config.borrow().name);
@@ -121,14 +121,12 @@ impl Dialling {
     /// No connection, or one to a listener of this relay.
     fn refused(&self, told: &mut Told, site: &Site, result: io::Result<Opened>) {
         let own = match result {
-            Ok((socket, _)) => self.own.behind(&socket),
+            Ok((socket, _)) => self.own.behind_for_reader(&socket),
             Err(error) => return self.failed(told, Some(site), &format!("cannot connect: {error}")),
         };
-        let Some(input) = own else { return };
+        let Some(own) = own else { return };
         self.input.account.dial_failed();
-        let words = format!(
-            "{site} leads to input `{input}` of this same tapster, which sends no frames; change `dial` of this input"
-        );
+        let words = format!("{site} leads to {own}; change `dial` of this input");
         if told.is_new(Some(site), &words) {
             self.log.tell(Event::OwnListener, None, || words);
         }

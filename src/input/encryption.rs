@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::admission::Refusal;
 use crate::input::InputConfig;
 use crate::input::admission::NotAdmitted;
-use crate::input::admission::Refusal;
 use crate::input::connection::OpenConnection;
 use crate::input::handshake_limit::Handshake;
 use crate::protocol::ReaderSession;
@@ -62,7 +62,9 @@ async fn encrypt(
     };
     let allow = config.tls.as_ref().map_or(&[][..], |tls| &tls.allow_names);
     let name = match socket.peer_certificate() {
-        Some(certificate) => names_of(certificate, allow).map_err(|names| Refusal::Name { names })?,
+        Some(certificate) => {
+            names_of(certificate, allow).map_err(|names| NotAdmitted::Refused(Refusal::Name { names }))?
+        }
         None => None,
     };
     let version = socket.tls_version().unwrap_or_default();

@@ -14,7 +14,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use crate::faults;
 use crate::input::admission::NotAdmitted;
@@ -118,14 +121,31 @@ impl Readers {
     }
 
     /// Offers every connection to the next process from now on; `None`: it takes them no more.
-    pub(crate) fn offer_all(&self, offers: Option<UnboundedSender<Offer>>) {
+    pub(crate) fn offer_all(self: &Rc<Self>, offers: Option<UnboundedSender<Offer>>) {
         let asked = offers.is_some();
         self.offers.replace(offers);
         if asked {
-            let streaming = self.streaming.borrow();
-            let handles = streaming.iter().filter_map(|streaming| streaming.handle.upgrade());
-            handles.for_each(|handle| handle.hand_over());
+            spawn_local(Rc::clone(self).offer_in_turn());
             self.offers_asked.notify_waiters();
+        }
+    }
+
+    /// Offers a few connections at a time, so that none waits for thousands of others, and those that bring frames last: until
+    /// then the outputs of this process have them.
+    async fn offer_in_turn(self: Rc<Self>) {
+        let mut handles: Vec<_> =
+            self.streaming.borrow().iter().map(|streaming| streaming.handle.clone()).collect();
+        handles.sort_by_cached_key(|handle| handle.upgrade().and_then(|handle| handle.last_read()));
+        let turns = Arc::new(Semaphore::new(OFFERED_AT_ONCE));
+        for handle in handles {
+            // An output that blocks keeps a connection from being offered, and that keeps no other one.
+            let turn = timeout(OFFER_WAIT, Arc::clone(&turns).acquire_owned()).await;
+            if self.offers.borrow().is_none() {
+                return;
+            }
+            if let Some(handle) = handle.upgrade() {
+                handle.hand_over(turn.ok().and_then(Result::ok));
+            }
         }
     }
 
@@ -205,7 +225,7 @@ impl Readers {
             handle.enter(phase);
         }
         if self.offers.borrow().is_some() {
-            handle.hand_over();
+            handle.hand_over(None);
         }
         handle
     }
@@ -423,3 +443,7 @@ async fn run_session(
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 /// Blocks that are looked at before a batch is copied: some may have become free.
 const LOOK_FOR_FREE: usize = 16;
+/// So many connections of a worker wait at a time for the next process to go on with them: half of what one message passes.
+const OFFERED_AT_ONCE: usize = 100;
+/// So long one of them waits until another one is offered all the same.
+const OFFER_WAIT: Duration = Duration::from_millis(50);

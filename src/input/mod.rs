@@ -1,13 +1,11 @@
 //! Ways in: connections that run Frame Streams readers, accepted by listeners or opened to producers that listen.
 
-mod access;
 mod admission;
 pub(crate) mod connection;
 mod dial_schedule;
 pub(crate) mod dialled;
 pub(crate) mod dialling;
 mod encryption;
-pub(crate) mod gate;
 pub(crate) mod handing;
 pub(crate) mod handshake_limit;
 pub(crate) mod listener;
@@ -17,8 +15,8 @@ use std::time::Instant;
 
 pub use ipnet::IpNet;
 
+pub use crate::admission::Access;
 pub use crate::delivery::config::Reconnect;
-pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;

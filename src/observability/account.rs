@@ -12,7 +12,6 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -48,8 +47,8 @@ pub(crate) struct OutputAccount {
     connections: AtomicU64,
     sessions_finished: AtomicU64,
     own_input: AtomicU64,
-    // The output ends before the relay does.
-    removed: AtomicBool,
+    // Why frames are lost that are left at the end, where that is not the end of the relay.
+    end_reason: OnceLock<DropReason>,
     /// How old frames are that wait, and were when they were delivered.
     pub(crate) ages: Ages,
     spool: OnceLock<SpoolAccount>,
@@ -86,20 +85,30 @@ impl OutputAccount {
             connections: AtomicU64::new(0),
             sessions_finished: AtomicU64::new(0),
             own_input: AtomicU64::new(0),
-            removed: AtomicBool::new(false),
+            end_reason: OnceLock::new(),
             ages: Ages::default(),
             spool: OnceLock::new(),
         }
     }
 
+    /// The account of a lane beside this one, of the same output: both tell how long their batches stayed in one place.
+    pub(crate) fn beside(&self) -> Self {
+        Self { ages: self.ages.beside(), ..Self::new(Arc::clone(&self.log)) }
+    }
+
     /// The output has been removed from the relay: what it cannot write any more is lost for this reason.
     pub(crate) fn remove(&self) {
-        self.removed.store(true, Relaxed);
+        let _ = self.end_reason.set(DropReason::Removed);
+    }
+
+    /// The reader has left, whose lane this is, and no other takes its place: what it has not got is lost for this reason.
+    pub(crate) fn unsubscribe(&self) {
+        let _ = self.end_reason.set(DropReason::Unsubscribed);
     }
 
     /// Why frames are lost that are left at the end of the output.
     pub(crate) fn end_reason(&self) -> DropReason {
-        if self.removed.load(Relaxed) { DropReason::Removed } else { DropReason::Shutdown }
+        self.end_reason.get().copied().unwrap_or(DropReason::Shutdown)
     }
 
     fn lost(&self, reason: DropReason, frames: u64) {

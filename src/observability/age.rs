@@ -3,6 +3,7 @@
 //! A lane tells once for each write or acknowledgement what is the oldest that it has not delivered, and how long the
 //! batches stayed that it has.
 
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicI64;
@@ -19,8 +20,13 @@ use crate::observability::Residence;
 pub(crate) struct Ages {
     /// What the lane has and has not delivered.
     pub(crate) oldest: Oldest,
-    // How long batches stayed that were delivered, in microseconds: since somebody looked, and before. The lane locks the
-    // first alone, which whoever looks holds no longer than it takes to put another in its place.
+    stays: Arc<Stays>,
+}
+
+/// How long batches stayed that were delivered, in microseconds: since somebody looked, and before. The lane locks the
+/// first alone, which whoever looks holds no longer than it takes to put another in its place.
+#[derive(Debug)]
+struct Stays {
     fresh: Mutex<Histogram<u64>>,
     seen: Mutex<Histogram<u64>>,
 }
@@ -28,15 +34,20 @@ pub(crate) struct Ages {
 impl Default for Ages {
     fn default() -> Self {
         let (fresh, seen) = (Mutex::new(empty()), Mutex::new(empty()));
-        Self { oldest: Oldest::default(), fresh, seen }
+        Self { oldest: Oldest::default(), stays: Arc::new(Stays { fresh, seen }) }
     }
 }
 
 impl Ages {
+    /// The ages of a lane beside this one: what is delivered counts here.
+    pub(crate) fn beside(&self) -> Self {
+        Self { oldest: Oldest::default(), stays: Arc::clone(&self.stays) }
+    }
+
     /// Tells of batches, by the times when they were read, that are delivered now.
     pub(crate) fn delivered(&self, read_at: impl Iterator<Item = Instant>, now: Instant) {
         let now = stamp(now);
-        let mut fresh = self.fresh.lock().expect(UNPOISONED);
+        let mut fresh = self.stays.fresh.lock().expect(UNPOISONED);
         read_at.for_each(|read_at| fresh.saturating_record(micros(now - stamp(read_at))));
     }
 }
@@ -96,9 +107,9 @@ impl AgeSum {
     /// Adds a lane.
     pub(crate) fn add(&mut self, ages: &Ages) {
         self.add_oldest(&ages.oldest);
-        let mut seen = ages.seen.lock().expect(UNPOISONED);
+        let mut seen = ages.stays.seen.lock().expect(UNPOISONED);
         let mut fresh = empty();
-        std::mem::swap(&mut fresh, &mut *ages.fresh.lock().expect(UNPOISONED));
+        std::mem::swap(&mut fresh, &mut *ages.stays.fresh.lock().expect(UNPOISONED));
         seen.add(&fresh).expect(SAME_BOUNDS);
         self.residence.add(&*seen).expect(SAME_BOUNDS);
     }

@@ -15,6 +15,8 @@ pub(crate) enum DropReason {
     Shutdown,
     /// The output was removed before the frame could be written.
     Removed,
+    /// The subscriber left before the frame could be written.
+    Unsubscribed,
     /// The spool, or its disk, was full.
     SpoolFull,
     /// The frame was in the spool for too long.
@@ -27,13 +29,14 @@ pub(crate) enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::QueueFull,
         Self::Sampled,
         Self::FrameTooLong,
         Self::Refused,
         Self::Shutdown,
         Self::Removed,
+        Self::Unsubscribed,
         Self::SpoolFull,
         Self::SpoolAge,
         Self::SpoolDamaged,
@@ -49,6 +52,7 @@ impl DropReason {
             Self::Refused => "refused",
             Self::Shutdown => "shutdown",
             Self::Removed => "removed",
+            Self::Unsubscribed => "unsubscribed",
             Self::SpoolFull => "spool_full",
             Self::SpoolAge => "spool_age",
             Self::SpoolDamaged => "spool_damaged",
@@ -76,6 +80,9 @@ impl DropReason {
             }
             Self::Removed => {
                 "the output was removed from the configuration, and its collector did not take them within `drain_timeout`"
+            }
+            Self::Unsubscribed => {
+                "they waited for subscribers that left, or that took nothing for `stall_timeout` and were closed"
             }
             Self::SpoolFull => {
                 "the spool is full; raise `spool.max`, or free space on its disk, of which `spool.min_free` stays free"

@@ -78,8 +78,8 @@ pub struct OutputLedger {
     pub frames_queued: u64,
     /// Frames waiting on disk, and not in memory. At exit: those that were never sent and that the next run will send.
     pub frames_spooled: u64,
-    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `refused`, `shutdown`, `spool_full`, `spool_age`,
-    /// `spool_damaged`, `internal`.
+    /// Frames lost, by reason: `queue_full`, `sampled`, `frame_too_long`, `refused`, `shutdown`, `removed`, `unsubscribed`,
+    /// `spool_full`, `spool_age`, `spool_damaged`, `internal`.
     pub frames_dropped: BTreeMap<String, u64>,
     /// Bytes of `frames_sent`.
     pub bytes_sent: u64,
@@ -118,6 +118,28 @@ pub struct OutputLedger {
     /// The members of a group, in the order of the configuration; the other fields are for all of them together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberLedger>,
+    /// The subscribers that are there, where the output listens. The other fields are for all of them together, with those that
+    /// have left; a frame counts once for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subscribers: Vec<SubscriberLedger>,
+    /// Where the output listens: connections that were closed without an answer, by reason, as in [`InputLedger`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub connections_rejected: BTreeMap<String, u64>,
+}
+
+/// A subscriber that is there. Its counts began with its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubscriberLedger {
+    /// Where it comes from: `tcp://HOST:PORT`, or `unix:PATH` of the socket that it connected to.
+    pub address: String,
+    /// When its stream began, as in `2026-03-01T08:00:00Z`.
+    pub since: String,
+    /// Frames wholly written to it.
+    pub frames_sent: u64,
+    /// Frames that wait for it.
+    pub frames_queued: u64,
+    /// Frames that it did not get, by reason.
+    pub frames_dropped: BTreeMap<String, u64>,
 }
 
 /// How a spool stands.
@@ -271,5 +293,8 @@ impl OutputLedger {
         self.connections += lane.connections;
         self.sessions_finished += lane.sessions_finished;
         self.connections_to_own_input += lane.connections_to_own_input;
+        for (reason, connections) in &lane.connections_rejected {
+            *self.connections_rejected.entry(reason.clone()).or_default() += connections;
+        }
     }
 }

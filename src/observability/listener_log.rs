@@ -76,10 +76,17 @@ impl Event {
     }
 }
 
+/// Whose a listener is.
+#[derive(Debug)]
+enum Owner {
+    Input(String),
+    Output(String),
+}
+
 /// Writes lines about one listener, as many as [`EventLimit`] has room for.
 #[derive(Debug)]
 pub(crate) struct ListenerLog {
-    input: String,
+    owner: Owner,
     // One of the two.
     listener: Option<String>,
     dial: Option<String>,
@@ -89,22 +96,32 @@ pub(crate) struct ListenerLog {
 impl ListenerLog {
     /// The log of the listener at this address, of this input.
     pub(crate) fn new(input: &str, listener: &str) -> Self {
-        Self::of(input, Some(listener), None)
+        Self::of(Owner::Input(input.to_owned()), Some(listener), None)
+    }
+
+    /// The log of the listener at this address, of this output.
+    pub(crate) fn of_output(output: &str, listener: &str) -> Self {
+        Self::of(Owner::Output(output.to_owned()), Some(listener), None)
     }
 
     /// The log of an address that this input dials.
     pub(crate) fn of_dial(input: &str, dial: &str) -> Self {
-        Self::of(input, None, Some(dial))
+        Self::of(Owner::Input(input.to_owned()), None, Some(dial))
     }
 
-    fn of(input: &str, listener: Option<&str>, dial: Option<&str>) -> Self {
+    fn of(owner: Owner, listener: Option<&str>, dial: Option<&str>) -> Self {
         let mut limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
         for reason in Rejection::ALL {
             // A peer that is refused tries again and again, and hears nothing.
             limit = limit.with_lines_per_peer(Event::Refused(reason).number(), 1);
         }
         let (listener, dial) = (listener.map(str::to_owned), dial.map(str::to_owned));
-        Self { input: input.to_owned(), listener, dial, limit: Mutex::new(limit) }
+        Self { owner, listener, dial, limit: Mutex::new(limit) }
+    }
+
+    /// The address of the listener; empty where an input dials.
+    pub(crate) fn listener(&self) -> &str {
+        self.listener.as_deref().unwrap_or_default()
     }
 
     /// Tells of an event, if there is room for a line. The text may hold what a peer sent, escaped: it is cut where it is long.
@@ -138,7 +155,11 @@ impl ListenerLog {
     }
 
     fn write(&self, event: Event, peer: Option<&PeerName>, left_out: u64, text: &str) {
-        let (input, listener, dial) = (&self.input, self.listener.as_deref(), self.dial.as_deref());
+        let (input, output) = match &self.owner {
+            Owner::Input(input) => (Some(input), None),
+            Owner::Output(output) => (None, Some(output)),
+        };
+        let (listener, dial) = (self.listener.as_deref(), self.dial.as_deref());
         let process = peer.and_then(PeerName::process);
         let (pid, uid) = (process.and_then(|process| process.pid), process.map(|process| process.uid));
         let user = process.and_then(|process| process.user.as_deref());
@@ -147,13 +168,13 @@ impl ListenerLog {
         let left_out = (left_out > 0).then_some(left_out);
         match event {
             Event::Probed | Event::Asked => {
-                debug!(input, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
+                debug!(input, output, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
             }
             Event::Began | Event::Ended | Event::Retired => {
-                info!(input, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
+                info!(input, output, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
             }
             Event::OwnListener => error!(input, listener, dial, left_out, "{text}"),
-            _ => warn!(input, listener, dial, peer, pid, uid, user, program, left_out, "{text}"),
+            _ => warn!(input, output, listener, dial, peer, pid, uid, user, program, left_out, "{text}"),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::output::config_error::ConfigError;
 use crate::output::file_config::FileConfig;
 use crate::output::streams::Endpoints;
 use crate::output::streams::StreamsConfig;
+use crate::output::subscribers::SubscribersConfig;
 use crate::protocol::ContentType;
 use crate::queue::WhenFull;
 use crate::spool::OnFull;
@@ -94,6 +95,8 @@ pub enum Destination {
     File(FileConfig),
     /// Over connections, to readers of Frame Streams.
     Streams(StreamsConfig),
+    /// Over connections that readers of Frame Streams open.
+    Subscribers(SubscribersConfig),
 }
 
 impl OutputConfig {
@@ -130,15 +133,34 @@ impl OutputConfig {
                     faults.push(ConfigError::LanesOfGroup);
                 }
             }
+            Destination::Subscribers(subscribers) => {
+                faults.extend(subscribers.faults());
+                if self.buffer.spool().is_some() {
+                    faults.push(ConfigError::SpoolOfSubscribers);
+                } else if self.buffer.policy() == WhenFull::Block {
+                    faults.push(ConfigError::SubscribersBlock);
+                }
+                if per_worker {
+                    faults.push(ConfigError::LanesOfSubscribers);
+                }
+            }
         }
         faults
     }
 
-    /// The addresses that it connects to; none for files.
+    /// The addresses that it connects to; none for files and subscribers.
     pub fn addresses(&self) -> Vec<&Address> {
         match &self.to {
-            Destination::File(_) => Vec::new(),
+            Destination::File(_) | Destination::Subscribers(_) => Vec::new(),
             Destination::Streams(streams) => streams.endpoints.addresses().collect(),
+        }
+    }
+
+    /// The addresses that it listens at, for subscribers.
+    pub fn listen(&self) -> &[Address] {
+        match &self.to {
+            Destination::File(_) | Destination::Streams(_) => &[],
+            Destination::Subscribers(subscribers) => &subscribers.listen,
         }
     }
 
@@ -213,18 +235,19 @@ impl Default for Buffer {
 }
 
 impl fmt::Display for Destination {
-    /// As it is written in a configuration; the members of a group are separated by commas.
+    /// As it is written in a configuration; the members of a group are separated by commas, and so are several addresses to listen
+    /// at.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(file) => write!(f, "{file}"),
-            Self::Streams(streams) => {
-                for (index, address) in streams.endpoints.addresses().enumerate() {
-                    let comma = if index == 0 { "" } else { "," };
-                    write!(f, "{comma}{address}")?;
-                }
-                Ok(())
-            }
+        let addresses: Vec<_> = match self {
+            Self::File(file) => return write!(f, "{file}"),
+            Self::Streams(streams) => streams.endpoints.addresses().collect(),
+            Self::Subscribers(subscribers) => subscribers.listen.iter().collect(),
+        };
+        for (index, address) in addresses.into_iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{address}")?;
         }
+        Ok(())
     }
 }
 
@@ -267,10 +290,23 @@ mod tests {
     const PER_WORKER: Buffer =
         Buffer::Memory { max: 64 << 20, when_full: WhenFull::Block, lanes: Lanes::PerWorker };
 
+    fn listening(addresses: &[&str]) -> OutputConfig {
+        let listen = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        OutputConfig {
+            to: Destination::Subscribers(SubscribersConfig::new(listen)),
+            ..OutputConfig::default()
+        }
+    }
+
+    fn buffer(when_full: WhenFull, lanes: Lanes) -> Buffer {
+        Buffer::Memory { max: 64 << 20, when_full, lanes }
+    }
+
     #[test]
     fn what_can_be_is_let_through() {
         for output in [
             OutputConfig::default(),
+            listening(&["tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "unix:/a"]),
             OutputConfig { buffer: PER_WORKER, ..to(to_one("tcp://a:1")) },
             OutputConfig { buffer: disk(1 << 30), ..to(group(&["tcp://a:1", "unix:/b"]).into()) },
         ] {
@@ -315,6 +351,20 @@ mod tests {
             (to(StreamsConfig { mode: kept, ..to_one("unix:/a") }), "replay_margin"),
             (to(StreamsConfig { mode: kept, ..group(&["tcp://a:1", "unix:/b"]).into() }), "replay_margin"),
             (to(StreamsConfig { reconnect: Reconnect { min, max }, ..to_one("unix:/a") }), "reconnect.min"),
+            (listening(&[]), "listen"),
+            (listening(&["unix:/a", "tcp://a:1", "unix:/a"]), "listen"),
+            (OutputConfig { buffer: disk(1 << 30), ..listening(&["unix:/a"]) }, "spool"),
+            (
+                OutputConfig { buffer: buffer(WhenFull::Block, Lanes::One), ..listening(&["unix:/a"]) },
+                "when_full",
+            ),
+            (
+                OutputConfig {
+                    buffer: buffer(WhenFull::Sample, Lanes::PerWorker),
+                    ..listening(&["unix:/a"])
+                },
+                "connections",
+            ),
             (file("100%"), "to"),
             (file("a/"), "to"),
             (keeping("a", Keep::Files(0)), "keep"),

@@ -67,6 +67,30 @@ pub enum ConfigError {
     /// A suffix that makes no other name, or one in another folder.
     #[error("must not be empty and has no `/`, as in \".part\"")]
     PartialSuffix,
+    /// An output for subscribers without an address.
+    #[error("needs an address, as in listen = [\"tcp://127.0.0.1:6010\"]")]
+    ListenNowhere,
+    /// An output that listens twice at one address.
+    #[error("has {0} twice")]
+    ListenTwice(Address),
+    /// A `tls` address for subscribers.
+    #[error(
+        "has {0}: subscribers do not come over TLS yet; use tcp://, through stunnel or haproxy where the way is not trusted"
+    )]
+    TlsOfSubscribers(Address),
+    /// [`WhenFull::Block`](crate::queue::WhenFull::Block) for subscribers.
+    #[error(
+        "cannot be \"block\" where subscribers connect: one that stalls would stop the inputs; use \"drop_oldest\", \"drop_newest\" or \"sample\""
+    )]
+    SubscribersBlock,
+    /// A spool for subscribers.
+    #[error(
+        "is for one reader that comes back, and subscribers get what comes while they are there: leave this key out"
+    )]
+    SpoolOfSubscribers,
+    /// [`Lanes::PerWorker`](crate::output::Lanes::PerWorker) for subscribers.
+    #[error("each subscriber has the connection that it opens: leave this key out")]
+    LanesOfSubscribers,
     /// A file name that is a folder.
     #[error("`{0}` names a folder: add a file name, as in {PATTERN_EXAMPLE}")]
     PatternOfFolder(String),
@@ -83,8 +107,10 @@ impl ConfigError {
             | Self::Pattern { .. }
             | Self::PatternOfFolder(_) => "to",
             Self::MemberWithoutShare(_) => "weights",
-            Self::LanesOfGroup | Self::LanesOfFile => "connections",
-            Self::SpoolBeforeFile | Self::Spool(_) => "spool",
+            Self::ListenNowhere | Self::ListenTwice(_) | Self::TlsOfSubscribers(_) => "listen",
+            Self::SubscribersBlock => "when_full",
+            Self::LanesOfGroup | Self::LanesOfFile | Self::LanesOfSubscribers => "connections",
+            Self::SpoolOfSubscribers | Self::SpoolBeforeFile | Self::Spool(_) => "spool",
             Self::MarginOfUnix => "replay_margin",
             Self::Reconnect => "reconnect.min",
             Self::KeepOfNone | Self::KeepOfUnknown(_) => "keep",

@@ -18,6 +18,7 @@ use crate::delivery::action::StreamId;
 use crate::delivery::balance::Balance;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
+use crate::delivery::config::Retry;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::observability::output_log::OutputEvent;
@@ -77,7 +78,7 @@ impl FileLane {
             stall_timeout: None,
             slow_start: Duration::ZERO,
             reconnect: config.reconnect,
-            tries_to_the_end: false,
+            retry: Retry::WhileRunning,
             queue_max: queue.budget().max(),
             held_max: queue.budget().held_max(),
             write_len_max: queue.write_len_max(),

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -17,107 +16,50 @@ use crate::delivery::DeliveryMachine;
 use crate::delivery::action::Action;
 use crate::delivery::action::CloseReason;
 use crate::delivery::action::StreamId;
-use crate::delivery::config::Acknowledge;
-use crate::delivery::config::DeliveryConfig;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
-use crate::loops::Loops;
 use crate::observability::output_log::OutputEvent;
 use crate::observability::told_reasons::ToldReasons;
-use crate::output::config::Buffer;
 use crate::output::deadline::Deadline;
-use crate::output::lane::Source;
 use crate::output::links::LinkEvent;
 use crate::output::links::Links;
 use crate::output::settings::LaneSettings;
-use crate::output::streams::Endpoints;
+use crate::output::stream_lane::StreamLane;
 use crate::output::streams::StreamsConfig;
-use crate::protocol::ContentType;
 use crate::protocol::WriterConfig;
 use crate::queue::WhenFull;
 use crate::queue::channel::QueueEnd;
-use crate::session::write::WriteFault;
 use crate::session::write::WriteStream;
-use crate::transport::Address;
+use crate::session::write_fault::WriteFault;
 use crate::transport::Backend;
-use crate::transport::dial::ADDRESSES_MAX;
-use crate::transport::own_listeners::OwnListeners;
 use crate::transport::socket::ConnectOptions;
 
-/// One lane over connections: to one reader, or to those of a group.
-#[derive(Clone, Debug)]
-pub(crate) struct StreamLane {
-    pub(crate) source: Source,
-    /// The content type of START.
-    pub(crate) content_type: Option<ContentType>,
-    /// They change while the lane runs.
-    pub(crate) settings: watch::Receiver<Arc<LaneSettings>>,
-    /// Where no output may lead.
-    pub(crate) own: Arc<OwnListeners>,
-    /// Which ways of outputs lead back through other relays.
-    pub(crate) loops: Arc<Loops>,
+/// Runs the lane until its queue is closed and written, or the output is over. For the worker that owns it. A lane that
+/// fails begins again.
+pub(crate) async fn run(lane: StreamLane, backend: Backend, scope: Scope) {
+    let lane = Arc::new(lane);
+    let reconnect = lane.settings.borrow().streams.reconnect;
+    let task = || async {
+        // What one driver has left when other settings came, the next one begins with.
+        let mut left = Vec::new();
+        loop {
+            match Driver::new(Arc::clone(&lane), backend, &scope, left).run().await {
+                DriverEnd::Over => return,
+                DriverEnd::Renewed(batches) => left = batches,
+            }
+        }
+    };
+    lane.source.run(&scope, reconnect, task).await;
 }
 
-impl StreamLane {
-    /// Runs the lane until its queue is closed and written, or the output is over. For the worker that owns it. A lane that
-    /// fails begins again.
-    pub(crate) async fn run(self, backend: Backend, scope: Scope) {
-        let lane = Arc::new(self);
-        let reconnect = lane.settings.borrow().streams.reconnect;
-        let task = || async {
-            // What one driver has left when other settings came, the next one begins with.
-            let mut left = Vec::new();
-            loop {
-                match Driver::new(Arc::clone(&lane), backend, &scope, left).run().await {
-                    DriverEnd::Over => return,
-                    DriverEnd::Renewed(batches) => left = batches,
-                }
-            }
-        };
-        lane.source.run(&scope, reconnect, task).await;
-    }
-
-    fn delivery_config(&self, settings: &LaneSettings) -> DeliveryConfig {
-        let StreamsConfig { endpoints, mode, .. } = &settings.streams;
-        let queue = &self.source.queue;
-        let (queue_max, write_len_max) = (queue.budget().max(), queue.write_len_max());
-        let member_max = queue_max / endpoints.addresses().count();
-        let acknowledge = match (mode.checkpoint(), mode.margin()) {
-            (Some(checkpoint), _) => Acknowledge::Finish { checkpoint, order: mode.order() },
-            (None, None) => Acknowledge::Written,
-            (None, Some(margin)) => Acknowledge::Progress {
-                margin: margin as u64,
-                // Where little is written at once, little is to be let go of at once.
-                probe_len: (member_max / 8).min(write_len_max).min(PROBE_LEN) as u64,
-                probe_pause: PROBE_PAUSE,
-            },
-        };
-        let group = match endpoints {
-            Endpoints::One(_) => None,
-            Endpoints::Group(group) => Some(group),
-        };
-        DeliveryConfig {
-            weights: group
-                .map_or(vec![1], |group| group.members.iter().map(|member| member.weight).collect()),
-            balance: group.map(|group| group.balance).unwrap_or_default(),
-            acknowledge,
-            answers: mode.is_bidirectional(),
-            // The opening has limits of its own, for each address, and says what it waited for.
-            connect_timeout: settings.streams.handshake_timeout.saturating_mul(OPENING_PARTS),
-            finish_timeout: mode.finish_timeout(),
-            stall_timeout: group.map(|group| group.stall_timeout),
-            slow_start: group.map_or(Duration::ZERO, |group| group.slow_start),
-            reconnect: settings.streams.reconnect,
-            // Nothing may be lost that could be delivered: the queue blocks, and no spool keeps the frames.
-            tries_to_the_end: matches!(settings.buffer, Buffer::Memory { when_full: WhenFull::Block, .. }),
-            queue_max,
-            held_max: queue.budget().held_max(),
-            write_len_max,
-            max_age: self.source.max_age,
-            seed: fastrand::u64(..),
-        }
-    }
+/// Serves the reader that has opened this connection, until it leaves, or the queue is closed and written, or the output is over.
+/// Whatever is left then is lost.
+pub(crate) async fn serve(lane: StreamLane, open: WriteStream, backend: Backend, scope: Scope) {
+    let lane = Arc::new(lane);
+    let mut driver = Driver::new(Arc::clone(&lane), backend, &scope, Vec::new());
+    driver.adopt(open, Instant::now());
+    driver.run().await;
 }
 
 /// How a loop ended.
@@ -136,7 +78,8 @@ struct Driver {
     news: watch::Receiver<Arc<LaneSettings>>,
     // Other settings need other connections: until then these may take for their end.
     renews_by: Option<Instant>,
-    addresses: Vec<Address>,
+    // Of the readers, for the log.
+    names: Vec<String>,
     writer: Arc<WriterConfig>,
     backend: Backend,
     delivery: DeliveryMachine,
@@ -168,11 +111,14 @@ impl Driver {
         let (config, now) = (lane.delivery_config(&settings), Instant::now());
         let mut delivery = DeliveryMachine::new(config, account, &settings.members, now);
         left.into_iter().for_each(|batch| delivery.handle_batch(batch, now));
-        let addresses: Vec<_> = settings.streams.endpoints.addresses().cloned().collect();
+        let names = match &lane.subscriber {
+            Some(name) => vec![name.clone()],
+            None => settings.streams.endpoints.addresses().map(ToString::to_string).collect(),
+        };
         Self {
-            told: addresses.iter().map(|_| ToldReasons::default()).collect(),
-            brief: vec![None; addresses.len()],
-            addresses,
+            told: names.iter().map(|_| ToldReasons::default()).collect(),
+            brief: vec![None; names.len()],
+            names,
             writer,
             backend,
             delivery,
@@ -215,8 +161,11 @@ impl Driver {
         if self.renews_by.is_some() && self.phases.seen() < Phase::Over {
             // The readers of the former settings are nobody's concern any more.
             let absences = &self.lane.source.account.absences;
-            self.addresses.iter().for_each(|address| absences.is_there(&address.to_string()));
+            self.names.iter().for_each(|name| absences.is_there(name));
             return DriverEnd::Renewed(self.delivery.into_remaining().collect());
+        }
+        if self.lane.subscriber.is_some() && self.scope.phase() < Phase::Over {
+            self.lane.source.account.unsubscribe();
         }
         self.lane.source.leave(self.delivery.into_remaining());
         DriverEnd::Over
@@ -225,7 +174,9 @@ impl Driver {
     /// Goes on with other settings. Where they need other connections, the present ones end with STOP and FINISH first.
     fn take_settings(&mut self, now: Instant) {
         let settings = Arc::clone(&self.news.borrow_and_update());
-        if self.renews_by.is_none() && settings.connects_like(&self.settings) {
+        // A subscriber keeps its connection: others get it as it is configured now.
+        let connects_like = self.lane.subscriber.is_some() || settings.connects_like(&self.settings);
+        if self.renews_by.is_none() && connects_like {
             self.delivery.reconfigure(self.lane.delivery_config(&settings), now);
             self.settings = settings;
         } else {
@@ -297,10 +248,11 @@ impl Driver {
     fn open(&mut self, stream: StreamId) {
         let lane = Arc::clone(&self.lane);
         let (writer, backend) = (Arc::clone(&self.writer), self.backend);
-        let address = self.addresses[stream.member].clone();
         let settings = Arc::clone(&self.settings);
-        let unsent_max = (settings.buffer.policy() == WhenFull::Sample)
-            .then(|| settings.buffer.memory() / SAMPLE_SOCKET_PART / self.addresses.len());
+        let Some(address) = settings.streams.endpoints.addresses().nth(stream.member).cloned() else {
+            return;
+        };
+        let unsent_max = self.unsent_max();
         let brief = self.brief[stream.member];
         let scope = self.scope.clone();
         let opening = async move {
@@ -313,12 +265,29 @@ impl Driver {
             let tls = settings.tls.as_deref();
             let open = WriteStream::open(&address, brief, &options, tls, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
-                // The queue would fall at once by what the socket takes at once.
                 open.set_unsent_max(bytes);
             }
             Ok(open)
         };
         self.links.open(stream, Box::pin(opening));
+    }
+
+    /// How much a socket may take that its reader has no room for, where the queue is sampled: the queue would fall at once by
+    /// what the socket takes at once.
+    fn unsent_max(&self) -> Option<usize> {
+        let buffer = &self.settings.buffer;
+        (buffer.policy() == WhenFull::Sample).then(|| buffer.memory() / SAMPLE_SOCKET_PART / self.names.len())
+    }
+
+    /// The first connection that is wanted is this one.
+    fn adopt(&mut self, open: WriteStream, now: Instant) {
+        if let Some(bytes) = self.unsent_max() {
+            open.set_unsent_max(bytes);
+        }
+        if let Some(Action::Connect(stream)) = self.delivery.poll_action() {
+            self.links.adopt(stream, open);
+            self.handle(stream, LinkEvent::Connected, now);
+        }
     }
 
     fn handle(&mut self, stream: StreamId, event: LinkEvent, now: Instant) {
@@ -327,10 +296,12 @@ impl Driver {
                 self.told[stream.member].clear();
                 let remark = self.links.get(stream).map(|open| open.remark().to_owned()).unwrap_or_default();
                 let (output, to, account) =
-                    (self.output(), self.to(stream).to_string(), &self.lane.source.account);
+                    (self.output(), self.to(stream).to_owned(), &self.lane.source.account);
                 account.absences.is_there(&to);
                 if let Some(left_out) = account.log.admit(OutputEvent::Connected, &to, now) {
-                    if remark.is_empty() {
+                    if self.lane.subscriber.is_some() {
+                        info!(output, to, left_out, "subscribed");
+                    } else if remark.is_empty() {
                         info!(output, to, left_out, "connected");
                     } else {
                         info!(output, to, left_out, "connected; passed over {remark}");
@@ -369,7 +340,7 @@ impl Driver {
     fn leave_loops(&mut self, now: Instant) {
         let open: Vec<StreamId> = self.links.open_streams().collect();
         for stream in open {
-            if let Some(led_back) = self.settings.ways[stream.member].led_back() {
+            if let Some(led_back) = self.settings.ways.get(stream.member).and_then(|way| way.led_back()) {
                 self.tell_refusal(stream, &WriteFault::Loop(led_back), now);
                 self.lost(stream, "tapster ends it, because it is part of a loop", now);
             }
@@ -389,12 +360,9 @@ impl Driver {
             CloseReason::FinishTimeout => {
                 Some(format!("the reader sent no FINISH within {:?}", streams.mode.finish_timeout()))
             }
-            CloseReason::Stalled => match &streams.endpoints {
-                Endpoints::Group(group) => {
-                    Some(format!("the reader took nothing for {:?}", group.stall_timeout))
-                }
-                Endpoints::One(_) => None,
-            },
+            CloseReason::Stalled => {
+                settings.stall_timeout.map(|timeout| format!("the reader took nothing for {timeout:?}"))
+            }
             CloseReason::Over => Some("tapster ends before the reader has answered".to_owned()),
         };
         if let (Some(words), Some(open)) = (words, self.links.get(stream)) {
@@ -405,7 +373,7 @@ impl Driver {
     }
 
     fn tell_finished(&self, stream: StreamId, now: Instant) {
-        let (output, to) = (self.output(), self.to(stream).to_string());
+        let (output, to) = (self.output(), self.to(stream).to_owned());
         if let Some(left_out) = self.lane.source.account.log.admit(OutputEvent::Finished, &to, now) {
             debug!(output, to, left_out, "finished");
         }
@@ -414,13 +382,16 @@ impl Driver {
     /// Tells that a stream ended without FINISH, and what that may cost.
     fn tell_end(&self, stream: StreamId, bytes_unconfirmed: u64, words: &str, now: Instant) {
         let bytes_unconfirmed = bytes_unconfirmed.saturating_sub(self.delivery.cut_len(stream) as u64);
-        let (output, to, account) = (self.output(), self.to(stream).to_string(), &self.lane.source.account);
+        let (output, to, account) = (self.output(), self.to(stream).to_owned(), &self.lane.source.account);
         let keeps = self.settings.streams.mode.keeps_unacknowledged();
         if !keeps {
             account.unconfirmed(bytes_unconfirmed);
         }
         let Some(left_out) = account.log.admit(OutputEvent::Broken, &to, now) else { return };
-        if keeps {
+        if self.lane.subscriber.is_some() {
+            // Its own affair.
+            info!(output, to, bytes_unconfirmed, left_out, "connection ended: {words}");
+        } else if keeps {
             let frames_unacknowledged = account.unacknowledged_now();
             warn!(output, to, frames_unacknowledged, left_out, "connection ended: {words}");
         } else {
@@ -431,8 +402,7 @@ impl Driver {
     /// Tells that a reader cannot be reached: once for each reason until it is there. It is away, unless another connection to
     /// it is open.
     fn tell_refusal(&mut self, stream: StreamId, fault: &WriteFault, now: Instant) {
-        let (to, words, account) =
-            (self.to(stream).to_string(), fault.to_string(), &self.lane.source.account);
+        let (to, words, account) = (self.to(stream).to_owned(), fault.to_string(), &self.lane.source.account);
         let is_own_input = matches!(fault, WriteFault::OwnInput(_) | WriteFault::Loop(_));
         if is_own_input {
             account.own_input();
@@ -471,18 +441,10 @@ impl Driver {
         &self.lane.source.output
     }
 
-    fn to(&self, stream: StreamId) -> &Address {
-        &self.addresses[stream.member]
+    fn to(&self, stream: StreamId) -> &str {
+        &self.names[stream.member]
     }
 }
 
-/// How often what has arrived is looked at: after so many bytes.
-const PROBE_LEN: usize = 256 << 10;
-/// And so long after a write, at the latest.
-const PROBE_PAUSE: Duration = Duration::from_millis(1);
-
 /// The part of a sampled queue that sockets may take.
 const SAMPLE_SOCKET_PART: usize = 16;
-
-/// An opening ends by itself: after a lookup, and for each address a connect and a handshake, each within the same time.
-const OPENING_PARTS: u32 = 1 + 2 * (ADDRESSES_MAX as u32 + 1);

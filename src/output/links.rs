@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use crate::delivery::action::StreamId;
 use crate::session::write::WriteEvent;
-use crate::session::write::WriteFault;
 use crate::session::write::WriteStream;
+use crate::session::write_fault::WriteFault;
 
 /// What happens on a connection.
 #[derive(Debug)]
@@ -45,6 +45,11 @@ impl Links {
     /// Opens a connection.
     pub(crate) fn open(&mut self, stream: StreamId, opening: Opening) {
         self.0.push((stream, Link::Opening(opening)));
+    }
+
+    /// Takes a connection that is open.
+    pub(crate) fn adopt(&mut self, stream: StreamId, open: WriteStream) {
+        self.0.push((stream, Link::Open(Box::new(open))));
     }
 
     /// Writes, see [`WriteStream::write`].

@@ -17,7 +17,10 @@ pub(crate) mod place;
 pub(crate) mod settings;
 mod standing;
 mod stream_file;
+pub(crate) mod stream_lane;
 pub(crate) mod streams;
+pub(crate) mod subscriber;
+pub(crate) mod subscribers;
 
 pub use config::Buffer;
 pub use config::Destination;
@@ -34,6 +37,7 @@ pub use streams::GroupConfig;
 pub use streams::Member;
 pub use streams::Mode;
 pub use streams::StreamsConfig;
+pub use subscribers::SubscribersConfig;
 
 pub use crate::delivery::balance::Balance;
 pub use crate::delivery::config::Checkpoint;

@@ -15,6 +15,8 @@ use crate::transport::tls::ReloadableClient;
 pub(crate) struct LaneSettings {
     pub(crate) buffer: Buffer,
     pub(crate) streams: StreamsConfig,
+    /// A reader that has something to take, and takes nothing for so long, is given up; `None`: never.
+    pub(crate) stall_timeout: Option<Duration>,
     /// Accounts of the members of a group, in order; none for one reader.
     pub(crate) members: Vec<Arc<MemberAccount>>,
     /// Where the readers are, in order, as loops see them.

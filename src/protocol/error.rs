@@ -82,6 +82,9 @@ pub enum ProtocolError {
     /// The reader spoke while it had nothing to say. A FINISH before STOP is one case: a reader that closes early.
     #[error("the reader spoke before STOP was sent to it")]
     UnexpectedBytes,
+    /// A peer that connected to a writer sends a stream itself.
+    #[error("the peer sends a stream itself: it is a writer, and who connects here is to read")]
+    PeerIsWriter,
     /// The handshake was not complete in time.
     #[error("handshake not complete after {} s", after.as_secs_f64())]
     HandshakeTimeout {
@@ -126,7 +129,8 @@ impl ProtocolError {
             | Self::UnexpectedControl { .. }
             | Self::UnexpectedData { .. }
             | Self::RepeatedReady { .. }
-            | Self::UnexpectedBytes => "protocol_error",
+            | Self::UnexpectedBytes
+            | Self::PeerIsWriter => "protocol_error",
         }
     }
 }

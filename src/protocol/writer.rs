@@ -58,9 +58,26 @@ pub enum WriterEvent {
 /// Driven like a [`ReaderSession`](crate::protocol::ReaderSession). After `Started` the caller writes the bytes of
 /// its batches to the connection itself; when it has written the last, it calls [`stop`](Self::stop) and waits for
 /// `Finished`. It keeps a read pending all the time: only so does it learn that the reader has gone.
+///
+/// A writer that listens, and readers connect to it, uses [`WriterSession::serving`]: some of these readers begin themselves.
+///
+/// ```text
+/// writer                          reader that connects and begins itself
+///   │ READY [types] ───────────────► │   crosses
+///   │ ◄────────────── READY [types]  │
+///   │ ACCEPT [type] ───────────────► │
+///   │ ◄────────────── START [type]   │   stands for ACCEPT
+///   │ START [type] ────────────────► │
+///   │ data frames, STOP ───────────► │
+///   │ ◄─────────────────────── FINISH│   or the end of the connection
+/// ```
 #[derive(Debug)]
 pub struct WriterSession {
     config: Arc<WriterConfig>,
+    // The reader has connected to us, and may begin itself.
+    serves: bool,
+    // It has begun itself.
+    reader_began: bool,
     state: State,
     events: VecDeque<WriterEvent>,
     transmit: VecDeque<Bytes>,
@@ -70,6 +87,10 @@ pub struct WriterSession {
 enum State {
     /// READY was sent.
     Offered {
+        deadline: Option<Instant>,
+    },
+    /// The reader has begun itself, and ACCEPT was sent.
+    Accepted {
         deadline: Option<Instant>,
     },
     /// START was sent.
@@ -90,11 +111,28 @@ impl WriterSession {
     /// # Errors
     /// [`ProtocolError::Control`] if the content types do not fit into READY.
     pub fn new(config: impl Into<Arc<WriterConfig>>, now: Instant) -> Result<Self, ProtocolError> {
-        let config = config.into();
+        Self::begin(config.into(), false, now)
+    }
+
+    /// A session with a reader that has connected to this writer. It begins as [`WriterSession::new`] does. A reader may begin
+    /// itself, too, and sends READY: it gets ACCEPT, and its START stands for the ACCEPT that others send. Such a reader may
+    /// close after STOP in place of sending FINISH.
+    ///
+    /// # Errors
+    /// As [`WriterSession::new`].
+    ///
+    /// Source: python-dnstap-receiver, `input_tcpclient.py`, is such a reader; it passes over our READY.
+    pub fn serving(config: impl Into<Arc<WriterConfig>>, now: Instant) -> Result<Self, ProtocolError> {
+        Self::begin(config.into(), true, now)
+    }
+
+    fn begin(config: Arc<WriterConfig>, serves: bool, now: Instant) -> Result<Self, ProtocolError> {
         let deadline = now.checked_add(config.handshake_timeout);
         let ready = ControlFrame::ready(&config.content_types).encode()?;
         let mut session = Self {
             config,
+            serves,
+            reader_began: false,
             state: State::Offered { deadline },
             events: VecDeque::new(),
             transmit: VecDeque::new(),
@@ -126,7 +164,9 @@ impl WriterSession {
     /// [`ProtocolError::HandshakeTimeout`] or [`ProtocolError::FinishTimeout`], if it has.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), ProtocolError> {
         let error = match self.state {
-            State::Offered { deadline: Some(deadline) } if deadline <= now => {
+            State::Offered { deadline: Some(deadline) } | State::Accepted { deadline: Some(deadline) }
+                if deadline <= now =>
+            {
                 ProtocolError::HandshakeTimeout { after: self.config.handshake_timeout }
             }
             State::Stopped { deadline: Some(deadline) } if deadline <= now => {
@@ -155,14 +195,20 @@ impl WriterSession {
     /// Tells that the reader has closed its side.
     ///
     /// # Errors
-    /// [`ProtocolError::NotAcknowledged`] after STOP, [`ProtocolError::ClosedByReader`] before; none after
-    /// `Finished`. None either where the reader does not answer: it has nothing to say, and may read on. Whether it does shows
+    /// [`ProtocolError::NotAcknowledged`] after STOP, unless the reader had begun itself, which counts as `Finished`;
+    /// [`ProtocolError::ClosedByReader`] before; none after `Finished`. None either where the reader does not answer: it has nothing to say, and may read on. Whether it does shows
     /// when it is written to.
     pub fn handle_eof(&mut self) -> Result<(), ProtocolError> {
         let error = match &self.state {
-            State::Offered { .. } => ProtocolError::ClosedByReader { during: "in the handshake" },
+            State::Offered { .. } | State::Accepted { .. } => {
+                ProtocolError::ClosedByReader { during: "in the handshake" }
+            }
             State::Streaming if !self.config.bidirectional => return Ok(()),
             State::Streaming => ProtocolError::ClosedByReader { during: "before STOP" },
+            State::Stopped { .. } if self.reader_began => {
+                self.finish();
+                return Ok(());
+            }
             State::Stopped { .. } => ProtocolError::NotAcknowledged,
             State::Finished => return Ok(()),
             State::Failed(error) => return Err(error.clone()),
@@ -171,12 +217,18 @@ impl WriterSession {
         Err(error)
     }
 
+    /// Whether the reader has begun itself: see [`WriterSession::serving`]. Such a reader may not know FINISH, and waits for the end
+    /// of the connection.
+    pub fn reader_began(&self) -> bool {
+        self.reader_began
+    }
+
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<WriterEvent> {
         self.events.pop_front()
     }
 
-    /// The next bytes to send to the reader: READY, START or STOP.
+    /// The next bytes to send to the reader: READY, START or STOP, and ACCEPT to one that begins itself.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
         self.transmit.pop_front()
     }
@@ -185,21 +237,36 @@ impl WriterSession {
     /// awaited.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Offered { deadline } | State::Stopped { deadline } => deadline,
+            State::Offered { deadline } | State::Accepted { deadline } | State::Stopped { deadline } => {
+                deadline
+            }
             State::Streaming | State::Finished | State::Failed(_) => None,
         }
     }
 
     fn read(&mut self, bytes: &mut BytesMut) -> Result<(), ProtocolError> {
         loop {
-            match &self.state {
-                State::Offered { .. } => {
-                    let Some(control) = take_control(bytes, "ACCEPT")? else {
+            match self.state {
+                State::Offered { deadline } => {
+                    let expected = if self.serves { "ACCEPT or READY" } else { "ACCEPT" };
+                    let Some(control) = take_control(bytes, expected)? else {
                         return Ok(());
                     };
-                    self.handle_accept(&control?)?;
+                    self.handle_first(&control?, expected, deadline)?;
+                }
+                State::Accepted { .. } => {
+                    let Some(control) = take_control(bytes, "START")? else {
+                        return Ok(());
+                    };
+                    self.handle_start(&control?)?;
                 }
                 State::Streaming if bytes.is_empty() => return Ok(()),
+                // READY and START are what a writer begins with, too.
+                State::Streaming if self.reader_began => match bytes.first_chunk() {
+                    None => return Ok(()),
+                    Some(ESCAPE) => return Err(ProtocolError::UnexpectedBytes),
+                    Some(_) => return Err(ProtocolError::PeerIsWriter),
+                },
                 State::Streaming => return Err(ProtocolError::UnexpectedBytes),
                 State::Stopped { .. } => {
                     let Some(control) = take_control(bytes, "FINISH")? else {
@@ -214,28 +281,61 @@ impl WriterSession {
                     bytes.clear();
                     return Ok(());
                 }
-                State::Failed(error) => return Err(error.clone()),
+                State::Failed(ref error) => return Err(error.clone()),
             }
         }
     }
 
-    fn handle_accept(&mut self, control: &ControlFrame) -> Result<(), ProtocolError> {
-        if control.control_type != ControlType::Accept {
-            let got = control.control_type;
-            return Err(ProtocolError::UnexpectedControl { expected: "ACCEPT", got });
+    /// The first control frame of the reader.
+    fn handle_first(
+        &mut self,
+        control: &ControlFrame,
+        expected: &'static str,
+        deadline: Option<Instant>,
+    ) -> Result<(), ProtocolError> {
+        match control.control_type {
+            ControlType::Accept => {
+                let content_type = self.common_type(control)?;
+                self.start(content_type);
+            }
+            ControlType::Ready if self.serves => {
+                let content_type = self.common_type(control)?;
+                // As a reader answers: with one of the types that it was offered.
+                let accepted = content_type.filter(|_| !control.content_types.is_empty());
+                self.transmit.push_back(encode_short(ControlType::Accept, accepted.as_ref()));
+                self.reader_began = true;
+                self.state = State::Accepted { deadline };
+            }
+            ControlType::Start if self.serves => return Err(ProtocolError::PeerIsWriter),
+            got => return Err(ProtocolError::UnexpectedControl { expected, got }),
         }
-        let ours = &self.config.content_types;
-        let content_type = if control.content_types.is_empty() {
-            ours.first().cloned()
-        } else {
-            let taken = ours.iter().find(|ours| control.matches(Some(ours)));
-            Some(taken.cloned().ok_or_else(|| ProtocolError::ContentTypeMismatch {
-                peer: control.content_types.clone(),
-                ours: ours.clone(),
-            })?)
-        };
-        self.start(content_type);
         Ok(())
+    }
+
+    /// What comes from a reader that has begun itself, behind our ACCEPT.
+    fn handle_start(&mut self, control: &ControlFrame) -> Result<(), ProtocolError> {
+        match control.control_type {
+            ControlType::Start => {
+                let content_type = self.common_type(control)?;
+                self.start(content_type);
+                Ok(())
+            }
+            // The answer to our READY, from a reader that does both.
+            ControlType::Accept => self.common_type(control).map(drop),
+            got => Err(ProtocolError::UnexpectedControl { expected: "START", got }),
+        }
+    }
+
+    /// The first of our content types that the reader names, or takes because it names none.
+    fn common_type(&self, control: &ControlFrame) -> Result<Option<ContentType>, ProtocolError> {
+        let ours = &self.config.content_types;
+        if control.content_types.is_empty() {
+            return Ok(ours.first().cloned());
+        }
+        let taken = ours.iter().find(|ours| control.matches(Some(ours)));
+        let mismatch =
+            || ProtocolError::ContentTypeMismatch { peer: control.content_types.clone(), ours: ours.clone() };
+        taken.cloned().map(Some).ok_or_else(mismatch)
     }
 
     fn start(&mut self, content_type: Option<ContentType>) {
@@ -249,6 +349,9 @@ impl WriterSession {
         self.events.push_back(WriterEvent::Finished);
     }
 }
+
+/// In place of the length of a data frame: a control frame follows.
+const ESCAPE: &[u8; 4] = &[0; 4];
 
 #[cfg(test)]
 mod tests;

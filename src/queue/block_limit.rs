@@ -16,27 +16,35 @@ use std::sync::Arc;
 use std::sync::RwLock;
 
 use crate::batch::budget::Budget;
+use crate::queue::takers::Takers;
 use crate::transport::buffer::BlocksInUse;
 
 /// How much the blocks in use may come to. One for all workers of a relay.
 #[derive(Debug)]
 pub(crate) struct BlockLimit {
     in_use: BlocksInUse,
-    // Of every queue that may have a batch. Looked at while blocks are many, and else never.
-    budgets: RwLock<Vec<Arc<Budget>>>,
+    // Looked at while blocks are many, and else never.
+    queues: RwLock<Queues>,
     beside_queues: usize,
+}
+
+/// Every queue that may have a batch.
+#[derive(Debug, Default)]
+struct Queues {
+    budgets: Vec<Arc<Budget>>,
+    takers: Vec<Arc<Takers>>,
 }
 
 impl BlockLimit {
     /// The limit for so many workers, before there is a queue.
     pub(crate) fn new(workers: usize) -> Self {
         let beside_queues = BESIDE_QUEUES + workers * BESIDE_QUEUES_PER_WORKER;
-        Self { in_use: BlocksInUse::default(), budgets: RwLock::default(), beside_queues }
+        Self { in_use: BlocksInUse::default(), queues: RwLock::default(), beside_queues }
     }
 
-    /// From now on the queues with these budgets count, and no others.
-    pub(crate) fn set_budgets(&self, budgets: Vec<Arc<Budget>>) {
-        *self.budgets.write().expect(UNPOISONED) = budgets;
+    /// From now on the queues with these budgets count, and those of these takers, and no others.
+    pub(crate) fn set_queues(&self, budgets: Vec<Arc<Budget>>, takers: Vec<Arc<Takers>>) {
+        *self.queues.write().expect(UNPOISONED) = Queues { budgets, takers };
     }
 
     /// The blocks that count.
@@ -51,7 +59,9 @@ impl BlockLimit {
     }
 
     fn charged(&self) -> usize {
-        self.budgets.read().expect(UNPOISONED).iter().map(|budget| budget.charged()).sum()
+        let Queues { budgets, takers } = &*self.queues.read().expect(UNPOISONED);
+        let in_budgets: usize = budgets.iter().map(|budget| budget.charged()).sum();
+        in_budgets + takers.iter().map(|takers| takers.charged()).sum::<usize>()
     }
 }
 
@@ -87,7 +97,7 @@ mod tests {
     fn blocks_may_have_what_queues_have_charged_and_some_more() {
         let budgets = [0, 1].map(|_| Arc::new(Budget::new(1 << 30)));
         let limit = BlockLimit::new(2);
-        limit.set_budgets(budgets.to_vec());
+        limit.set_queues(budgets.to_vec(), Vec::new());
         let mut workers = [0, 1].map(|_| ReadBuffer::new(limit.in_use().clone()));
         let mut batches = Vec::new();
         // Each worker has a current block that does not count.

@@ -251,13 +251,7 @@ impl Queue {
 
     /// Bytes that one write may take out at once: a part of the queue, so that the policy has the rest.
     pub(crate) fn write_len_max(&self) -> usize {
-        let max = self.budget.max();
-        let part = match self.policy.get() {
-            // Much at once would look like a consumer that catches up.
-            WhenFull::Sample => (max / 64).max(SAMPLE_WRITE_LEN_MIN).min(max / 4),
-            _ => max / 4,
-        };
-        part.clamp(1, WRITE_LEN_MAX)
+        self.policy.get().write_len_max(self.budget.max())
     }
 
     fn drop_oldest(&self) {
@@ -278,12 +272,6 @@ impl Queue {
         self.thinning.keeps(connection, charge as f64 / room, waits as f64 / room, now)
     }
 }
-
-/// Most bytes in one write: large enough that its system call is lost in the copy.
-const WRITE_LEN_MAX: usize = 1 << 20;
-
-/// Less in one write, or one read, is not worth its system call.
-const SAMPLE_WRITE_LEN_MIN: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ pub(crate) mod block_limit;
 pub(crate) mod channel;
 pub(crate) mod enqueue_times;
 pub(crate) mod read_ahead;
+pub(crate) mod takers;
 mod thinning;
 pub mod when_full;
 

@@ -21,6 +21,16 @@ pub enum WhenFull {
 
 impl WhenFull {
     const ALL: [Self; 4] = [Self::DropOldest, Self::DropNewest, Self::Block, Self::Sample];
+
+    /// Bytes that one write may take out at once of a queue of `max` bytes: a part of the queue, so that the policy has the rest.
+    pub(super) fn write_len_max(self, max: usize) -> usize {
+        let part = match self {
+            // Much at once would look like a consumer that catches up.
+            Self::Sample => (max / 64).max(SAMPLE_WRITE_LEN_MIN).min(max / 4),
+            _ => max / 4,
+        };
+        part.clamp(1, WRITE_LEN_MAX)
+    }
 }
 
 /// The policy of a queue, which an operator may change while the queue is in use.
@@ -40,6 +50,12 @@ impl Policy {
         self.0.store(when_full as u8, Relaxed);
     }
 }
+
+/// Most bytes in one write: large enough that its system call is lost in the copy.
+const WRITE_LEN_MAX: usize = 1 << 20;
+
+/// Less in one write, or one read, is not worth its system call.
+const SAMPLE_WRITE_LEN_MIN: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -38,14 +38,14 @@ pub(crate) struct Certificates {
 
 /// Whose certificates they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(crate) enum CertificateOwner {
     Input(String),
     Output(String),
 }
 
 #[derive(Debug)]
 struct Entry {
-    owner: Owner,
+    owner: CertificateOwner,
     used: Used,
     // When it was said last that a certificate ends soon; at first: when it was read, and the configuration said so.
     warned_at: Instant,
@@ -72,7 +72,7 @@ impl Certificates {
             return Ok(None);
         }
         let Some(settings) = &input.tls else { return Err(no_certificate().into()) };
-        let owner = Owner::Input(input.name.clone());
+        let owner = CertificateOwner::Input(input.name.clone());
         let mut entries = self.entries.lock().expect(UNPOISONED);
         let in_use = entries.iter().find_map(|entry| match &entry.used {
             Used::Server(used, server) if entry.owner == owner && used == settings => server.upgrade(),
@@ -102,7 +102,7 @@ impl Certificates {
             return Ok(None);
         }
         let settings = &streams.tls;
-        let owner = Owner::Output(output.to_owned());
+        let owner = CertificateOwner::Output(output.to_owned());
         let mut entries = self.entries.lock().expect(UNPOISONED);
         let in_use = entries.iter().find_map(|entry| match &entry.used {
             Used::Client(used, client) if entry.owner == owner && used == settings => client.upgrade(),
@@ -123,7 +123,7 @@ impl Certificates {
     ///
     /// # Errors
     /// Those that have changed and cannot be used: what was read before stays in use.
-    pub(crate) fn look(&self) -> Result<bool, Vec<(Owner, TlsFaults)>> {
+    pub(crate) fn look(&self) -> Result<bool, Vec<(CertificateOwner, TlsFaults)>> {
         look(&self.entries)
     }
 
@@ -148,7 +148,7 @@ impl Certificates {
     }
 }
 
-fn look(entries: &Mutex<Vec<Entry>>) -> Result<bool, Vec<(Owner, TlsFaults)>> {
+fn look(entries: &Mutex<Vec<Entry>>) -> Result<bool, Vec<(CertificateOwner, TlsFaults)>> {
     let mut entries = entries.lock().expect(UNPOISONED);
     entries.retain(|entry| entry.used.is_in_use());
     let (mut was_read, mut faults) = (false, Vec::new());
@@ -206,7 +206,7 @@ impl Used {
     }
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for CertificateOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Input(name) => write!(f, "input `{name}`"),

@@ -8,20 +8,23 @@ use crate::input::InputConfig;
 use crate::output::Destination;
 use crate::output::OutputConfig;
 use crate::relay::Relay;
-use crate::relay::certificates::Owner;
+use crate::relay::certificates::CertificateOwner;
 use crate::relay::descriptors;
 use crate::relay::dials::WayIn;
 use crate::relay::error::ChangeError;
 use crate::relay::input_entry::InputId;
 use crate::relay::inputs;
 use crate::relay::inputs::Doors;
+use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
+use crate::relay::inputs::RunningListener;
 use crate::relay::outputs;
 use crate::relay::outputs::NewOutput;
 use crate::relay::outputs::OutputParts;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::removal;
+use crate::relay::sockets::Owner;
 use crate::relay::worker::Order;
 use crate::transport::Address;
 use crate::transport::tls::ReloadableClient;
@@ -38,8 +41,19 @@ impl Relay {
         if self.outputs.iter().any(|output| output.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
+        let others = self.listened_at(&config);
+        let bound = inputs::bind(ListenAt::output(&config), &others, &[], self.workers.count())
+            .map_err(ChangeError::Listen)?;
         self.begin_outputs(vec![config])?;
+        self.begin_output_listeners(bound)?;
         Ok(())
+    }
+
+    /// Every address that is listened at, those of an output that comes included.
+    fn listened_at<'a>(&'a self, new: &'a OutputConfig) -> Vec<&'a Address> {
+        let inputs = self.inputs.iter().flat_map(|input| &input.config.listen);
+        let outputs = self.outputs.iter().flat_map(|output| output.config.listen());
+        inputs.chain(outputs).chain(new.listen()).collect()
     }
 
     /// Removes an output. It gets no frame that arrives from now on, and ends by itself: it writes what waits, STOP, and waits
@@ -53,7 +67,8 @@ impl Relay {
         let place = place.ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
         let output = self.outputs.remove(place);
         self.publish()?;
-        self.end_output(&output)?;
+        self.end_output(output, &[])?;
+        self.list_listeners();
         Ok(())
     }
 
@@ -67,8 +82,9 @@ impl Relay {
         }
         let _read = self.read_input_certificates(&config)?;
         let others = self.inputs.iter().flat_map(|input| &input.config.listen).chain(&config.listen);
+        let others = others.chain(self.outputs.iter().flat_map(|output| output.config.listen()));
         let others = others.collect::<Vec<_>>();
-        let addresses = config.listen.iter().map(|address| (&config, address));
+        let addresses = config.listen.iter().map(|address| ListenAt::input(&config, address));
         let bound =
             inputs::bind(addresses, &others, &[], self.workers.count()).map_err(ChangeError::Listen)?;
         self.begin_input(config)?;
@@ -100,7 +116,7 @@ impl Relay {
         input: &InputConfig,
     ) -> Result<Option<Arc<ReloadableServer>>, ChangeError> {
         let tls = self.around.certificates.of_input(input);
-        let owner = || Owner::Input(input.name.clone()).to_string();
+        let owner = || CertificateOwner::Input(input.name.clone()).to_string();
         tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
     }
 
@@ -111,13 +127,21 @@ impl Relay {
     ) -> Result<Option<Arc<ReloadableClient>>, ChangeError> {
         let Destination::Streams(streams) = &output.to else { return Ok(None) };
         let tls = self.around.certificates.of_output(&output.name, streams);
-        let owner = || Owner::Output(output.name.clone()).to_string();
+        let owner = || CertificateOwner::Output(output.name.clone()).to_string();
         tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
     }
 
-    /// Lets an output end that no worker feeds any more.
-    pub(super) fn end_output(&self, output: &RunningOutput) -> Result<(), ChangeError> {
+    /// Lets an output end that no worker feeds any more. Another one listens at the addresses that have `moved`.
+    pub(super) fn end_output(
+        &mut self,
+        mut output: RunningOutput,
+        moved: &[Address],
+    ) -> Result<(), ChangeError> {
+        let own = Arc::clone(&self.around.own);
+        let mut doors = Doors { workers: &self.workers, own: &own, sockets: &mut self.sockets };
+        let listeners = output.close_listeners(None, moved, &mut doors);
         removal::of_output(&output.entry, &self.accounts, self.around.drain_timeout)?;
+        listeners.iter().for_each(|listener| listener.log.end());
         Ok(())
     }
 
@@ -178,6 +202,40 @@ impl Relay {
         Ok(())
     }
 
+    /// Starts these listeners, each for the output of this name.
+    pub(super) fn begin_output_listeners(&mut self, bound: Vec<(String, NewListener)>) -> io::Result<()> {
+        self.keep_descriptors();
+        let own = Arc::clone(&self.around.own);
+        let mut doors = Doors { workers: &self.workers, own: &own, sockets: &mut self.sockets };
+        for (name, listener) in bound {
+            if let Some(output) = self.outputs.iter_mut().find(|output| output.config.name == name) {
+                own.add_output(&name, listener.bound());
+                output.listen(listener, &mut doors)?;
+            }
+        }
+        self.list_listeners();
+        Ok(())
+    }
+
+    /// Listens for subscribers where these outputs did, which have ended: others of the same names have taken their place.
+    pub(super) fn listen_for_subscribers_again(&mut self, ended: &[RunningOutput]) -> io::Result<()> {
+        let mut listeners = Vec::new();
+        for output in ended {
+            let name = &output.config.name;
+            for listener in &output.listeners {
+                let moved = listener.move_to(Owner::Output(name), &self.sockets, self.workers.count())?;
+                listeners.push((name.clone(), moved));
+            }
+        }
+        self.begin_output_listeners(listeners)
+    }
+
+    /// The listeners of inputs, and those of outputs.
+    pub(super) fn all_listeners(&self) -> impl Iterator<Item = &RunningListener> {
+        let inputs = self.inputs.iter().flat_map(|input| &input.listeners);
+        inputs.chain(self.outputs.iter().flat_map(|output| &output.listeners))
+    }
+
     /// Lets workers dial what inputs are configured to dial, and nobody dials yet.
     pub(super) fn begin_dials(&mut self) -> io::Result<()> {
         let (own, workers) = (&self.around.own, &self.workers);
@@ -223,7 +281,9 @@ impl Relay {
     pub(super) fn publish(&mut self) -> io::Result<()> {
         self.keep_descriptors();
         let budgets = self.outputs.iter().flat_map(|output| &output.budgets).cloned().collect();
-        self.block_limit.set_budgets(budgets);
+        let takers = self.outputs.iter().filter_map(|output| output.entry.subscribers.as_ref());
+        let takers = takers.map(|(takers, _)| Arc::clone(takers)).collect();
+        self.block_limit.set_queues(budgets, takers);
         let routes = |worker| self.outputs.iter().map(|output| output.inlets_of(worker).clone()).collect();
         self.workers.order((0..self.workers.count()).map(|worker| (worker, Order::Routes(routes(worker)))))
     }
@@ -247,5 +307,9 @@ impl Relay {
             input.listeners.iter().map(|listener| (input.config.name.clone(), listener.address().clone()))
         });
         self.listeners = listeners.collect();
+        let listeners = self.outputs.iter().flat_map(|output| {
+            output.listeners.iter().map(|listener| (output.config.name.clone(), listener.address().clone()))
+        });
+        self.output_listeners = listeners.collect();
     }
 }

@@ -22,6 +22,8 @@ pub(crate) fn reserve<'a>(
         let destination = match &output.to {
             Destination::File(_) => FILE,
             Destination::Streams(streams) => STREAM * streams.endpoints.addresses().count(),
+            // Subscribers come as writers do, and leave the last descriptors to outputs that connect.
+            Destination::Subscribers(subscribers) => subscribers.listen.len() * workers,
         };
         lanes * destination + output.buffer.spool().map_or(0, |_| SPOOL)
     });

@@ -38,6 +38,16 @@ pub enum StartError {
         /// What is wrong.
         faults: TlsFaults,
     },
+    /// An address cannot be listened on for subscribers.
+    #[error("output `{output}` cannot listen on {address}: {source}")]
+    Subscribers {
+        /// Name of the output.
+        output: String,
+        /// The address.
+        address: Address,
+        /// What the system said.
+        source: io::Error,
+    },
     /// `backend = "uring"`, and this host does not allow it.
     #[error("backend `uring` cannot be used here: {0}; `tapster doctor` tells how to allow it")]
     Backend(String),

@@ -6,20 +6,24 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::admission::gate::Gate;
 use crate::faults;
 use crate::input::InputConfig;
 use crate::input::connection::WorkerInput;
-use crate::input::gate::Gate;
 use crate::input::handshake_limit::HandshakeLimit;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
+use crate::output::Destination;
+use crate::output::OutputConfig;
 use crate::protocol::Oversize;
 use crate::relay::dials::RunningDial;
 use crate::relay::dials::WayIn;
+use crate::relay::door::Door;
 use crate::relay::error::StartError;
 use crate::relay::input_entry::InputEntry;
 use crate::relay::input_entry::InputId;
+use crate::relay::sockets::Owner;
 use crate::relay::sockets::SocketPaths;
 use crate::relay::sockets::Watched;
 use crate::relay::worker::Order;
@@ -61,6 +65,7 @@ pub(crate) struct RunningListener {
     /// Below it: of whoever accepts.
     accepting: Scope,
     pub(crate) log: Arc<ListenerLog>,
+    door: Door,
 }
 
 /// A listener that is bound, and not started.
@@ -75,12 +80,55 @@ impl RunningListener {
         WayIn { scope: self.scope.clone(), log: Arc::clone(&self.log) }
     }
 
+    /// Accepts connections, for the input or output that has this door and this scope. Returns the listener, and whether every
+    /// worker accepts.
+    ///
+    /// # Errors
+    /// No descriptor is left; the system has no thread to look after a path.
+    pub(crate) fn begin(
+        new: NewListener,
+        owner: Owner<'_>,
+        (door, parent): (Door, &Scope),
+        doors: &mut Doors<'_>,
+    ) -> io::Result<(Self, io::Result<()>)> {
+        let NewListener { configured, bound } = new;
+        let spare = bound.again()?;
+        let Bound { address, listeners, path, .. } = bound;
+        if let Some(path) = path {
+            doors.sockets.add(Watched::new(owner, path))?;
+        }
+        let scope = parent.child(&address.to_string());
+        let accepting = scope.child("listener");
+        let log = match owner {
+            Owner::Input(name) => ListenerLog::new(name, &address.to_string()),
+            Owner::Output(name) => ListenerLog::of_output(name, &address.to_string()),
+        };
+        let listener = Self { configured, bound: spare, scope, accepting, log: Arc::new(log), door };
+        let accepts = listener.accept(listeners, doors.workers);
+        Ok((listener, accepts))
+    }
+
+    /// Accepts again, where it has [stopped](RunningListener::stop_accepting).
+    ///
+    /// # Errors
+    /// A worker cannot listen.
+    pub(crate) fn accept_again(
+        &mut self,
+        owner: Owner<'_>,
+        sockets: &SocketPaths,
+        workers: &Workers,
+    ) -> io::Result<()> {
+        let bound = self.move_to(owner, sockets, workers.count())?.bound;
+        self.accepting = self.scope.child("listener");
+        self.accept(bound.listeners, workers)
+    }
+
     /// Lets workers accept, one or more listeners each.
-    fn accept(&self, input: InputId, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
+    fn accept(&self, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
         let orders = listeners.into_iter().map(|listener| {
             let (log, scope, accepting) = (Arc::clone(&self.log), self.scope.clone(), self.accepting.clone());
-            let is_tls = self.address().is_tls();
-            Order::Listen(WorkerListener { input, listener, is_tls, log, scope, accepting })
+            let (door, is_tls) = (self.door.clone(), self.address().is_tls());
+            Order::Listen(WorkerListener { door, listener, is_tls, log, scope, accepting })
         });
         let count = workers.count();
         workers.order(orders.enumerate().map(|(index, order)| (index % count, order)))
@@ -105,6 +153,11 @@ impl RunningListener {
             Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
             Address::Tcp { .. } | Address::Tls { .. } => self.bound.sockets(),
         }
+    }
+
+    /// Whether it is one of an output.
+    pub(crate) fn is_of_output(&self) -> bool {
+        matches!(self.door, Door::Output(_))
     }
 
     /// Whether it takes connections of IPv4 and of IPv6.
@@ -134,19 +187,19 @@ impl RunningListener {
         self.bound.listeners.clear();
     }
 
-    /// A listener for another input at the same address, which this one gives up.
+    /// A listener for another input or output at the same address, which this one gives up.
     ///
     /// # Errors
     /// No descriptor is left.
     pub(crate) fn move_to(
         &self,
-        input: &str,
+        owner: Owner<'_>,
         sockets: &SocketPaths,
         workers: usize,
     ) -> io::Result<NewListener> {
         let mut bound = self.bound.again()?;
         if let Address::Unix(path) = &bound.address
-            && let Some(listeners) = sockets.move_to(path, input, workers)?
+            && let Some(listeners) = sockets.move_to(path, owner, workers)?
         {
             bound.listeners = listeners;
         }
@@ -240,19 +293,10 @@ impl RunningInput {
     /// # Errors
     /// A worker cannot listen; the system has no thread to look after a path.
     pub(crate) fn listen(&mut self, new: NewListener, doors: &mut Doors<'_>) -> io::Result<()> {
-        let NewListener { configured, bound } = new;
-        let spare = bound.again()?;
-        let Bound { address, listeners, path, .. } = bound;
-        if let Some(path) = path {
-            doors.sockets.add(Watched::new(&self.config.name, path))?;
-        }
-        let log = Arc::new(ListenerLog::new(&self.config.name, &address.to_string()));
-        let scope = self.entry.scope.child(&address.to_string());
-        let accepting = scope.child("listener");
-        let listener = RunningListener { configured, bound: spare, scope, accepting, log };
-        let listening = listener.accept(self.id, listeners, doors.workers);
+        let door = (Door::Input(self.id), &self.entry.scope);
+        let (listener, accepts) = RunningListener::begin(new, Owner::Input(&self.config.name), door, doors)?;
         self.listeners.push(listener);
-        listening
+        accepts
     }
 
     /// The addresses that are configured and that nobody dials yet. They are to be begun.
@@ -307,12 +351,8 @@ impl RunningInput {
     /// # Errors
     /// A worker cannot listen.
     pub(crate) fn accept_again(&mut self, sockets: &SocketPaths, workers: &Workers) -> io::Result<()> {
-        for listener in &mut self.listeners {
-            let bound = listener.move_to(&self.config.name, sockets, workers.count())?.bound;
-            listener.accepting = listener.scope.child("listener");
-            listener.accept(self.id, bound.listeners, workers)?;
-        }
-        Ok(())
+        let owner = Owner::Input(&self.config.name);
+        self.listeners.iter_mut().try_for_each(|listener| listener.accept_again(owner, sockets, workers))
     }
 
     /// Goes on as configured here. Connections that are open go on, those of ways in that are not configured any more excepted.
@@ -349,34 +389,75 @@ impl RunningInput {
     }
 }
 
-/// Binds these addresses, each for the input of its configuration, for so many workers: all of them, or none. `others` are
+/// Where to listen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ListenAt<'a> {
+    pub(crate) owner: Owner<'a>,
+    pub(crate) address: &'a Address,
+    pub(crate) file: &'a SocketFileConfig,
+}
+
+impl<'a> ListenAt<'a> {
+    /// An address of an input.
+    pub(crate) fn input(input: &'a InputConfig, address: &'a Address) -> Self {
+        Self { owner: Owner::Input(&input.name), address, file: &input.socket_file }
+    }
+
+    /// Every address of an output.
+    pub(crate) fn output(output: &'a OutputConfig) -> impl Iterator<Item = Self> {
+        let subscribers = match &output.to {
+            Destination::Subscribers(subscribers) => Some(subscribers),
+            _ => None,
+        };
+        subscribers.into_iter().flat_map(|subscribers| {
+            let (owner, file) = (Owner::Output(&output.name), &subscribers.socket_file);
+            subscribers.listen.iter().map(move |address| Self { owner, address, file })
+        })
+    }
+
+    /// Whether it is one of an output.
+    pub(crate) fn is_of_output(&self) -> bool {
+        matches!(self.owner, Owner::Output(_))
+    }
+
+    /// It cannot be listened on.
+    pub(crate) fn fault(&self, source: io::Error) -> StartError {
+        let address = self.address.clone();
+        match self.owner {
+            Owner::Input(input) => StartError::Listen { input: input.to_owned(), address, source },
+            Owner::Output(output) => StartError::Subscribers { output: output.to_owned(), address, source },
+        }
+    }
+}
+
+/// Binds these addresses, each for the input or output of its name, for so many workers: all of them, or none. `others` are
 /// listened on already, or will be; `going` are about to be given up.
 pub(crate) fn bind<'a>(
-    addresses: impl Iterator<Item = (&'a InputConfig, &'a Address)>,
+    addresses: impl Iterator<Item = ListenAt<'a>>,
     others: &[&Address],
     going: &[&Address],
     workers: usize,
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
     let (names, paths): (Vec<_>, Vec<_>) =
-        addresses.enumerate().partition(|(_, (_, address))| address.host_port().is_some());
+        addresses.enumerate().partition(|(_, at)| at.address.host_port().is_some());
     let mut all = Vec::new();
-    for (place, (input, address)) in names.into_iter().chain(paths) {
-        if faults::hit("start hangs", &input.name) {
+    for (place, at) in names.into_iter().chain(paths) {
+        let ListenAt { owner, address, file } = at;
+        let name = owner.name();
+        if faults::hit("start hangs", name) {
             thread::sleep(Duration::from_secs(60));
         }
         let beside = Beside {
             ipv4: others.iter().any(|other| other.is_ipv4_beside(address)),
             own: address.port().is_some() && going.iter().any(|going| going.port() == address.port()),
         };
-        let bound = listener::bind(address, workers, &input.socket_file, beside).map_err(|source| {
-            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
-        })?;
+        let bound = listener::bind(address, workers, file, beside).map_err(|source| at.fault(source))?;
         all.extend(bound.into_iter().map(|bound| {
             let configured = address.clone();
-            (place, input.name.clone(), NewListener { configured, bound })
+            (place, name.to_owned(), NewListener { configured, bound })
         }));
     }
     all.sort_by_key(|(place, ..)| *place);
-    Ok(all.into_iter().map(|(_, input, listener)| (input, listener)).collect())
+    Ok(all.into_iter().map(|(_, name, listener)| (name, listener)).collect())
 }

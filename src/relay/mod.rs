@@ -2,10 +2,12 @@
 
 mod account_watch;
 mod accounts;
+mod around;
 mod certificates;
 mod change;
 mod descriptors;
 mod dials;
+mod door;
 mod error;
 mod handover;
 mod input_entry;
@@ -17,6 +19,7 @@ mod reload;
 mod removal;
 mod serving;
 mod sockets;
+mod subscribers;
 mod worker;
 mod workers;
 
@@ -40,8 +43,9 @@ use crate::output::OutputConfig;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
+use crate::relay::around::Surroundings;
+use crate::relay::certificates::CertificateOwner;
 use crate::relay::certificates::Certificates;
-use crate::relay::certificates::Owner;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
 use crate::relay::handover::Estate;
@@ -49,11 +53,13 @@ pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
+#[doc(hidden)]
+pub use crate::relay::handover::message_again;
+use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
-use crate::relay::outputs::Surroundings;
 use crate::relay::sockets::SocketPaths;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
@@ -117,6 +123,7 @@ pub struct Relay {
     asked_workers: usize,
     asked_backend: BackendChoice,
     listeners: Vec<(String, Address)>,
+    output_listeners: Vec<(String, Address)>,
     inputs: Vec<RunningInput>,
     outputs: Vec<RunningOutput>,
     inputs_begun: u64,
@@ -221,6 +228,7 @@ impl Relay {
             asked_workers: config.workers,
             asked_backend: config.backend,
             listeners: Vec::new(),
+            output_listeners: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
             inputs_begun: 0,
@@ -244,7 +252,7 @@ impl Relay {
     fn begin(
         &mut self,
         config: RelayConfig,
-        bound: Vec<(String, NewListener)>,
+        AllBound { inputs: bound, outputs: doors }: AllBound,
         estate: Option<Estate>,
     ) -> io::Result<()> {
         for input in config.inputs {
@@ -256,11 +264,13 @@ impl Relay {
         }
         let Some(Estate { predecessor, ledger, .. }) = estate else {
             self.begin_outputs(config.outputs)?;
+            self.begin_output_listeners(doors)?;
             self.begin_listeners(bound)?;
             return self.begin_dials();
         };
         self.accounts.set_former(ledger);
         let held = self.hold_outputs(config.outputs)?;
+        self.begin_output_listeners(doors)?;
         self.begin_listeners(bound)?;
         let own = &self.around.own;
         let dials = self.inputs.iter_mut().flat_map(|input| {
@@ -305,6 +315,11 @@ impl Relay {
         &self.listeners
     }
 
+    /// The same for outputs: where subscribers connect.
+    pub fn output_listeners(&self) -> &[(String, Address)] {
+        &self.output_listeners
+    }
+
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
         self.accounts.ledger()
@@ -347,6 +362,10 @@ impl Relay {
         // Outputs that are away are tried again from now on. An input that waits for an output that blocks leaves the others
         // time for their own end.
         outputs.drain();
+        self.outputs
+            .iter_mut()
+            .flat_map(|output| &mut output.listeners)
+            .for_each(RunningListener::close_spare);
         let inputs_deadline = now + timeout.mul_f64(INPUTS_PART);
         self.inputs.iter_mut().flat_map(|input| &mut input.listeners).for_each(RunningListener::close_spare);
         inputs.drain();
@@ -365,6 +384,8 @@ impl Relay {
         relay.wait_for_end(Instant::now() + FORCE);
         self.accounts.outputs().iter().for_each(|output| output.abandon());
         self.inputs.iter().flat_map(RunningInput::ways).for_each(|way| way.log.end());
+        let of_outputs = self.outputs.iter().flat_map(|output| &output.listeners);
+        of_outputs.for_each(|listener| listener.log.end());
         self.accounts.tell_end();
     }
 }
@@ -375,14 +396,15 @@ fn read_certificates(
     certificates: &Certificates,
 ) -> Result<impl Sized + use<>, StartError> {
     let of_input = |input: &InputConfig| {
-        certificates
-            .of_input(input)
-            .map_err(|faults| StartError::Tls { owner: Owner::Input(input.name.clone()).to_string(), faults })
+        certificates.of_input(input).map_err(|faults| StartError::Tls {
+            owner: CertificateOwner::Input(input.name.clone()).to_string(),
+            faults,
+        })
     };
     let of_output = |output: &OutputConfig| match &output.to {
-        Destination::File(_) => Ok(None),
+        Destination::File(_) | Destination::Subscribers(_) => Ok(None),
         Destination::Streams(streams) => certificates.of_output(&output.name, streams).map_err(|faults| {
-            StartError::Tls { owner: Owner::Output(output.name.clone()).to_string(), faults }
+            StartError::Tls { owner: CertificateOwner::Output(output.name.clone()).to_string(), faults }
         }),
     };
     let inputs = config.inputs.iter().map(of_input).collect::<Result<Vec<_>, _>>()?;
@@ -395,34 +417,54 @@ fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn addresses(config: &RelayConfig) -> impl Iterator<Item = (&InputConfig, &Address)> {
-    config.inputs.iter().flat_map(|input| input.listen.iter().map(move |address| (input, address)))
+/// Listeners that are bound, each for the input or output of this name.
+struct AllBound {
+    inputs: Vec<(String, NewListener)>,
+    outputs: Vec<(String, NewListener)>,
 }
 
-fn bind_all(config: &RelayConfig, workers: usize) -> Result<Vec<(String, NewListener)>, StartError> {
-    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    inputs::bind(addresses(config), &all, &[], workers)
+/// Where inputs listen.
+fn at_inputs(inputs: &[InputConfig]) -> impl Iterator<Item = ListenAt<'_>> {
+    inputs.iter().flat_map(|input| input.listen.iter().map(move |address| ListenAt::input(input, address)))
+}
+
+/// Where outputs listen.
+fn at_outputs(outputs: &[OutputConfig]) -> impl Iterator<Item = ListenAt<'_>> {
+    outputs.iter().flat_map(ListenAt::output)
+}
+
+/// Every address that is listened at.
+fn all_addresses(config: &RelayConfig) -> Vec<&Address> {
+    at_inputs(&config.inputs).chain(at_outputs(&config.outputs)).map(|at| at.address).collect()
+}
+
+fn bind_all(config: &RelayConfig, workers: usize) -> Result<AllBound, StartError> {
+    let all = all_addresses(config);
+    Ok(AllBound {
+        inputs: inputs::bind(at_inputs(&config.inputs), &all, &[], workers)?,
+        outputs: inputs::bind(at_outputs(&config.outputs), &all, &[], workers)?,
+    })
 }
 
 /// Takes the listeners that the old process had, and binds the others.
-fn take_and_bind(
-    config: &RelayConfig,
-    estate: &mut Estate,
-    workers: usize,
-) -> Result<Vec<(String, NewListener)>, StartError> {
-    let (mut taken, mut new) = (Vec::new(), Vec::new());
-    for (input, address) in addresses(config) {
-        let listeners = estate.take_listeners(address, input, workers).map_err(|source| {
-            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
-        })?;
-        if listeners.is_empty() {
-            new.push((input, address));
+fn take_and_bind(config: &RelayConfig, estate: &mut Estate, workers: usize) -> Result<AllBound, StartError> {
+    let all = all_addresses(config);
+    let mut take = |wanted: Vec<ListenAt<'_>>| {
+        let (mut taken, mut new) = (Vec::new(), Vec::new());
+        for at in wanted {
+            let listeners = estate.take_listeners(&at, workers).map_err(|source| at.fault(source))?;
+            if listeners.is_empty() {
+                new.push(at);
+            }
+            taken.extend(listeners.into_iter().map(|listener| (at.owner.name().to_owned(), listener)));
         }
-        taken.extend(listeners.into_iter().map(|listener| (input.name.clone(), listener)));
-    }
-    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
-    Ok(taken)
+        taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
+        Ok(taken)
+    };
+    Ok(AllBound {
+        inputs: take(at_inputs(&config.inputs).collect())?,
+        outputs: take(at_outputs(&config.outputs).collect())?,
+    })
 }
 
 impl Drop for Relay {

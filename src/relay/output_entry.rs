@@ -15,9 +15,11 @@ use crate::observability::age::OldestOf;
 use crate::observability::drop_reason::DropReason;
 use crate::observability::loss_log::LossLog;
 use crate::observability::member_account::MemberAccount;
+use crate::observability::roster::Roster;
 use crate::observability::wait_log::OutputWait;
 use crate::observability::wait_log::OutputWaitLog;
 use crate::queue::Queue;
+use crate::queue::takers::Takers;
 use crate::spool::reports::LeftBatches;
 use crate::transport::Address;
 
@@ -37,6 +39,8 @@ pub(crate) struct OutputEntry {
     pub(crate) left: Vec<LeftBatches>,
     /// Where its spool is.
     pub(crate) spool: Option<PathBuf>,
+    /// Of an output that listens: its subscribers, and what was counted for them.
+    pub(crate) subscribers: Option<(Arc<Takers>, Arc<Roster>)>,
     /// Of a group: where each member is, and what it did.
     members: Mutex<Vec<(Address, Arc<MemberAccount>)>>,
     // What was told.
@@ -57,6 +61,7 @@ impl OutputEntry {
             queues,
             left,
             spool,
+            subscribers: None,
             members,
             lines,
         }
@@ -87,6 +92,13 @@ impl OutputEntry {
     /// Nothing comes any more.
     pub(crate) fn close(&self) {
         self.fronts.iter().for_each(|front| front.close());
+        self.subscribers.iter().for_each(|(takers, _)| takers.close());
+    }
+
+    /// The accounts of its lanes, those of its subscribers included.
+    pub(crate) fn all_accounts(&self) -> Vec<Arc<OutputAccount>> {
+        let subscribers = self.subscribers.iter().flat_map(|(_, roster)| roster.accounts());
+        self.accounts.iter().cloned().chain(subscribers).collect()
     }
 
     /// Ends the lanes that have a spool: it needs time for what they leave.
@@ -102,7 +114,7 @@ impl OutputEntry {
         if left_behind.is_empty() {
             return;
         }
-        let frames_dropped: u64 = self.accounts.iter().map(|account| account.abandoned()).sum();
+        let frames_dropped: u64 = self.all_accounts().iter().map(|account| account.abandoned()).sum();
         let tasks = left_behind.into_iter().collect::<Vec<_>>().join(", ");
         let output = &self.name;
         error!(
@@ -133,6 +145,9 @@ impl OutputEntry {
         for account in &self.accounts {
             sums.iter_mut().zip(account.dropped_now()).for_each(|(sum, frames)| *sum += frames);
         }
+        if let Some((_, roster)) = &self.subscribers {
+            sums.iter_mut().zip(roster.dropped_now()).for_each(|(sum, frames)| *sum += frames);
+        }
         sums
     }
 
@@ -140,14 +155,21 @@ impl OutputEntry {
     fn wait(&self, now: Instant) -> OutputWait {
         let mut oldest = OldestOf::new();
         self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| oldest.add_read_at(read_at));
+        self.oldest_of_subscribers().for_each(|read_at| oldest.add_read_at(read_at));
         let mut wait = OutputWait::default();
-        for account in &self.accounts {
+        for account in &self.all_accounts() {
             account.add_oldest_to(&mut oldest);
             wait.progress += account.progress();
             wait.absent.extend(account.absences.now());
         }
         wait.oldest = oldest.age(now);
         wait
+    }
+
+    /// When the oldest batch was read that waits for a subscriber, for each.
+    fn oldest_of_subscribers(&self) -> impl Iterator<Item = Instant> {
+        let takers = self.subscribers.iter().flat_map(|(takers, _)| takers.present().to_vec());
+        takers.filter_map(|taker| taker.queue.oldest())
     }
 
     /// Whether an input waits for room in a queue of this output.
@@ -172,6 +194,11 @@ impl OutputEntry {
         let mut ages = AgeSum::new();
         self.queues.iter().filter_map(|queue| queue.oldest()).for_each(|read_at| ages.add_waiting(read_at));
         self.accounts.iter().for_each(|account| account.add_ages_to(&mut ages));
+        self.oldest_of_subscribers().for_each(|read_at| ages.add_waiting(read_at));
+        if let Some((_, roster)) = &self.subscribers {
+            roster.add_to(&mut ledger);
+            roster.accounts().iter().for_each(|account| ages.add_oldest(&account.ages.oldest));
+        }
         ledger.oldest_age_us = ages.oldest_age_us(now);
         ledger.residence = ages.residence();
         ledger

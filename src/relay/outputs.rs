@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 use crate::batch::budget::Budget;
 use crate::lifecycle::Scope;
-use crate::loops::Loops;
 use crate::observability::account::OutputAccount;
 use crate::observability::output_log::OutputLog;
 use crate::output::Buffer;
@@ -21,25 +20,34 @@ use crate::output::FileConfig;
 use crate::output::Lanes;
 use crate::output::OutputConfig;
 use crate::output::StreamsConfig;
+use crate::output::SubscribersConfig;
 use crate::output::file::FileLane;
-use crate::output::frame_stream::StreamLane;
 use crate::output::lane::Source;
 use crate::output::settings::LaneSettings;
+use crate::output::stream_lane::StreamLane;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
-use crate::relay::certificates::Certificates;
+use crate::relay::around::Surroundings;
+use crate::relay::door::Door;
+use crate::relay::inputs::Doors;
+use crate::relay::inputs::NewListener;
+use crate::relay::inputs::RunningListener;
 use crate::relay::output_entry::OutputEntry;
+use crate::relay::sockets::Owner;
+use crate::relay::sockets::SocketPaths;
+use crate::relay::subscribers::Subscribers;
 use crate::relay::worker::Order;
 use crate::relay::worker::WorkerLane;
 use crate::relay::workers::Workers;
 use crate::route::Inlet;
+use crate::route::Queues;
 use crate::spool::Folder;
 use crate::spool::entrance::StandIn;
 use crate::spool::reports::reports;
 use crate::spool::stage::Stage;
 use crate::spool::stage::StageConfig;
 use crate::spool::stage_loop;
-use crate::transport::own_listeners::OwnListeners;
+use crate::transport::Address;
 
 /// One output at work.
 #[derive(Debug)]
@@ -50,6 +58,8 @@ pub(crate) struct RunningOutput {
     pub(crate) budgets: Vec<Arc<Budget>>,
     // One, or one for each worker.
     inlets: Vec<Inlet>,
+    /// Where subscribers connect.
+    pub(crate) listeners: Vec<RunningListener>,
     // Each lane is told of what changes.
     news: Vec<LaneNews>,
     // The worker that has the first lane.
@@ -61,6 +71,7 @@ pub(crate) struct RunningOutput {
 enum LaneNews {
     Streams(watch::Sender<Arc<LaneSettings>>),
     File(watch::Sender<Arc<FileConfig>>),
+    Subscribers(Subscribers),
 }
 
 /// An output that is put together, and not started.
@@ -78,24 +89,6 @@ pub(crate) struct OutputParts {
     stages: Vec<(Stage<Folder>, Scope)>,
 }
 
-/// What every output is put together with.
-#[derive(Debug)]
-pub(crate) struct Surroundings {
-    pub(crate) workers: usize,
-    /// The scope of all outputs.
-    pub(crate) scope: Scope,
-    /// How long the end of anything may take.
-    pub(crate) drain_timeout: Duration,
-    /// Asks file outputs to end their files and to begin new ones.
-    pub(crate) reopen: watch::Sender<u64>,
-    /// Which ways of outputs lead back through other relays.
-    pub(crate) loops: Arc<Loops>,
-    /// Where no output may lead.
-    pub(crate) own: Arc<OwnListeners>,
-    /// What TLS is spoken with.
-    pub(crate) certificates: Arc<Certificates>,
-}
-
 impl RunningOutput {
     /// The lanes that a worker feeds.
     pub(crate) fn inlets_of(&self, worker: usize) -> &Inlet {
@@ -108,7 +101,11 @@ impl RunningOutput {
         for inlet in &mut self.inlets {
             inlet.frame_len_max = config.frame_len_max;
             let lane_queue = config.buffer.spool().map_or(0, |_| config.buffer.lane_queue());
-            inlet.queue.reconfigure(config.buffer.memory() - lane_queue, config.buffer.policy());
+            let (max, when_full) = (config.buffer.memory() - lane_queue, config.buffer.policy());
+            match &inlet.queues {
+                Queues::One(queue, _) => queue.reconfigure(max, when_full),
+                Queues::Takers(takers) => takers.reconfigure(max, when_full),
+            }
         }
         if config.buffer.spool().is_some() {
             // The queue behind the spool.
@@ -123,10 +120,76 @@ impl RunningOutput {
                 (LaneNews::File(lane), Destination::File(file)) => {
                     lane.send_replace(Arc::new(file.clone()));
                 }
+                (LaneNews::Subscribers(news), Destination::Subscribers(subscribers)) => {
+                    news.reconfigure(&config, subscribers, around);
+                }
                 (_, _) => unreachable!("the kind of the destination stays"),
             }
         }
         self.config = config;
+    }
+
+    /// Accepts subscribers at one more address.
+    ///
+    /// # Errors
+    /// A worker cannot listen; the system has no thread to look after a path.
+    pub(crate) fn listen(&mut self, new: NewListener, doors: &mut Doors<'_>) -> io::Result<()> {
+        let Some(door) = self.door() else { return Ok(()) };
+        let owner = Owner::Output(&self.config.name);
+        let (listener, accepts) = RunningListener::begin(new, owner, (door, &self.entry.scope), doors)?;
+        self.listeners.push(listener);
+        accepts
+    }
+
+    /// Accepts subscribers again, where that was stopped.
+    ///
+    /// # Errors
+    /// A worker cannot listen.
+    pub(crate) fn accept_again(&mut self, sockets: &SocketPaths, workers: &Workers) -> io::Result<()> {
+        let owner = Owner::Output(&self.config.name);
+        self.listeners.iter_mut().try_for_each(|listener| listener.accept_again(owner, sockets, workers))
+    }
+
+    /// Closes the listeners that this configuration does not have, and returns them. `None`: all of them. Another input or output
+    /// listens at the addresses that have `moved`.
+    pub(crate) fn close_listeners(
+        &mut self,
+        keeps: Option<&OutputConfig>,
+        moved: &[Address],
+        doors: &mut Doors<'_>,
+    ) -> Vec<RunningListener> {
+        let stays = keeps.map_or(&[][..], OutputConfig::listen);
+        let goes = |listener: &mut RunningListener| !stays.contains(&listener.configured);
+        let mut gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
+        gone.iter_mut().for_each(|listener| listener.close(moved, doors));
+        gone
+    }
+
+    /// Gives the sockets of its listeners the owner and the permission bits of this configuration.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn set_socket_files(&self, new: &OutputConfig, sockets: &SocketPaths) -> io::Result<()> {
+        let (Destination::Subscribers(present), Destination::Subscribers(new)) = (&self.config.to, &new.to)
+        else {
+            return Ok(());
+        };
+        if present.socket_file != new.socket_file {
+            for listener in &self.listeners {
+                if let Address::Unix(path) = listener.address() {
+                    sockets.reconfigure(path, &new.socket_file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where subscribers connect; `None` where there are none.
+    pub(crate) fn door(&self) -> Option<Door> {
+        self.news.iter().find_map(|news| match news {
+            LaneNews::Subscribers(subscribers) => Some(Door::Output(subscribers.door())),
+            LaneNews::Streams(_) | LaneNews::File(_) => None,
+        })
     }
 
     /// The worker that has its lane.
@@ -138,6 +201,10 @@ impl RunningOutput {
 impl NewOutput {
     /// A lane on every worker that feeds itself alone, or one lane that every worker feeds, on worker `owner`.
     pub(crate) fn new(config: OutputConfig, owner: usize, around: &Surroundings) -> Self {
+        if let Destination::Subscribers(subscribers) = &config.to {
+            let subscribers = subscribers.clone();
+            return Self::for_subscribers(config, &subscribers, owner, around);
+        }
         let scope = around.scope.child(&config.name);
         let folder = config.buffer.spool().map(|spool| spool.folder.clone());
         let mut entry = OutputEntry::new(&config.name, scope.clone(), folder);
@@ -155,8 +222,7 @@ impl NewOutput {
             inlets.push(Inlet {
                 content_type: config.stream_type(),
                 frame_len_max: config.frame_len_max,
-                queue: Arc::clone(&front),
-                account: Arc::clone(&account),
+                queues: Queues::One(Arc::clone(&front), Arc::clone(&account)),
             });
             budgets.push(Arc::clone(front.budget()));
             if stage.is_some() {
@@ -180,13 +246,42 @@ impl NewOutput {
                     news.push(LaneNews::Streams(sender));
                     let (own, loops) = (Arc::clone(&around.own), Arc::clone(&around.loops));
                     let content_type = config.stream_type();
-                    let lane = StreamLane { source, content_type, settings, own, loops };
+                    let subscriber = None;
+                    let lane = StreamLane { source, content_type, settings, own, loops, subscriber };
                     parts.lanes.push((owner, WorkerLane { lane, scope }));
                 }
+                Destination::Subscribers(_) => unreachable!("their lanes come and go"),
             }
         }
-        let output = RunningOutput { config, entry: Arc::new(entry), budgets, inlets, news, owner };
+        let (entry, listeners) = (Arc::new(entry), Vec::new());
+        let output = RunningOutput { config, entry, budgets, inlets, listeners, news, owner };
         Self { output, parts }
+    }
+}
+
+impl NewOutput {
+    /// An output without a lane: each subscriber is one.
+    fn for_subscribers(
+        config: OutputConfig,
+        subscribers: &SubscribersConfig,
+        owner: usize,
+        around: &Surroundings,
+    ) -> Self {
+        let scope = around.scope.child(&config.name);
+        let mut entry = OutputEntry::new(&config.name, scope.clone(), None);
+        let account = Arc::new(OutputAccount::new(Arc::new(OutputLog::new(&config.name))));
+        let (news, takers, roster) = Subscribers::new(&config, subscribers, (&account, scope), around);
+        let inlet = Inlet {
+            content_type: config.stream_type(),
+            frame_len_max: config.frame_len_max,
+            queues: Queues::Takers(Arc::clone(&takers)),
+        };
+        entry.accounts.push(account);
+        entry.subscribers = Some((takers, roster));
+        let (entry, news) = (Arc::new(entry), vec![LaneNews::Subscribers(news)]);
+        let (budgets, inlets, listeners) = (Vec::new(), vec![inlet], Vec::new());
+        let output = RunningOutput { config, entry, budgets, inlets, listeners, news, owner };
+        Self { output, parts: OutputParts::default() }
     }
 }
 
@@ -231,6 +326,10 @@ fn make_settings(
     Arc::new(LaneSettings {
         buffer: config.buffer.clone(),
         streams: streams.clone(),
+        stall_timeout: match &streams.endpoints {
+            Endpoints::One(_) => None,
+            Endpoints::Group(group) => Some(group.stall_timeout),
+        },
         members,
         ways,
         tls,

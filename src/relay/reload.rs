@@ -11,12 +11,17 @@ use crate::output::Buffer;
 use crate::output::OutputConfig;
 use crate::relay::Relay;
 use crate::relay::RelayConfig;
-use crate::relay::certificates::Owner;
+use crate::relay::all_addresses;
+use crate::relay::at_inputs;
+use crate::relay::at_outputs;
+use crate::relay::certificates::CertificateOwner;
 use crate::relay::error::ChangeError;
 use crate::relay::inputs;
 use crate::relay::inputs::Doors;
+use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningListener;
+use crate::relay::sockets::Owner;
 use crate::spool::Folder;
 use crate::transport::Address;
 use crate::transport::tls::ReloadableClient;
@@ -37,6 +42,7 @@ enum Step {
 struct Plan {
     outputs: Vec<(OutputConfig, Step)>,
     listeners: Vec<(String, NewListener)>,
+    output_listeners: Vec<(String, NewListener)>,
     // In use until the inputs and outputs have them.
     _servers: Vec<Option<Arc<ReloadableServer>>>,
     _clients: Vec<Option<Arc<ReloadableClient>>>,
@@ -51,8 +57,10 @@ impl Relay {
     pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
         let present = self.config();
         let was_read = self.around.certificates.look().map_err(|faults| {
-            let fault =
-                |(owner, faults): (Owner, TlsFaults)| ChangeError::Tls { owner: owner.to_string(), faults };
+            let fault = |(owner, faults): (CertificateOwner, TlsFaults)| ChangeError::Tls {
+                owner: owner.to_string(),
+                faults,
+            };
             faults.into_iter().map(fault).collect::<Vec<_>>()
         });
         if present == config {
@@ -113,14 +121,40 @@ impl Relay {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let going: Vec<_> = self.going(&new.inputs).map(|(_, listener)| &listener.configured).collect();
-        let all: Vec<_> = new.inputs.iter().flat_map(|input| &input.listen).collect();
-        let addresses = new.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
-        let addresses = addresses.filter(|(input, address)| !self.listens_on(&input.name, address));
-        match inputs::bind(addresses, &all, &going, self.workers.count()) {
-            Ok(listeners) => Ok(Plan { outputs, listeners, _servers: servers, _clients: clients }),
+        let going = self.going(&new.inputs).map(|(_, listener)| listener);
+        let going = going.chain(self.going_for_subscribers(&outputs)).map(|listener| &listener.configured);
+        let (going, all): (Vec<_>, _) = (going.collect(), all_addresses(new));
+        let at_inputs = at_inputs(&new.inputs).filter(|at| !self.listens_on(at.owner.name(), at.address));
+        let at_outputs = at_outputs(&new.outputs).filter(|at| !self.serves_at(at, &outputs));
+        let workers = self.workers.count();
+        let bound = inputs::bind(at_inputs, &all, &going, workers)
+            .and_then(|inputs| Ok((inputs, inputs::bind(at_outputs, &all, &going, workers)?)));
+        match bound {
+            Ok((listeners, output_listeners)) => {
+                Ok(Plan { outputs, listeners, output_listeners, _servers: servers, _clients: clients })
+            }
             Err(error) => Err(vec![ChangeError::Listen(error)]),
         }
+    }
+
+    /// The listeners of outputs that go, or that listen there no more.
+    fn going_for_subscribers<'a>(
+        &'a self,
+        steps: &'a [(OutputConfig, Step)],
+    ) -> impl Iterator<Item = &'a RunningListener> {
+        self.outputs.iter().flat_map(|output| {
+            let stays = listen_of_staying(&output.config.name, steps);
+            output.listeners.iter().filter(|listener| !stays.contains(&listener.configured))
+        })
+    }
+
+    /// Whether this output listens there, or another one does that leaves the address to it.
+    fn serves_at(&self, at: &ListenAt<'_>, steps: &[(OutputConfig, Step)]) -> bool {
+        let own = self.outputs.iter().filter(|output| output.config.name == at.owner.name());
+        let stays = listen_of_staying(at.owner.name(), steps).contains(at.address);
+        let has = |listener: &RunningListener| listener.configured == *at.address;
+        stays && own.flat_map(|output| &output.listeners).any(has)
+            || !at.address.has_any_port() && self.going_for_subscribers(steps).any(has)
     }
 
     /// The listeners that this configuration does not have, or has at another input.
@@ -144,25 +178,43 @@ impl Relay {
     }
 
     fn carry_out(&mut self, plan: Plan, inputs: Vec<InputConfig>) -> Result<(), ChangeError> {
-        let Plan { outputs, listeners, _servers, _clients } = plan;
-        self.change_outputs(outputs)?;
+        let Plan { outputs, listeners, output_listeners, _servers, _clients } = plan;
+        self.change_outputs(outputs, output_listeners)?;
         self.change_inputs(inputs, listeners)
     }
 
-    fn change_outputs(&mut self, outputs: Vec<(OutputConfig, Step)>) -> Result<(), ChangeError> {
+    fn change_outputs(
+        &mut self,
+        outputs: Vec<(OutputConfig, Step)>,
+        mut listeners: Vec<(String, NewListener)>,
+    ) -> Result<(), ChangeError> {
+        // A listener that moves to another output, or to one that replaces its own, is not bound again.
+        for listener in self.going_for_subscribers(&outputs).filter(|going| !going.configured.has_any_port())
+        {
+            let to = outputs.iter().find(|(output, _)| output.listen().contains(&listener.configured));
+            if let Some((to, _)) = to {
+                let moved = listener.move_to(Owner::Output(&to.name), &self.sockets, self.workers.count())?;
+                listeners.push((to.name.clone(), moved));
+            }
+        }
+        let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
         let goes = |name: &str| {
             let step = outputs.iter().find(|(output, _)| output.name == name).map(|(_, step)| step);
             matches!(step, None | Some(Step::Replace | Step::Begin))
         };
         let gone: Vec<_> = self.outputs.extract_if(.., |output| goes(&output.config.name)).collect();
         let order: Vec<_> = outputs.iter().map(|(output, _)| output.name.clone()).collect();
-        let mut new = Vec::new();
+        let (mut new, mut closed) = (Vec::new(), Vec::new());
         for (config, step) in outputs {
             match step {
                 Step::Keep => {}
                 Step::Reconfigure => {
                     let output = self.outputs.iter_mut().find(|output| output.config.name == config.name);
                     if let Some(output) = output {
+                        let (sockets, own) = (&mut self.sockets, &self.around.own);
+                        let mut doors = Doors { workers: &self.workers, own, sockets };
+                        closed.extend(output.close_listeners(Some(&config), &moved, &mut doors));
+                        output.set_socket_files(&config, doors.sockets)?;
                         output.reconfigure(config, &self.around);
                     }
                 }
@@ -171,7 +223,9 @@ impl Relay {
         }
         self.begin_outputs(new)?;
         self.outputs.sort_by_key(|output| order.iter().position(|name| *name == output.config.name));
-        gone.into_iter().try_for_each(|output| self.end_output(&output))
+        self.end_ways(closed.iter().map(RunningListener::way).collect())?;
+        gone.into_iter().try_for_each(|output| self.end_output(output, &moved))?;
+        Ok(self.begin_output_listeners(listeners)?)
     }
 
     fn change_inputs(
@@ -183,7 +237,7 @@ impl Relay {
         for (_, listener) in self.going(&inputs).filter(|(_, listener)| !listener.configured.has_any_port()) {
             let to = inputs.iter().find(|input| input.listen.contains(&listener.configured));
             if let Some(to) = to {
-                let moved = listener.move_to(&to.name, &self.sockets, self.workers.count())?;
+                let moved = listener.move_to(Owner::Input(&to.name), &self.sockets, self.workers.count())?;
                 listeners.push((to.name.clone(), moved));
             }
         }
@@ -215,6 +269,14 @@ impl Relay {
         self.begin_dials()?;
         Ok(())
     }
+}
+
+/// Where an output of this name listens that stays; nowhere where it goes or is replaced.
+fn listen_of_staying<'a>(name: &str, steps: &'a [(OutputConfig, Step)]) -> &'a [Address] {
+    let stays = steps
+        .iter()
+        .find(|(output, step)| output.name == name && matches!(step, Step::Keep | Step::Reconfigure));
+    stays.map_or(&[], |(output, _)| output.listen())
 }
 
 /// What is to be done to an output that is there.

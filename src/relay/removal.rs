@@ -24,7 +24,7 @@ pub(crate) fn of_output(
     accounts: &Arc<Accounts>,
     timeout: Duration,
 ) -> io::Result<()> {
-    entry.accounts.iter().for_each(|account| account.remove());
+    entry.all_accounts().iter().for_each(|account| account.remove());
     // No lane begins again, and those that are away try once more.
     entry.scope.drain();
     entry.close();

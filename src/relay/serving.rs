@@ -29,6 +29,8 @@ use crate::observability::listener_log::Event;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::LocalPeer;
 use crate::observability::peer_name::PeerName;
+use crate::output::subscriber::Visitor;
+use crate::relay::door::Door;
 use crate::relay::input_entry::InputId;
 use crate::relay::placement::Place;
 use crate::relay::placement::Placement;
@@ -59,7 +61,7 @@ pub(crate) struct Serving {
 
 /// A connection that is to be served.
 pub(crate) struct Accepted<S> {
-    pub(crate) input: InputId,
+    pub(crate) door: Door,
     pub(crate) socket: S,
     pub(crate) log: Arc<ListenerLog>,
     pub(crate) arrival: Arrival,
@@ -91,7 +93,7 @@ impl Serving {
     /// Accepts connections at a listener until its scope drains, or `accepting`, which is below it.
     pub(crate) fn listen(
         self: &Rc<Self>,
-        input: InputId,
+        door: Door,
         listener: Listener,
         log: Arc<ListenerLog>,
         is_tls: bool,
@@ -99,7 +101,7 @@ impl Serving {
     ) {
         self.logs.borrow_mut().push(Arc::downgrade(&log));
         let scopes = (scope.clone(), accepting.clone());
-        let accept = accept(Rc::clone(self), input, (listener, is_tls), log, scopes);
+        let accept = accept(Rc::clone(self), door, (listener, is_tls), log, scopes);
         let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
         // What waits in the backlog comes before the end of what was accepted.
         self.end_with(scope, async move { drop(accepting.await) });
@@ -116,7 +118,7 @@ impl Serving {
             let serve = move |(socket, peer), dialled| {
                 let arrival =
                     Arrival { peer: peer_name(peer), dialled: Some(dialled), handshake: None, handed: None };
-                serving.place(id, socket, &log, arrival, &scope);
+                serving.place(Door::Input(id), socket, &log, arrival, &scope);
             };
             let run = self.tasks.track_future(run.run(dialling.clone(), serve));
             dialling.spawn_local("dialling", run);
@@ -140,7 +142,7 @@ impl Serving {
     /// Gives a connection to the worker with the fewest.
     fn place(
         self: &Rc<Self>,
-        input: InputId,
+        door: Door,
         socket: Socket,
         log: &Arc<ListenerLog>,
         arrival: Arrival,
@@ -151,17 +153,17 @@ impl Serving {
         let worker = place.worker();
         let (log, scope) = (Arc::clone(log), scope.clone());
         if worker == self.index {
-            self.serve(Accepted { input, socket, log, arrival, place, scope, guard });
+            self.serve(Accepted { door, socket, log, arrival, place, scope, guard });
             return;
         }
-        let (lost_log, lost_peer) = (Arc::clone(&log), arrival.peer.clone());
+        let (lost_door, lost_log, lost_peer) = (door.clone(), Arc::clone(&log), arrival.peer.clone());
         let handed_over = socket.detach().and_then(|socket| {
-            let handover = Accepted { input, socket, log, arrival, place, scope, guard };
+            let handover = Accepted { door, socket, log, arrival, place, scope, guard };
             // A worker that is gone gives the place back, and the guard.
             self.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
         });
         if let Err(error) = handed_over {
-            self.lost(input, &lost_log, &lost_peer, &error);
+            self.lost(&lost_door, &lost_log, &lost_peer, &error);
         }
     }
 
@@ -201,21 +203,34 @@ impl Serving {
 
     /// Serves a connection that has a place on this worker.
     fn serve(self: &Rc<Self>, accepted: Accepted<Socket>) {
-        let Accepted { input, socket, log, arrival, place, scope, guard } = accepted;
-        // An input is forgotten when its last task has ended.
-        let Some(input) = self.input(input) else { return };
+        let Accepted { door, socket, log, arrival, place, scope, guard } = accepted;
         let ended = Ended(Rc::clone(self));
         let readers = Rc::clone(&self.readers);
         let token = self.tasks.token();
-        spawn_local(guard.supervise(async move {
-            let _ended = (place, ended, token);
-            serve(readers, input, socket, log, arrival, scope).await;
-        }));
+        match door {
+            Door::Input(input) => {
+                // An input is forgotten when its last task has ended.
+                let Some(input) = self.input(input) else { return };
+                spawn_local(guard.supervise(async move {
+                    let _ended = (place, ended, token);
+                    serve(readers, input, socket, log, arrival, scope).await;
+                }));
+            }
+            Door::Output(door) => {
+                let peer = arrival.peer;
+                spawn_local(guard.supervise(async move {
+                    let _ended = (place, ended, token);
+                    door.serve(Visitor { socket, peer, log, scope }, readers.backend).await;
+                }));
+            }
+        }
     }
 
     /// A connection was lost before this worker or another could serve it.
-    fn lost(&self, input: InputId, log: &ListenerLog, peer: &PeerName, error: &io::Error) {
-        if let Some(input) = self.input(input) {
+    fn lost(&self, door: &Door, log: &ListenerLog, peer: &PeerName, error: &io::Error) {
+        if let Door::Input(input) = door
+            && let Some(input) = self.input(*input)
+        {
             input.account.connected();
             input.account.ended("connection");
         }
@@ -238,7 +253,7 @@ impl Drop for Ended {
 /// wait in the backlog then are taken too.
 async fn accept(
     serving: Rc<Serving>,
-    input: InputId,
+    door: Door,
     (mut listener, is_tls): (Listener, bool),
     log: Arc<ListenerLog>,
     (scope, accepting): (Scope, Scope),
@@ -249,11 +264,18 @@ async fn accept(
     loop {
         share.spend().await;
         let draining = phases.seen() != Phase::Running;
+        // Writers that wait have something to give. Readers would get nothing.
+        if draining && matches!(door, Door::Output(_)) {
+            return;
+        }
         if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
             return;
         }
         let next = async {
-            let handshake = if is_tls { serving.begin_handshake(input).await } else { None };
+            let handshake = match door {
+                Door::Input(input) if is_tls => serving.begin_handshake(input).await,
+                _ => None,
+            };
             listener.accept().await.map(|accepted| (accepted, handshake))
         };
         let accepted = tokio::select! {
@@ -280,7 +302,7 @@ async fn accept(
         };
         let is_over = scope.phase() == Phase::Over;
         let arrival = Arrival { peer, dialled: None, handshake, handed: None };
-        serving.place(input, socket, &log, arrival, &scope);
+        serving.place(door.clone(), socket, &log, arrival, &scope);
         if is_over {
             return;
         }
@@ -312,12 +334,12 @@ pub(crate) async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
         };
-        let Some(Accepted { input, socket, log, arrival, place, scope, guard }) = handover else {
+        let Some(Accepted { door, socket, log, arrival, place, scope, guard }) = handover else {
             return;
         };
         match Socket::attach(socket) {
-            Ok(socket) => serving.serve(Accepted { input, socket, log, arrival, place, scope, guard }),
-            Err(error) => serving.lost(input, &log, &arrival.peer, &error),
+            Ok(socket) => serving.serve(Accepted { door, socket, log, arrival, place, scope, guard }),
+            Err(error) => serving.lost(&door, &log, &arrival.peer, &error),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The paths of unix sockets that inputs listen on, while the relay runs.
+//! The paths of unix sockets that inputs and outputs listen on, while the relay runs.
 //!
 //! A clean-up of `/run` or `/tmp` removes the file of a living socket: no writer can connect any more, and nothing else
 //! shows it. So a thread looks at the paths, twice a second, and binds those that are gone again. It removes the files when
@@ -23,10 +23,27 @@ use crate::transport::socket_path::AtPath;
 use crate::transport::socket_path::SocketFileConfig;
 use crate::transport::socket_path::SocketPath;
 
+/// Who listens, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner<'a> {
+    Input(&'a str),
+    Output(&'a str),
+}
+
+impl<'a> Owner<'a> {
+    /// The name.
+    pub(crate) fn name(self) -> &'a str {
+        match self {
+            Self::Input(name) | Self::Output(name) => name,
+        }
+    }
+}
+
 /// The path of one listener.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    input: String,
+    name: String,
+    is_output: bool,
     path: SocketPath,
     /// What keeps it from being bound again, when it was told, and when it is tried again.
     fault: Option<Fault>,
@@ -40,12 +57,21 @@ struct Fault {
 }
 
 impl Watched {
-    pub(crate) fn new(input: &str, path: SocketPath) -> Self {
-        Self { input: input.to_owned(), path, fault: None }
+    pub(crate) fn new(owner: Owner<'_>, path: SocketPath) -> Self {
+        let mut watched = Self { name: String::new(), is_output: false, path, fault: None };
+        watched.set_owner(owner);
+        watched
+    }
+
+    fn set_owner(&mut self, owner: Owner<'_>) {
+        owner.name().clone_into(&mut self.name);
+        self.is_output = matches!(owner, Owner::Output(_));
     }
 
     fn look(&mut self, now: Instant) {
-        let (input, at_path) = (&self.input, self.path.look());
+        let at_path = self.path.look();
+        let (input, output) =
+            if self.is_output { (None, Some(&self.name)) } else { (Some(&self.name), None) };
         let listener = format!("unix:{}", self.path.path().display());
         let tries = match at_path {
             AtPath::Ours | AtPath::Unknown => false,
@@ -61,6 +87,7 @@ impl Watched {
                 self.fault = None;
                 warn!(
                     input,
+                    output,
                     listener,
                     "the socket file was removed, and tapster has bound it again; connections that were open go on"
                 );
@@ -73,8 +100,9 @@ impl Watched {
         if told.is_none() {
             warn!(
                 input,
+                output,
                 listener,
-                "the socket file was removed, no writer can connect, and tapster cannot bind it again: {words}; tapster tries on"
+                "the socket file was removed, nobody can connect, and tapster cannot bind it again: {words}; tapster tries on"
             );
         }
         self.fault = Some(Fault { words, told: told.unwrap_or(now), again: now + ANOTHER_LOOK });
@@ -108,14 +136,14 @@ impl SocketPaths {
         Ok(())
     }
 
-    /// Listeners at this path for another input, in place of those that had it before; `None` if it is not bound.
+    /// Listeners at this path for another input or output, in place of those that had it before; `None` if it is not bound.
     ///
     /// # Errors
     /// No descriptor is left.
     pub(crate) fn move_to(
         &self,
         path: &Path,
-        input: &str,
+        owner: Owner<'_>,
         workers: usize,
     ) -> io::Result<Option<Vec<BoundListener>>> {
         let mut paths = self.paths.lock().expect(UNPOISONED);
@@ -123,7 +151,7 @@ impl SocketPaths {
             return Ok(None);
         };
         let listeners = listener::of_path(&mut watched.path, workers)?;
-        input.clone_into(&mut watched.input);
+        watched.set_owner(owner);
         Ok(Some(listeners))
     }
 

@@ -23,8 +23,10 @@ use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
 use crate::observability::listener_log::ListenerLog;
-use crate::output::frame_stream::StreamLane;
+use crate::output::frame_stream;
+use crate::output::stream_lane::StreamLane;
 use crate::queue::block_limit::BlockLimit;
+use crate::relay::door::Door;
 use crate::relay::input_entry::InputId;
 use crate::relay::placement::Placement;
 use crate::relay::placement::pin;
@@ -97,9 +99,9 @@ pub(crate) struct Ordered {
     pub(crate) done: mpsc::Sender<io::Result<()>>,
 }
 
-/// A listener of one input.
+/// A listener of one input, or of an output.
 pub(crate) struct WorkerListener {
-    pub(crate) input: InputId,
+    pub(crate) door: Door,
     pub(crate) listener: BoundListener,
     pub(crate) is_tls: bool,
     /// One for the listeners of all workers at this address.
@@ -210,9 +212,9 @@ async fn obey(
                 serving.inputs.borrow_mut().remove(&id);
                 Ok(())
             }
-            Order::Listen(WorkerListener { input, listener, is_tls, log, scope, accepting }) => {
+            Order::Listen(WorkerListener { door, listener, is_tls, log, scope, accepting }) => {
                 Listener::new(listener, reserve.clone())
-                    .map(|listener| serving.listen(input, listener, log, is_tls, (scope, &accepting)))
+                    .map(|listener| serving.listen(door, listener, log, is_tls, (scope, &accepting)))
             }
             Order::Dial(dial, dials) => {
                 serving.dial(dial, dials);
@@ -220,7 +222,7 @@ async fn obey(
             }
             Order::Lane(lane) => {
                 let WorkerLane { lane, scope } = *lane;
-                let run = serving.tasks.track_future(lane.run(backend, scope.clone()));
+                let run = serving.tasks.track_future(frame_stream::run(lane, backend, scope.clone()));
                 scope.spawn_local("lane", run);
                 Ok(())
             }

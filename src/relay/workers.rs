@@ -15,6 +15,7 @@ use crate::lifecycle::Scope;
 use crate::loops::Loops;
 use crate::observability::listener_log::ListenerLog;
 use crate::queue::block_limit::BlockLimit;
+use crate::relay::door::Door;
 use crate::relay::error::StartError;
 use crate::relay::input_entry::InputId;
 use crate::relay::placement;
@@ -119,7 +120,8 @@ impl Workers {
         let place = self.placement.take(0);
         let mailbox = &self.mailboxes[place.worker()];
         let (log, scope, guard) = (Arc::clone(log), scope.clone(), scope.guard("connection"));
-        mailbox.send(Accepted { input, socket, log, arrival, place, scope, guard }).is_ok()
+        let door = Door::Input(input);
+        mailbox.send(Accepted { door, socket, log, arrival, place, scope, guard }).is_ok()
     }
 
     /// Gives these orders, each to the worker of this index, and waits until all of them are carried out. A worker that has

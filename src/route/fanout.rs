@@ -11,15 +11,24 @@ use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::queue::Queue;
 use crate::queue::WhenFull;
+use crate::queue::takers::Takers;
 
-/// The entrance of a lane, as inputs see it.
+/// The entrance of a lane, or of all lanes of an output whose readers come and go, as inputs see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Inlet {
     /// `None`: streams without a type.
     pub(crate) content_type: Option<ContentType>,
     pub(crate) frame_len_max: u32,
-    pub(crate) queue: Arc<Queue>,
-    pub(crate) account: Arc<OutputAccount>,
+    pub(crate) queues: Queues,
+}
+
+/// Where the frames go that enter.
+#[derive(Clone, Debug)]
+pub(crate) enum Queues {
+    /// Into the queue of a lane, which has this account.
+    One(Arc<Queue>, Arc<OutputAccount>),
+    /// Into those of whoever is there. None of them waits.
+    Takers(Arc<Takers>),
 }
 
 /// The lanes of one connection.
@@ -46,9 +55,8 @@ impl Fanout {
     fn of(connection: ConnectionId, inlets: &[Inlet], content_type: Option<&ContentType>) -> Self {
         let takes = |inlet: &&Inlet| inlet.content_type.as_ref() == content_type;
         let mut inlets: Vec<_> = inlets.iter().filter(takes).cloned().collect();
-        inlets.sort_by_key(|inlet| inlet.queue.when_full() == WhenFull::Block);
-        let batch_len_max =
-            inlets.iter().map(|inlet| inlet.queue.write_len_max()).min().unwrap_or(usize::MAX);
+        inlets.sort_by_key(Inlet::may_block);
+        let batch_len_max = inlets.iter().map(Inlet::write_len_max).min().unwrap_or(usize::MAX);
         Self { connection, inlets, batch_len_max }
     }
 
@@ -66,7 +74,10 @@ impl Fanout {
     /// Waits a moment for lanes that are behind and keep up. Cancel-safe.
     pub(crate) async fn wait_for_consumers(&self) {
         for inlet in &self.inlets {
-            inlet.queue.wait_for_consumer().await;
+            match &inlet.queues {
+                Queues::One(queue, _) => queue.wait_for_consumer().await,
+                Queues::Takers(takers) => takers.wait_for_consumers().await,
+            }
         }
     }
 
@@ -75,24 +86,74 @@ impl Fanout {
     pub(crate) async fn deliver(&self, batch: FrameBatch) -> bool {
         let mut taken = true;
         for inlet in &self.inlets {
-            if batch.payload_len_max() <= inlet.frame_len_max {
-                taken &= inlet.queue.push(batch.clone(), self.connection).await;
-            } else {
-                taken &= inlet.deliver_short_frames(self.connection, &batch).await;
-            }
+            taken &= match &inlet.queues {
+                Queues::One(queue, _) if batch.payload_len_max() <= inlet.frame_len_max => {
+                    queue.push(batch.clone(), self.connection).await
+                }
+                Queues::One(queue, account) => {
+                    let short = inlet.short_frames(&batch);
+                    short.deliver(queue, account, self.connection).await
+                }
+                Queues::Takers(takers) => inlet.deliver_to_takers(takers, &batch, self.connection).await,
+            };
         }
         taken
     }
 }
 
 impl Inlet {
+    fn may_block(&self) -> bool {
+        match &self.queues {
+            Queues::One(queue, _) => queue.when_full() == WhenFull::Block,
+            Queues::Takers(_) => false,
+        }
+    }
+
+    fn write_len_max(&self) -> usize {
+        match &self.queues {
+            Queues::One(queue, _) => queue.write_len_max(),
+            Queues::Takers(takers) => takers.write_len_max(),
+        }
+    }
+
+    async fn deliver_to_takers(&self, takers: &Takers, batch: &FrameBatch, connection: ConnectionId) -> bool {
+        let present = takers.present();
+        if present.is_empty() {
+            return true;
+        }
+        let frames = if batch.payload_len_max() <= self.frame_len_max {
+            ShortFrames { frames: Some(batch.clone()), too_long: 0 }
+        } else {
+            self.short_frames(batch)
+        };
+        let mut taken = true;
+        for taker in present.iter() {
+            taken &= frames.deliver(&taker.queue, &taker.account, connection).await;
+        }
+        taken
+    }
+
     /// Leaves out the frames that are too long for this output: most collectors close the connection on them. The others are
     /// copied: they would keep the memory of the long ones.
-    async fn deliver_short_frames(&self, connection: ConnectionId, batch: &FrameBatch) -> bool {
-        let (short, too_long) = batch.copy_without_longer_than(self.frame_len_max);
-        self.account.turned_away(DropReason::FrameTooLong, u64::from(too_long));
-        match short {
-            Some(short) => self.queue.push(short, connection).await,
+    fn short_frames(&self, batch: &FrameBatch) -> ShortFrames {
+        let (frames, too_long) = batch.copy_without_longer_than(self.frame_len_max);
+        ShortFrames { frames, too_long: u64::from(too_long) }
+    }
+}
+
+/// Frames that are not too long for an output, and how many others there were.
+struct ShortFrames {
+    frames: Option<FrameBatch>,
+    too_long: u64,
+}
+
+impl ShortFrames {
+    async fn deliver(&self, queue: &Queue, account: &OutputAccount, connection: ConnectionId) -> bool {
+        if self.too_long > 0 {
+            account.turned_away(DropReason::FrameTooLong, self.too_long);
+        }
+        match &self.frames {
+            Some(frames) => queue.push(frames.clone(), connection).await,
             None => true,
         }
     }
@@ -123,7 +184,12 @@ pub(crate) mod tests {
         let account = Arc::<OutputAccount>::default();
         let queue = Arc::new(Queue::new(1 << 20, WhenFull::DropOldest, Arc::clone(&account)));
         let content_type = ContentType::try_from(content_type).ok();
-        Inlet { content_type, frame_len_max, queue, account }
+        Inlet { content_type, frame_len_max, queues: Queues::One(queue, account) }
+    }
+
+    fn lane(inlet: &Inlet) -> (&Arc<Queue>, &Arc<OutputAccount>) {
+        let Queues::One(queue, account) = &inlet.queues else { panic!("{inlet:?}") };
+        (queue, account)
     }
 
     #[test]
@@ -146,10 +212,10 @@ pub(crate) mod tests {
                 batch.dropped(DropReason::Shutdown);
                 frames
             };
-            std::iter::from_fn(|| inlet.queue.pop()).map(take).sum::<u32>()
+            std::iter::from_fn(|| lane(inlet).0.pop()).map(take).sum::<u32>()
         };
         assert_eq!((frames(&inlets[0]), frames(&inlets[1])), (2, 3));
-        let ledger = ledger(&inlets[0].account);
+        let ledger = ledger(lane(&inlets[0]).1);
         assert_eq!((ledger.frames_received, ledger.frames_dropped["frame_too_long"]), (3, 1));
     }
 }

@@ -5,5 +5,6 @@ pub(crate) mod routes;
 
 pub(crate) use fanout::Fanout;
 pub(crate) use fanout::Inlet;
+pub(crate) use fanout::Queues;
 pub(crate) use routes::Route;
 pub(crate) use routes::Routes;

@@ -10,5 +10,6 @@ pub(crate) mod read_coalescer;
 mod read_share;
 pub(crate) mod read_turns;
 mod retirement;
+pub(crate) mod subscribe;
 pub(crate) mod write;
-mod write_fault;
+pub(crate) mod write_fault;

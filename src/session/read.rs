@@ -13,6 +13,7 @@ use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::lifecycle::Phase;
 use crate::loops::probe::LoopProbe;
@@ -237,8 +238,10 @@ pub(crate) struct ReadHandle {
     phase: Cell<Phase>,
     // When the frames were read that outputs are taking.
     delivering: Cell<Option<Instant>>,
-    // Whether another process is to go on with the connection.
+    last_read: Cell<Option<Instant>>,
+    // Whether another process is to go on with the connection, and its place among those that are offered at a time.
     hands_over: Cell<bool>,
+    offered: Cell<Option<OwnedSemaphorePermit>>,
     // When it ends, at the next quiet moment.
     retires_at: Option<Instant>,
     retires: Cell<bool>,
@@ -251,7 +254,9 @@ impl ReadHandle {
             stream,
             phase: Cell::new(Phase::Running),
             delivering: Cell::new(None),
+            last_read: Cell::new(None),
             hands_over: Cell::new(false),
+            offered: Cell::new(None),
             retires_at,
             retires: Cell::new(false),
         }
@@ -269,9 +274,16 @@ impl ReadHandle {
         self.delivering.get()
     }
 
-    /// Another process is to go on with the connection, once every frame that was read is with its lanes.
-    pub(crate) fn hand_over(&self) {
+    /// When frames were read last; `None`: never.
+    pub(crate) fn last_read(&self) -> Option<Instant> {
+        self.last_read.get()
+    }
+
+    /// Another process is to go on with the connection, once every frame that was read is with its lanes. The permit is free again
+    /// when it does, or does not.
+    pub(crate) fn hand_over(&self, permit: Option<OwnedSemaphorePermit>) {
         self.hands_over.set(true);
+        self.offered.set(permit);
         self.stream.cancel();
     }
 
@@ -352,6 +364,7 @@ where
                 ReaderEvent::Data(batch) => {
                     coalescer.took(batch.read_at(), batch.frames());
                     handle.delivering.set(Some(batch.read_at()));
+                    handle.last_read.set(Some(batch.read_at()));
                     let delivered = deliver(compact_if_small(batch)).await;
                     handle.delivering.set(None);
                     if !delivered {
@@ -396,6 +409,7 @@ where
                 if offer(stream, session.stage(), received).await {
                     return ReadEnd::HandedOver;
                 }
+                handle.offered.set(None);
                 continue;
             }
             Phase::Running if handle.retires.get() => {

@@ -21,7 +21,7 @@ use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
 use crate::session::encryption::Encryption;
 use crate::session::half_closed::HalfClosed;
-pub(crate) use crate::session::write_fault::WriteFault;
+use crate::session::write_fault::WriteFault;
 use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
@@ -71,6 +71,7 @@ pub(crate) struct WriteStream {
     // What the reader said while a write was under way: told once the write has come back.
     fault: Option<WriteFault>,
     stop: Stop,
+    direction_ended: bool,
     closing: bool,
 }
 
@@ -148,7 +149,7 @@ impl WriteStream {
         if let Some(version) = dial.send_proxy() {
             socket.send_proxy_header(version).await.map_err(WriteFault::Connection)?;
         }
-        let (bidirectional, peer) = (config.bidirectional, socket.peer());
+        let bidirectional = config.bidirectional;
         // Its time runs for TLS, too.
         let (began, timeout) = (Instant::now(), config.handshake_timeout);
         let mut session = WriterSession::new(config, began).map_err(WriteFault::Protocol)?;
@@ -157,8 +158,21 @@ impl WriteStream {
         }
         let shaken = handshake(&mut socket, &mut session).await;
         shaken.map_err(|fault| if encryption.is_some() { fault.over_tls() } else { fault })?;
-        let stream = socket.into_stream(backend).map_err(WriteFault::Connection)?;
-        let incoming = Some(listen(&stream, BytesMut::with_capacity(INCOMING_LEN)));
+        let received = BytesMut::with_capacity(INCOMING_LEN);
+        Self::over(socket, (session, bidirectional), received, backend).map_err(WriteFault::Connection)
+    }
+
+    /// A session that has begun, with what the reader has said since, which the session has not taken.
+    pub(super) fn over(
+        socket: Socket,
+        (session, bidirectional): (WriterSession, bool),
+        mut received: BytesMut,
+        backend: Backend,
+    ) -> io::Result<Self> {
+        let peer = socket.peer();
+        let stream = socket.into_stream(backend)?;
+        received.reserve(INCOMING_LEN);
+        let incoming = Some(listen(&stream, received));
         Ok(Self {
             stream,
             peer,
@@ -173,6 +187,7 @@ impl WriteStream {
             interrupted: None,
             fault: None,
             stop: Stop::Not,
+            direction_ended: false,
             closing: false,
         })
     }
@@ -317,7 +332,13 @@ impl WriteStream {
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            Stop::Sent { .. } => self.poll_finished(),
+            Stop::Sent { .. } => {
+                // Such a reader may wait for the end of the connection.
+                if self.session.reader_began() && !std::mem::replace(&mut self.direction_ended, true) {
+                    self.stream.shutdown_write();
+                }
+                self.poll_finished()
+            }
         }
     }
 

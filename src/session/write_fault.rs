@@ -24,6 +24,8 @@ pub(crate) enum WriteFault {
     Loop(LedBack),
     /// The reader broke the protocol, was too slow, or closed.
     Protocol(ProtocolError),
+    /// The peer of a connection that we accepted is none that reads Frame Streams. In words.
+    Stranger(&'static str),
     /// The connection broke.
     Connection(io::Error),
 }
@@ -38,7 +40,8 @@ impl fmt::Display for WriteFault {
             }
             Self::ClosedBeforeAccept => write!(
                 f,
-                "the reader closed the connection behind the TLS handshake and before ACCEPT: it does not let us in, most likely                  because of our certificate (TLS 1.3 tells no earlier); see tls.cert and tls.key, and the log of the reader"
+                "the reader closed the connection behind the TLS handshake and before ACCEPT: it does not let us in, most likely \
+                 because of our certificate (TLS 1.3 tells no earlier); see tls.cert and tls.key, and the log of the reader"
             ),
             Self::OwnInput(input) => write!(
                 f,
@@ -47,6 +50,7 @@ impl fmt::Display for WriteFault {
             ),
             Self::Loop(led_back) => write!(f, "{led_back}"),
             Self::Protocol(error) => write!(f, "{error}"),
+            Self::Stranger(words) => write!(f, "{words}"),
             // The peer's host is gone: the error says that, in words of its own.
             Self::Connection(error) if error.kind() == io::ErrorKind::TimedOut => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "the connection broke: {error}"),

@@ -12,13 +12,14 @@ use crate::transport::listener::Bound;
 use crate::transport::socket::Remote;
 use crate::transport::socket::Socket;
 
-/// What one relay listens on, with the names of its inputs.
+/// What one relay listens on, with the names of its inputs, and of its outputs that readers connect to.
 #[derive(Debug, Default)]
 pub(crate) struct OwnListeners(RwLock<Vec<OwnListener>>);
 
 #[derive(Debug)]
 struct OwnListener {
-    input: String,
+    name: String,
+    is_output: bool,
     address: Address,
     place: Place,
 }
@@ -32,6 +33,15 @@ enum Place {
 impl OwnListeners {
     /// Input `input` listens there.
     pub(crate) fn add(&self, input: &str, bound: &Bound) {
+        self.add_listener(input, false, bound);
+    }
+
+    /// Output `output` waits for readers there.
+    pub(crate) fn add_output(&self, output: &str, bound: &Bound) {
+        self.add_listener(output, true, bound);
+    }
+
+    fn add_listener(&self, name: &str, is_output: bool, bound: &Bound) {
         let place = match &bound.address {
             Address::Unix(path) => Place::Unix(path.clone()),
             Address::Tcp { host, port } | Address::Tls { host, port } => match host.parse() {
@@ -39,7 +49,8 @@ impl OwnListeners {
                 Err(_) => return,
             },
         };
-        let listener = OwnListener { input: input.to_owned(), address: bound.address.clone(), place };
+        let (name, address) = (name.to_owned(), bound.address.clone());
+        let listener = OwnListener { name, is_output, address, place };
         self.0.write().expect(UNPOISONED).push(listener);
     }
 
@@ -50,9 +61,24 @@ impl OwnListeners {
 
     /// The input that a connection of ours has arrived at.
     pub(crate) fn behind(&self, socket: &Socket) -> Option<String> {
+        self.find(socket, |listener| !listener.is_output).map(|(name, _)| name)
+    }
+
+    /// The input or output that a connection of a reader of ours has arrived at, and why nothing is to be read there: in words.
+    pub(crate) fn behind_for_reader(&self, socket: &Socket) -> Option<String> {
+        let (name, is_output) = self.find(socket, |_| true)?;
+        Some(if is_output {
+            format!("output `{name}` of this same tapster, so that every frame would go round without end")
+        } else {
+            format!("input `{name}` of this same tapster, which sends no frames")
+        })
+    }
+
+    fn find(&self, socket: &Socket, wanted: impl Fn(&OwnListener) -> bool) -> Option<(String, bool)> {
         let remote = socket.remote()?;
         let listeners = self.0.read().expect(UNPOISONED);
-        listeners.iter().find(|listener| listener.place.is(&remote)).map(|listener| listener.input.clone())
+        let found = listeners.iter().find(|listener| wanted(listener) && listener.place.is(&remote))?;
+        Some((found.name.clone(), found.is_output))
     }
 }
 

@@ -235,6 +235,14 @@ impl Socket {
         Self { io: Io::Unix(stream), acked_at_most: 0, user_timeout: None }
     }
 
+    /// Makes ready to write much to a connection that was accepted.
+    pub(crate) fn prepare_writing(&self) {
+        if let Io::Unix(stream) = &self.io {
+            // Best effort: smaller buffers work, more slowly.
+            let _ = SockRef::from(stream).set_send_buffer_size(UNIX_SEND_BUFFER);
+        }
+    }
+
     /// How much one read should ask for at most: a unix socket has no more than its peer's send buffer, TCP gains up to
     /// 1 MiB.
     pub(crate) fn read_len_max(&self) -> usize {

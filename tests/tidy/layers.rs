@@ -9,7 +9,7 @@ use crate::sources::read_sources;
 /// Modules from the ground up. A module imports from lower layers only, never from its own.
 const LAYERS: &[&[&str]] = &[
     &["protocol", "dnstap", "lifecycle", "faults", "observability", "transport"],
-    &["batch", "loops"],
+    &["admission", "batch", "loops"],
     &["queue", "delivery", "session"],
     &["spool"],
     &["route"],

@@ -53,14 +53,14 @@ fn to(address: &str) -> Result<Resolved, Faults> {
 fn streams(output: &OutputConfig) -> &StreamsConfig {
     match &output.to {
         Destination::Streams(streams) => streams,
-        Destination::File(file) => panic!("{file} is a file"),
+        other => panic!("{other} does not connect"),
     }
 }
 
 fn file(output: &OutputConfig) -> &FileConfig {
     match &output.to {
         Destination::File(file) => file,
-        Destination::Streams(streams) => panic!("{streams:?} are no files"),
+        other => panic!("{other} is no file"),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::delivery::balance::Balance;
 use crate::delivery::config::Acknowledge;
 use crate::delivery::config::DeliveryConfig;
 use crate::delivery::config::Reconnect;
+use crate::delivery::config::Retry;
 use crate::observability::account::OutputAccount;
 
 const MAX_AGE: Duration = Duration::from_secs(10);
@@ -44,7 +45,7 @@ impl Away {
             stall_timeout: None,
             slow_start: Duration::ZERO,
             reconnect: Reconnect::default(),
-            tries_to_the_end: false,
+            retry: Retry::WhileRunning,
             queue_max: 1 << 20,
             held_max: 1 << 19,
             write_len_max: 1 << 10,

@@ -17,6 +17,7 @@ use crate::delivery::config::Checkpoint;
 use crate::delivery::config::DeliveryConfig;
 use crate::delivery::config::Order;
 use crate::delivery::config::Reconnect;
+use crate::delivery::config::Retry;
 use crate::lifecycle::Phase;
 use crate::observability::account::OutputAccount;
 use crate::observability::drop_reason::DropReason;
@@ -53,7 +54,7 @@ fn run(reader: Reader, acknowledge: Acknowledge, time: Duration) -> (u64, Vec<us
         stall_timeout: Some(Duration::from_millis(300)),
         slow_start: Duration::ZERO,
         reconnect: Reconnect::default(),
-        tries_to_the_end: false,
+        retry: Retry::WhileRunning,
         queue_max: 1 << 20,
         held_max: 1 << 19,
         write_len_max: 1 << 10,

@@ -33,6 +33,7 @@ use crate::delivery::config::Checkpoint;
 use crate::delivery::config::DeliveryConfig;
 use crate::delivery::config::Order;
 use crate::delivery::config::Reconnect;
+use crate::delivery::config::Retry;
 use crate::delivery::storm::peers::Stream;
 use crate::delivery::storm::totals::Totals;
 use crate::lifecycle::Phase;
@@ -211,7 +212,7 @@ impl Storm {
             stall_timeout: (members > 1 || random.bool()).then(|| Duration::from_millis(300)),
             slow_start: Duration::from_secs(1),
             reconnect: Reconnect { min: Duration::from_millis(10), max: Duration::from_millis(200) },
-            tries_to_the_end: random.bool(),
+            retry: if random.bool() { Retry::ToTheEnd } else { Retry::WhileRunning },
             queue_max,
             held_max: queue_max / 2,
             write_len_max: random.usize(1..400),

@@ -253,3 +253,106 @@ fn content_types_that_do_not_fit_into_ready_are_refused() {
     let error = ControlError::TooLong { len: 532, len_max: 503 };
     assert_eq!(WriterSession::new(config, Instant::now()).map(|_| ()), Err(error.into()));
 }
+
+/// A session with a reader that has connected, and READY.
+fn serving(content_types: &[&[u8]], now: Instant) -> WriterSession {
+    let mut session = WriterSession::serving(offering(content_types), now).expect("few types");
+    assert_eq!(sent(&mut session), ready(content_types));
+    session
+}
+
+/// One that has got READY and START of the reader.
+fn began_by_reader(now: Instant) -> WriterSession {
+    let mut session = serving(&[D], now);
+    let mut bytes = BytesMut::from(&[ready(&[D]), start(&[D])].concat()[..]);
+    session.handle_bytes(now, &mut bytes).expect("a valid handshake");
+    assert!(session.reader_began() && session.poll_event().is_some());
+    assert_eq!(sent(&mut session), [accept(&[D]), start(&[D])].concat());
+    session
+}
+
+#[test]
+fn a_reader_that_connects_may_answer_ready_as_any_reader_does() {
+    let now = Instant::now();
+    let event = WriterEvent::Started { content_type: Some(ContentType::DNSTAP) };
+    let outcome = answer(|| serving(&[D], now), &accept(&[D]));
+    assert_eq!(outcome, (Some(event), start(&[D]), Ok(())));
+    assert!(answer(|| serving(&[D], now), &accept(&[O])).2.is_err());
+}
+
+#[test]
+fn a_reader_that_begins_itself_gets_accept_and_its_start_is_answered_with_ours() {
+    let now = Instant::now();
+    // The types of its READY, those of its START, of our ACCEPT and of our START.
+    type Types<'a> = &'a [&'a [u8]];
+    let cases: [(Types<'_>, Types<'_>, Types<'_>); 5] =
+        [(&[D], &[D], &[D]), (&[D], &[], &[D]), (&[O, D], &[D], &[D]), (&[], &[D], &[]), (&[], &[], &[])];
+    for (theirs, starts, accepted) in cases {
+        let event = WriterEvent::Started { content_type: Some(ContentType::DNSTAP) };
+        for both in [&b""[..], &accept(&[D])] {
+            let bytes = [&ready(theirs)[..], both, &start(starts)].concat();
+            let outcome = answer(|| serving(&[D], now), &bytes);
+            assert_eq!(outcome, (Some(event.clone()), [accept(accepted), start(&[D])].concat(), Ok(())));
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_begins_itself_with_another_type_or_out_of_turn_is_refused() {
+    let now = Instant::now();
+    let mismatch =
+        ProtocolError::ContentTypeMismatch { peer: vec![content_type(O)], ours: vec![ContentType::DNSTAP] };
+    let cases = [
+        (ready(&[O]), b"".to_vec(), mismatch.clone()),
+        ([ready(&[D]), start(&[O])].concat(), accept(&[D]), mismatch),
+        ([ready(&[D]), stop()].concat(), accept(&[D]), unexpected("START", ControlType::Stop)),
+        ([ready(&[D]), ready(&[D])].concat(), accept(&[D]), unexpected("START", ControlType::Ready)),
+        (finish(), b"".to_vec(), unexpected("ACCEPT or READY", ControlType::Finish)),
+        (data(b"GET "), b"".to_vec(), ProtocolError::UnexpectedData { expected: "ACCEPT or READY", len: 4 }),
+    ];
+    for (bytes, sent, error) in cases {
+        assert_eq!(answer(|| serving(&[D], now), &bytes), (None, sent, Err(error)));
+    }
+    // Only one that has connected to us may begin.
+    let error = unexpected("ACCEPT", ControlType::Ready);
+    assert_eq!(answer(|| offered(offering(&[D]), now), &ready(&[D])).2, Err(error));
+}
+
+#[test]
+fn a_writer_that_connects_to_a_writer_is_known_by_what_it_sends() {
+    let now = Instant::now();
+    let is_writer = (None, Vec::new(), Err(ProtocolError::PeerIsWriter));
+    assert_eq!(answer(|| serving(&[D], now), &start(&[D])), is_writer);
+    assert_eq!(answer(|| began_by_reader(now), &data(b"abcd")), is_writer);
+    let speaks = (None, Vec::new(), Err(ProtocolError::UnexpectedBytes));
+    assert_eq!(answer(|| began_by_reader(now), &finish()), speaks);
+}
+
+#[test]
+fn a_reader_that_begins_itself_has_the_time_of_the_handshake_for_its_start() {
+    let now = Instant::now();
+    let mut session = serving(&[D], now);
+    let deadline = session.poll_timeout().expect("a deadline");
+    session.handle_bytes(deadline, &mut BytesMut::from(&ready(&[D])[..])).expect("a valid READY");
+    assert_eq!(session.poll_timeout(), Some(deadline), "one deadline for both");
+    assert!(matches!(session.handle_timeout(deadline), Err(ProtocolError::HandshakeTimeout { .. })));
+    let error = ProtocolError::ClosedByReader { during: "in the handshake" };
+    assert_eq!(serving(&[D], now).handle_eof(), Err(error));
+}
+
+#[test]
+fn a_reader_that_began_itself_may_close_in_place_of_finish() {
+    let now = Instant::now();
+    for finishes in [false, true] {
+        let mut session = began_by_reader(now);
+        session.stop(now);
+        assert_eq!(sent(&mut session), stop());
+        if finishes {
+            session.handle_bytes(now, &mut BytesMut::from(&finish()[..])).expect("a valid FINISH");
+        }
+        assert_eq!(session.handle_eof(), Ok(()));
+        assert_eq!((session.poll_event(), session.poll_event()), (Some(WriterEvent::Finished), None));
+    }
+    let error = ProtocolError::ClosedByReader { during: "before STOP" };
+    assert_eq!(began_by_reader(now).handle_eof(), Err(error));
+}

@@ -63,6 +63,9 @@ pub(crate) struct HandedListener {
     /// With the port that the kernel chose.
     pub(crate) address: String,
     pub(crate) dual_stack: bool,
+    /// Whether it is one of an output, for subscribers.
+    #[serde(default)]
+    pub(crate) of_output: bool,
 }
 
 /// A connection. The bytes that it had received are behind the text, in order.
@@ -176,6 +179,18 @@ impl ConnectionRecord {
         let Self { input, dial, peer, .. } = self;
         Ok(HandedConnection { input, dial, peer, stage, content_type, received })
     }
+}
+
+/// For fuzzers: takes a message with all that is in it, and encodes it again; `None` where it is refused.
+#[doc(hidden)]
+pub fn message_again(bytes: Vec<u8>) -> Option<Vec<u8>> {
+    let (message, mut behind) = Message::decode(bytes).ok()?;
+    let Message::Connections { connections } = message else { return Some(message.encode(&[])) };
+    let taken = connections.into_iter().map(|record| record.take(&mut behind));
+    let taken = taken.collect::<Result<Vec<_>, _>>().ok()?;
+    let connections = taken.iter().map(ConnectionRecord::of).collect();
+    let received: Vec<_> = taken.into_iter().map(|connection| connection.received).collect();
+    Some(Message::Connections { connections }.encode(&received))
 }
 
 /// The version of these messages.

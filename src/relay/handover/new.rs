@@ -11,7 +11,6 @@ use rustix::process::getrlimit;
 use tracing::info;
 use tracing::warn;
 
-use crate::input::InputConfig;
 use crate::input::connection::Arrival;
 use crate::input::handing::HandedConnection;
 use crate::observability::Ledger;
@@ -27,6 +26,7 @@ use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
 use crate::relay::handover::unexpected;
 use crate::relay::input_entry::InputId;
+use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::outputs;
 use crate::relay::outputs::OutputParts;
@@ -111,23 +111,26 @@ impl Predecessor {
 }
 
 impl Estate {
-    /// The sockets of the old process at this address, for an input of this process; none where it had no such listener.
+    /// The sockets of the old process at this address, for an input or output of this process; none where it had no such listener.
     pub(crate) fn take_listeners(
         &mut self,
-        configured: &Address,
-        input: &InputConfig,
+        at: &ListenAt<'_>,
         workers: usize,
     ) -> io::Result<Vec<NewListener>> {
-        let text = configured.to_string();
+        let (configured, text) = (at.address, at.address.to_string());
+        // Ports that the kernel chose are told apart by who listens.
+        let is_it = |record: &HandedListener| {
+            record.configured == text && (record.of_output == at.is_of_output() || !configured.has_any_port())
+        };
         let mut bound = BTreeMap::<String, (Vec<OwnedFd>, bool)>::new();
-        for (record, socket) in self.listeners.extract_if(.., |(record, _)| record.configured == text) {
+        for (record, socket) in self.listeners.extract_if(.., |(record, _)| is_it(record)) {
             let at = bound.entry(record.address).or_insert_with(|| (Vec::new(), record.dual_stack));
             at.0.push(socket);
         }
         let adopt = |(address, sockets): (String, _)| {
             let address: Address =
                 address.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            NewListener::adopt(configured.clone(), address, sockets, workers, &input.socket_file)
+            NewListener::adopt(configured.clone(), address, sockets, workers, at.file)
         };
         bound.into_iter().map(adopt).collect()
     }

@@ -81,14 +81,14 @@ impl Relay {
 
     fn offer(&self, to: &Successor) -> Result<(), HandoverError> {
         let ledger = self.ledger();
-        let listeners: Vec<_> = self.inputs.iter().flat_map(|input| &input.listeners).collect();
         let mut sockets = Vec::new();
-        for listener in &listeners {
+        for listener in self.all_listeners() {
             for socket in listener.sockets(&self.sockets)? {
                 let record = HandedListener {
                     configured: listener.configured.to_string(),
                     address: listener.address().to_string(),
                     dual_stack: listener.is_dual_stack(),
+                    of_output: listener.is_of_output(),
                 };
                 sockets.push((record, socket));
             }
@@ -111,13 +111,12 @@ impl Relay {
 
     /// Stops accepting and dialling, and gives away one connection after the other.
     fn give_connections(&mut self, to: &Successor) -> Result<(), HandoverError> {
-        let listeners = || self.inputs.iter().flat_map(|input| &input.listeners);
         let dials = || self.inputs.iter().flat_map(|input| &input.dials);
-        listeners().for_each(RunningListener::stop_accepting);
+        self.all_listeners().for_each(RunningListener::stop_accepting);
         dials().for_each(RunningDial::stop_dialling);
         let by = Instant::now() + ACCEPT_TIME;
         let have_stopped = || {
-            listeners().all(RunningListener::has_stopped_accepting)
+            self.all_listeners().all(RunningListener::has_stopped_accepting)
                 && dials().all(RunningDial::has_stopped_dialling)
         };
         while Instant::now() < by && !have_stopped() {
@@ -141,6 +140,11 @@ impl Relay {
 
     /// The new process did not take over: accepts and dials again. Connections go on by themselves.
     fn go_on(&mut self) {
+        for output in &mut self.outputs {
+            if let Err(error) = output.accept_again(&self.sockets, &self.workers) {
+                warn!(output = output.config.name, "the output cannot listen again: {error}");
+            }
+        }
         for input in &mut self.inputs {
             if let Err(error) = input.accept_again(&self.sockets, &self.workers) {
                 warn!(input = input.config.name, "the input cannot listen again: {error}");
@@ -222,7 +226,9 @@ impl Relay {
             output.entry.abandon();
             self.accounts.end_output(&output.entry);
         }
-        if let Err(error) = self.begin_outputs(configs) {
+        if let Err(error) =
+            self.begin_outputs(configs).and_then(|()| self.listen_for_subscribers_again(&ended))
+        {
             warn!("the outputs cannot begin again: {error}");
         }
         for input in &mut self.inputs {

@@ -28,6 +28,7 @@ use tapster::output::Order;
 use tapster::output::OutputConfig;
 use tapster::output::Reconnect;
 use tapster::output::StreamsConfig;
+use tapster::output::SubscribersConfig;
 use tapster::protocol::ContentType;
 use tapster::queue::WhenFull;
 use tapster::relay::Predecessor;
@@ -155,6 +156,23 @@ impl TestRelay {
 
     pub(crate) fn reopen_files(&self) {
         self.relay.reopen_files();
+    }
+
+    pub(crate) fn output_listeners(&self) -> &[(String, Address)] {
+        self.relay.output_listeners()
+    }
+
+    /// Where subscribers connect, at the first address of the outputs.
+    pub(crate) fn subscribe_at(&self) -> Address {
+        self.relay.output_listeners()[0].1.clone()
+    }
+
+    /// A subscriber in the data phase.
+    #[track_caller]
+    pub(crate) fn subscriber(&self) -> Peer {
+        let mut peer = Peer::connect(&self.subscribe_at());
+        peer.open_as_reader();
+        peer
     }
 
     /// Adds an input of this name, and returns where it listens.
@@ -470,6 +488,15 @@ pub(crate) fn to_address(to: Address) -> OutputBuilder {
     to_destination(Destination::Streams(StreamsConfig { reconnect: SOON, ..to.into() }))
 }
 
+/// An output that subscribers connect to, at a fresh address.
+pub(crate) fn for_subscribers(transport: Transport, folder: &Path) -> OutputBuilder {
+    for_subscribers_at(vec![transport.fresh_address(folder)])
+}
+
+pub(crate) fn for_subscribers_at(listen: Vec<Address>) -> OutputBuilder {
+    to_destination(Destination::Subscribers(SubscribersConfig::new(listen)))
+}
+
 fn to_destination(to: Destination) -> OutputBuilder {
     OutputBuilder(OutputConfig { to, ..OutputConfig::default() })
 }
@@ -535,8 +562,16 @@ impl OutputBuilder {
     fn streams(&mut self) -> &mut StreamsConfig {
         match &mut self.0.to {
             Destination::Streams(streams) => streams,
-            Destination::File(file) => panic!("{file} is a file"),
+            other => panic!("{other} does not connect"),
         }
+    }
+
+    pub(crate) fn subscribers(mut self, change: impl FnOnce(&mut SubscribersConfig)) -> Self {
+        match &mut self.0.to {
+            Destination::Subscribers(subscribers) => change(subscribers),
+            other => panic!("{other} does not listen"),
+        }
+        self
     }
 
     pub(crate) fn unidirectional(mut self) -> Self {
@@ -646,6 +681,7 @@ impl OutputBuilder {
         match &mut self.0.to {
             Destination::File(file) => file.reconnect = Reconnect { min, max },
             Destination::Streams(streams) => streams.reconnect = Reconnect { min, max },
+            Destination::Subscribers(_) => panic!("{} does not connect", self.0.to),
         }
         self
     }
@@ -658,7 +694,7 @@ impl OutputBuilder {
     fn file(&mut self) -> &mut FileConfig {
         match &mut self.0.to {
             Destination::File(file) => file,
-            Destination::Streams(streams) => panic!("{streams:?} writes no files"),
+            other => panic!("{other} is no file"),
         }
     }
 

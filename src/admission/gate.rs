@@ -1,4 +1,4 @@
-//! How many connections of an input are open, on all workers: together and from each address.
+//! How many connections of an input or output are open, on all workers: together and from each address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// The open connections of one input.
+/// The open connections of one input or output.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     open: AtomicUsize,

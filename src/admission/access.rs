@@ -1,4 +1,4 @@
-//! Who may connect to an input.
+//! Who may connect.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::observability::peer_name::PeerName;
 use crate::transport::LocalId;
 
-/// Who may connect to an input. By default: whoever can reach it.
+/// Who may connect to an input or to an output that listens. By default: whoever can reach it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// Networks that the address of a peer must be in one of; empty: any address. A peer without an address, over a unix
