@@ -79,8 +79,10 @@ pub(super) fn check_addresses(
     let mut served: Vec<(&Address, &str)> = Vec::new();
     for Entry { origin, config } in outputs {
         for address in config.listen().iter().filter(|address| !address.has_any_port()) {
-            let by_input =
-                listened.iter().find(|(seen, _)| *seen == address).map(|(_, input)| ("input", *input));
+            let by_input = listened
+                .iter()
+                .find(|(seen, _)| same_place(seen, address))
+                .map(|(_, input)| ("input", *input));
             // Twice in one list is a fault of the list.
             let by_output = served.iter().find(|(seen, name)| *seen == address && *name != config.name);
             if let Some((kind, other)) = by_input.or(by_output.map(|(_, output)| ("output", *output))) {

@@ -223,6 +223,8 @@ mod tests {
         assert_eq!(all("tcp://127.0.0.1:6010", "to = \"tcp://127.0.0.1:6011\""), Ok(()));
         let fault = all("tcp://127.0.0.1:6000", "to = \"tcp://127.0.0.1:6011\"").unwrap_err();
         assert!(fault.contains("listened on twice, here and by input `a`"), "{fault}");
+        let fault = all("tls://127.0.0.1:6000", "to = \"tcp://127.0.0.1:6011\"").unwrap_err();
+        assert!(fault.contains("listened on twice") && fault.contains("over TLS yet"), "{fault}");
         let fault = all("tcp://127.0.0.1:6010", "listen = \"tcp://127.0.0.1:6010\"").unwrap_err();
         assert!(fault.contains("listened on twice, here and by output `b`"), "{fault}");
         let fault = all("tcp://127.0.0.1:6010", "to = \"tcp://localhost:6010\"").unwrap_err();
