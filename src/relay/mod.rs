@@ -16,6 +16,7 @@ mod removal;
 mod serving;
 mod sockets;
 mod ticks;
+mod view;
 mod worker;
 mod workers;
 
@@ -50,8 +51,11 @@ use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::outputs::Surroundings;
+pub use crate::relay::reload::Plan;
+pub use crate::relay::reload::Planner;
 use crate::relay::sockets::SocketPaths;
 pub use crate::relay::ticks::Ticks;
+pub use crate::relay::view::View;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
 use crate::transport::Address;
@@ -299,6 +303,11 @@ impl Relay {
         self.accounts.ledger()
     }
 
+    /// A view of the relay for other threads.
+    pub fn view(&self) -> View {
+        View::new(Arc::clone(&self.accounts), self.ticks(), self.generation)
+    }
+
     /// Asks every file output to end its file with STOP, in order, and to begin a new one: for tools that have renamed the file.
     /// Does not wait for it. A file without frames goes on, unless it was renamed.
     pub fn reopen_files(&self) {
@@ -314,12 +323,14 @@ impl Relay {
     }
 
     /// Waits until another process has handed over everything, for `timeout` at most.
-    fn wait_until_taken_over(&mut self, timeout: Duration) {
-        let Some(taking_over) = self.taking_over.take() else { return };
+    /// Returns whether everything was taken over within this time, or there was nothing.
+    fn wait_until_taken_over(&mut self, timeout: Duration) -> bool {
+        let Some(taking_over) = &self.taking_over else { return true };
         let by = Instant::now() + timeout;
         while !taking_over.is_finished() && Instant::now() < by {
             thread::sleep(TAKE_OVER_LOOK);
         }
+        taking_over.is_finished()
     }
 
     /// Brings the end about: by the deadline, and then by force.
