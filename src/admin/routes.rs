@@ -123,6 +123,7 @@ async fn read(body: Incoming, limits: BodyLimits) -> Result<Bytes, Denied> {
 struct Status {
     state: &'static str,
     version: &'static str,
+    pid: u32,
     generation: u64,
     #[serde(flatten)]
     ledger: Ledger,
@@ -153,6 +154,7 @@ fn show(route: Route, desk: &Desk) -> Result<Reply, Denied> {
             let status = Status {
                 state: state(phase),
                 version: env!("CARGO_PKG_VERSION"),
+                pid: std::process::id(),
                 generation: view.generation(),
                 ledger: view.ledger(),
             };

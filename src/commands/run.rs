@@ -50,7 +50,8 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     let former = successor::predecessor().map_err(failed)?;
     let resolved = resolve_args(args);
     if let (Err(faults), Some((predecessor, _))) = (&resolved, &former) {
-        predecessor.refuse(true, &faults.to_string());
+        let lines: Vec<_> = faults.0.iter().map(ToString::to_string).collect();
+        predecessor.refuse(true, &lines.join("\n"));
     }
     let resolved = resolved?;
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;

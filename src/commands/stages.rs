@@ -72,7 +72,9 @@ impl Stages {
 
     /// The new process has not taken over: this one goes on.
     pub(crate) fn upgrade_fails(&self, error: &str) {
-        warn!("no upgrade: {error}; this process goes on");
+        // A new process may have found several faults.
+        let error: Vec<_> = error.lines().map(str::trim).collect();
+        warn!("no upgrade: {}; this process goes on", error.join("; "));
         self.desk.enter(Phase::Running);
     }
 }
