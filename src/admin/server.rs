@@ -32,6 +32,7 @@ use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
 use tokio::time::sleep;
 use tokio::time::timeout;
+use tracing::debug;
 use tracing::warn;
 
 use crate::admin::deadline::WriteDeadline;
@@ -253,11 +254,11 @@ fn look_after(door: &mut Door) {
     match door.look_after() {
         Ok(false) => {}
         Ok(true) => {
-            warn!(listener = %door.address(), "the admin socket was removed, and tapster has bound it again")
+            warn!(listener = %door.address(), "the admin socket was removed, and tapster has bound it again");
         }
         // The next look tries again, and nobody is hurt meanwhile: once is enough.
         Err(error) => {
-            tracing::debug!(listener = %door.address(), "the admin socket cannot be bound again: {error}")
+            debug!(listener = %door.address(), "the admin socket cannot be bound again: {error}");
         }
     }
 }
@@ -354,7 +355,7 @@ async fn converse<S>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!("a connection to an admin address ended: {error}");
+        debug!("a connection to an admin address ended: {error}");
     }
 }
 

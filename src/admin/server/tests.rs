@@ -240,6 +240,8 @@ fn another_configuration_keeps_what_is_the_same_and_closes_the_rest() {
     let mut served = serve_with(limits());
     let other = served.path.with_file_name("other.sock");
     let mut kept = served.connect();
+    kept.write_all(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    kept.read_exact(&mut [0; 12]).unwrap();
     let of = |paths: &[&PathBuf]| {
         let listen = paths.iter().map(|path| Address::Unix((*path).clone())).collect();
         AdminConfig { listen: Some(listen), ..AdminConfig::default() }
@@ -253,7 +255,7 @@ fn another_configuration_keeps_what_is_the_same_and_closes_the_rest() {
     UnixStream::connect(&other).unwrap();
     // Whoever was there before is still answered.
     kept.write_all(format!("{GET}\r\n").as_bytes()).unwrap();
-    assert!(rest(&mut kept).starts_with("HTTP/1.1 503"));
+    assert!(rest(&mut kept).contains("HTTP/1.1 503"));
 }
 
 #[test]
