@@ -94,10 +94,6 @@ impl Controlled {
         // The last of them closes the streams that all have inherited.
         self.tapster.process.wait_for_success(Duration::from_secs(30));
     }
-
-    pub(crate) fn log(&self) -> String {
-        self.tapster.process.output()
-    }
 }
 
 impl Drop for Controlled {
