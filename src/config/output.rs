@@ -66,13 +66,6 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         longest,
         members: group.as_ref().map_or(1, |group| group.members.len().max(1)) as u64,
     };
-    if room.queue <= longest {
-        let part = if room.behind_spool { ", in each half of it" } else { "" };
-        let message = format!(
-            "must be larger than `frame_len_max` and 4 bytes more{part}: the longest frame must find room"
-        );
-        section.fault("queue", message);
-    }
     delivery.check(&mut section, &room);
     let first = to.and_then(|to| to.into_iter().next());
     output.to = match (group, first) {

@@ -53,6 +53,7 @@ mod sample;
 mod scarce;
 mod seccomp;
 mod signals;
+mod small_queue;
 mod splits;
 mod spool;
 mod spool_disk;
