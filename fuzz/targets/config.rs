@@ -16,7 +16,7 @@ pub(crate) fn config(input: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let resolved = if kind % 2 == 0 { resolve_toml(&text) } else { resolve(&addresses(&text)) };
     match resolved {
-        Ok(Resolved { config, admin, warnings }) => {
+        Ok(Resolved { config, admin, warnings, .. }) => {
             assert!(warnings.len() <= 101, "{} warnings", warnings.len());
             warnings.iter().for_each(|warning| assert_prints(&warning.to_string()));
             let document = admin_to_toml(&admin) + &to_toml(&config);

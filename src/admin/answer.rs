@@ -67,7 +67,7 @@ impl From<Phase> for Denied {
         let (code, message, help) = match phase {
             Phase::Starting => ("starting", "tapster is starting", "try again when /readyz answers 200"),
             Phase::Upgrading => {
-                ("upgrading", "a new process is taking over", "ask again: then the new process answers")
+                ("upgrading", "a new process is taking over", "ask again when it has taken over everything")
             }
             Phase::Draining => ("draining", "tapster is draining and ends", "start it again"),
             Phase::Running => ("running", "tapster is running", "try again"),

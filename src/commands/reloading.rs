@@ -16,6 +16,7 @@ use tapster::config::admin_differences;
 use tapster::config::differences;
 use tapster::config::to_json;
 use tapster::observability::printable;
+use tapster::relay::ChangeError;
 use tapster::relay::Plan;
 use tapster::relay::Planner;
 use tapster::relay::Relay;
@@ -75,13 +76,22 @@ fn prepare(
     former_admin: &AdminConfig,
     present: &[Address],
 ) -> Result<Prepared, Refusal> {
-    let Resolved { config, admin, warnings } =
+    let Resolved { config, admin, warnings, places } =
         resolve_args(args).map_err(|faults| Refusal::Faults(lines(&faults.0)))?;
     let mut changes = differences(planner.present(), &config);
     changes.extend(admin_differences(former_admin, &admin));
     let shown = to_json(&config, &admin);
-    let plan = planner.plan(config).map_err(|faults| lines(&faults));
+    let plan = planner.plan(config).map_err(|faults| {
+        let located = |fault: &ChangeError| {
+            let place = fault.output().and_then(|output| places.output(output));
+            let place = place.or_else(|| places.input(fault.input()?)).or_else(|| places.key(fault.key()?));
+            at(place, &fault.to_string())
+        };
+        faults.iter().map(located).collect::<Vec<_>>()
+    });
     let opened = Opened::open(&admin, present, Vec::new());
+    let opened = opened
+        .map_err(|faults| faults.iter().map(|fault| at(places.key("admin"), fault)).collect::<Vec<_>>());
     match (plan, opened) {
         (Ok(plan), Ok(opened)) => {
             let changes = changes.iter().map(|line| printable(line).to_string()).collect();
@@ -93,6 +103,11 @@ fn prepare(
             Err(Refusal::Faults(faults.map(|line| printable(&line).to_string()).collect()))
         }
     }
+}
+
+/// A fault at the place that it comes from, where that is known.
+fn at(place: Option<&str>, fault: &str) -> String {
+    place.map_or_else(|| fault.to_owned(), |place| format!("{place}: {fault}"))
 }
 
 fn lines(faults: &[impl ToString]) -> Vec<String> {

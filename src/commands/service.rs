@@ -166,6 +166,9 @@ impl Service<'_> {
     fn begin_reload(&mut self, by: Asker<Reloaded>) {
         self.stages.reload_begins();
         self.reloading = Some(by);
+        if self.relay.is_taking_over() {
+            return self.end_reload(Err(Refusal::Phase(Phase::Upgrading)));
+        }
         let sender = self.sender.clone();
         // Where nobody hears it any more, the process is about to end.
         let deliver = move |prepared| drop(sender.send(Event::Prepared(Box::new(prepared))));

@@ -21,6 +21,7 @@ use crate::config::keys::Entry;
 use crate::config::keys::take_input;
 use crate::config::keys::take_process_keys;
 use crate::config::output::take_output;
+use crate::config::places::Places;
 use crate::config::raw::Node;
 use crate::config::raw::Table;
 use crate::config::raw::Value;
@@ -62,6 +63,8 @@ pub struct Resolved {
     pub admin: AdminConfig,
     /// What is allowed and yet unlikely to be meant.
     pub warnings: Vec<Fault>,
+    /// Where its parts were written.
+    pub places: Places,
 }
 
 /// Reads the files, if there are any, and lays the command line over them.
@@ -90,6 +93,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     let mut inputs = Vec::new();
     let mut outputs = Vec::new();
     let mut admin = AdminKeys::default();
+    let mut places = Places::default();
 
     let mut seen = SeenKeys::default();
     for Document { origin, text } in documents {
@@ -98,6 +102,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
         let mut top = Section::new(origin, table, &mut findings);
         take_process_keys(&mut top, &mut config);
         admin.take(&mut top);
+        places.note_keys(&top);
         let (input_tables, output_tables) = (top.tables("input"), top.tables("output"));
         top.finish();
         for (origin, table) in input_tables {
@@ -111,6 +116,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     let mut overlay = Section::new(command_line("command line"), overlay_table(options), &mut findings);
     take_process_keys(&mut overlay, &mut config);
     admin.take(&mut overlay);
+    places.note_keys(&overlay);
     for text in &options.listen {
         let (origin, table) = read_address("--listen", "listen", text, &mut findings);
         inputs.push(take_input(Section::new(origin, table, &mut findings)));
@@ -142,10 +148,12 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     let listening: Vec<_> = inputs.iter().map(|entry| &entry.config).collect();
     let admin = admin.finish(&listening, &mut findings);
 
+    inputs.iter().for_each(|entry| places.note_input(&entry.config.name, &entry.origin));
+    outputs.iter().for_each(|entry| places.note_output(&entry.config.name, &entry.origin));
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
     let (faults, warnings) = findings.into_sorted();
-    if faults.is_empty() { Ok(Resolved { config, admin, warnings }) } else { Err(Faults(faults)) }
+    if faults.is_empty() { Ok(Resolved { config, admin, warnings, places }) } else { Err(Faults(faults)) }
 }
 
 /// The output of an address, and what cannot be seen in its configuration.

@@ -323,6 +323,11 @@ impl Relay {
     }
 
     /// Waits until another process has handed over everything, for `timeout` at most.
+    /// Whether another process still hands over to this one: it drains its outputs, which begin here one after the other.
+    pub fn is_taking_over(&self) -> bool {
+        self.taking_over.as_ref().is_some_and(|taking_over| !taking_over.is_finished())
+    }
+
     /// Returns whether everything was taken over within this time, or there was nothing.
     fn wait_until_taken_over(&mut self, timeout: Duration) -> bool {
         let Some(taking_over) = &self.taking_over else { return true };

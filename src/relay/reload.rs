@@ -67,7 +67,7 @@ impl Planner {
     pub fn plan(self, new: RelayConfig) -> Result<Plan, Vec<ChangeError>> {
         let present = &self.present;
         let mut faults = Vec::new();
-        let mut fixed = |key: &str| faults.push(ChangeError::Fixed { key: key.to_owned() });
+        let mut fixed = |key: &str| faults.push(ChangeError::Fixed { key: key.to_owned(), output: None });
         if present.workers != new.workers {
             fixed("workers");
         }
@@ -247,7 +247,7 @@ fn step(present: &OutputConfig, new: &OutputConfig) -> Result<Step, ChangeError>
     if present == new {
         return Ok(Step::Keep);
     }
-    let fixed = |key: &str| Err(ChangeError::Fixed { key: format!("{key} of output `{}`", new.name) });
+    let fixed = |key: &str| Err(ChangeError::Fixed { key: key.to_owned(), output: Some(new.name.clone()) });
     let (old_buffer, new_buffer) = (&present.buffer, &new.buffer);
     if discriminant(old_buffer) != discriminant(new_buffer) {
         return fixed("buffer");
