@@ -10,6 +10,7 @@ use crate::config::admin::AdminConfig;
 use crate::config::admin::AdminKeys;
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
+use crate::config::conflicts::check_files;
 use crate::config::conflicts::check_names;
 use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
@@ -147,6 +148,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     check_spools(&outputs, &mut findings);
     let listening: Vec<_> = inputs.iter().map(|entry| &entry.config).collect();
     let admin = admin.finish(&listening, &mut findings);
+    check_files(&outputs, &mut findings);
 
     inputs.iter().for_each(|entry| places.note_input(&entry.config.name, &entry.origin));
     outputs.iter().for_each(|entry| places.note_output(&entry.config.name, &entry.origin));
@@ -240,7 +242,7 @@ fn overlay_table(options: &Options) -> Table {
 const OFF: &str = "off";
 
 fn first_address(input: &InputConfig) -> String {
-    input.listen.first().map(ToString::to_string).unwrap_or_default()
+    input.listen.first().or(input.dial.first()).map(ToString::to_string).unwrap_or_default()
 }
 
 fn command_line(source: &str) -> Origin {

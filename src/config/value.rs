@@ -142,13 +142,22 @@ pub(super) fn listen_address(value: &Value) -> Result<Address, String> {
     }
 }
 
+/// An address of a producer that listens.
+pub(super) fn dial_address(value: &Value) -> Result<Address, String> {
+    match address(value)? {
+        OutputAddress::File(_) => {
+            Err("an input cannot connect to a file: `tapster replay` sends one".to_owned())
+        }
+        OutputAddress::Socket(Address::Tcp { port: 0, .. }) => Err(PORT_0.to_owned()),
+        OutputAddress::Socket(address) => Ok(address),
+    }
+}
+
 /// An address to write to.
 pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
     match &address {
-        OutputAddress::Socket(Address::Tcp { port: 0, .. }) => {
-            Err("nothing can be reached on port 0".to_owned())
-        }
+        OutputAddress::Socket(Address::Tcp { port: 0, .. }) => Err(PORT_0.to_owned()),
         OutputAddress::File(pattern) => {
             FileConfig::check_pattern(pattern).map(|()| address).map_err(|error| error.to_string())
         }
@@ -238,6 +247,8 @@ fn check_socket_path(path: &Path) -> Result<(), String> {
     }
 }
 
+const PORT_0: &str = "nothing can be reached on port 0";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,11 +296,13 @@ mod tests {
     fn addresses_that_cannot_serve_are_refused() {
         for address in ["file:a.fstrm", "tls://a:1", "a:1", "unix:", &format!("unix:/{}", "x".repeat(107))] {
             assert!(listen_address(&written(address)).is_err(), "{address}");
+            assert!(dial_address(&written(address)).is_err(), "{address}");
         }
         for address in ["tcp://a:0", "tls://a:1", "tcp://a:1?queue=1MiB", "file:100%", "file:a/", "unix:a\0b"]
         {
             assert!(output_address(&written(address)).is_err(), "{address}");
         }
+        assert!(dial_address(&written("tcp://a:0")).is_err() && dial_address(&written("unix:a")).is_ok());
         assert!(output_address(&written("file:tapster-%Y%m%dT%H%M%S.fstrm")).is_ok());
     }
 

@@ -17,6 +17,7 @@ mod printable;
 pub(crate) mod rejection;
 pub(crate) mod spool_account;
 pub mod status;
+pub(crate) mod told_reasons;
 pub(crate) mod wait_log;
 
 pub use ledger::InputLedger;

@@ -4,6 +4,7 @@ mod account_watch;
 mod accounts;
 mod change;
 mod descriptors;
+mod dials;
 mod error;
 mod handover;
 mod input_entry;
@@ -254,19 +255,29 @@ impl Relay {
         }
         let Some(Estate { predecessor, ledger, .. }) = estate else {
             self.begin_outputs(config.outputs)?;
-            return self.begin_listeners(bound);
+            self.begin_listeners(bound)?;
+            return self.begin_dials();
         };
         self.accounts.set_former(ledger);
         let held = self.hold_outputs(config.outputs)?;
         self.begin_listeners(bound)?;
+        let own = &self.around.own;
+        let dials = self.inputs.iter_mut().flat_map(|input| {
+            let name = input.config.name.clone();
+            input
+                .take_new_dials(own)
+                .into_iter()
+                .map(move |dial| ((name.clone(), dial.to().to_string()), dial))
+        });
+        let dials = dials.collect();
         let inputs = self.inputs.iter().filter_map(|input| {
-            let first = input.listeners.first()?;
-            Some((input.config.name.clone(), (input.id, first.scope.clone(), Arc::clone(&first.log))))
+            Some((input.config.name.clone(), (input.id, input.listeners.first()?.way())))
         });
         let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
         predecessor.say_accepting()?;
         self.sockets.own();
-        let taking_over = TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), held };
+        let taking_over =
+            TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), dials, held };
         let run =
             thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
         self.taking_over = Some(run);
@@ -369,7 +380,7 @@ impl Relay {
         relay.end();
         relay.wait_for_end(Instant::now() + FORCE);
         self.accounts.outputs().iter().for_each(|output| output.abandon());
-        self.inputs.iter().flat_map(|input| &input.listeners).for_each(|listener| listener.log.end());
+        self.inputs.iter().flat_map(RunningInput::ways).for_each(|way| way.log.end());
         self.accounts.tell_end();
     }
 }

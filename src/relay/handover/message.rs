@@ -72,6 +72,8 @@ pub(crate) struct HandedListener {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionRecord {
     input: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dial: Option<String>,
     peer: Option<SocketAddr>,
     stage: Stage,
     content_type: Option<Vec<u8>>,
@@ -143,6 +145,7 @@ impl ConnectionRecord {
         };
         Self {
             input: connection.input.clone(),
+            dial: connection.dial.clone(),
             peer: connection.peer,
             stage,
             content_type: bytes(&connection.content_type),
@@ -173,7 +176,8 @@ impl ConnectionRecord {
         // Not the memory of the whole message.
         let received = BytesMut::from(&behind.split_to(self.received)[..]).freeze();
         let content_type = content_type(self.content_type)?;
-        Ok(HandedConnection { input: self.input, peer: self.peer, stage, content_type, received })
+        let Self { input, dial, peer, .. } = self;
+        Ok(HandedConnection { input, dial, peer, stage, content_type, received })
     }
 }
 
@@ -188,7 +192,8 @@ mod tests {
         let content_type = Some(ContentType::DNSTAP);
         let peer = Some("[2001:db8::1]:7".parse().unwrap());
         let received = Bytes::from_static(received);
-        HandedConnection { input: "a".to_owned(), peer, stage, content_type, received }
+        let dial = (received.is_empty()).then(|| "tcp://a:1".to_owned());
+        HandedConnection { input: "a".to_owned(), dial, peer, stage, content_type, received }
     }
 
     #[test]
