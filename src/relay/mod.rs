@@ -19,6 +19,8 @@ mod removal;
 mod serving;
 mod sockets;
 mod subscribers;
+mod ticks;
+mod view;
 mod worker;
 mod workers;
 
@@ -56,7 +58,11 @@ use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
+pub use crate::relay::reload::Plan;
+pub use crate::relay::reload::Planner;
 use crate::relay::sockets::SocketPaths;
+pub use crate::relay::ticks::Ticks;
+pub use crate::relay::view::View;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
 use crate::transport::Address;
@@ -303,6 +309,11 @@ impl Relay {
         self.workers.count()
     }
 
+    /// When each worker ticked last: what a watchdog asks. It can be read from any thread.
+    pub fn ticks(&self) -> Ticks {
+        self.workers.ticks.clone()
+    }
+
     /// Name of the input and the address bound (port 0 replaced by the kernel's choice), in order of configuration.
     pub fn listeners(&self) -> &[(String, Address)] {
         &self.listeners
@@ -316,6 +327,11 @@ impl Relay {
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
         self.accounts.ledger()
+    }
+
+    /// A view of the relay for other threads.
+    pub fn view(&self) -> View {
+        View::new(Arc::clone(&self.accounts), self.ticks(), self.generation)
     }
 
     /// Asks every file output to end its file with STOP, in order, and to begin a new one: for tools that have renamed the file.
@@ -333,12 +349,19 @@ impl Relay {
     }
 
     /// Waits until another process has handed over everything, for `timeout` at most.
-    fn wait_until_taken_over(&mut self, timeout: Duration) {
-        let Some(taking_over) = self.taking_over.take() else { return };
+    /// Whether another process still hands over to this one: it drains its outputs, which begin here one after the other.
+    pub fn is_taking_over(&self) -> bool {
+        self.taking_over.as_ref().is_some_and(|taking_over| !taking_over.is_finished())
+    }
+
+    /// Returns whether everything was taken over within this time, or there was nothing.
+    fn wait_until_taken_over(&mut self, timeout: Duration) -> bool {
+        let Some(taking_over) = &self.taking_over else { return true };
         let by = Instant::now() + timeout;
         while !taking_over.is_finished() && Instant::now() < by {
             thread::sleep(TAKE_OVER_LOOK);
         }
+        taking_over.is_finished()
     }
 
     /// Brings the end about: by the deadline, and then by force.
