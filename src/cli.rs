@@ -170,6 +170,7 @@ impl RelayArgs {
             workers: self.workers.clone(),
             backend: self.backend.clone(),
             drain_timeout: self.drain_timeout.clone(),
+            passed: None,
         }
     }
 }

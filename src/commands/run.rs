@@ -25,6 +25,7 @@ use tapster::observability::Ledger;
 use tapster::observability::Log;
 use tapster::observability::LogFormat;
 use tapster::observability::StatusLine;
+use tapster::relay::Inherited;
 use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
@@ -44,9 +45,13 @@ use crate::commands::upgrade;
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     return_freed_memory();
     let failed = |error: io::Error| CommandError::Failed(error.to_string());
+    // Before anything is opened.
+    let inherited = Inherited::take().map_err(|error| CommandError::Usage(error.to_string()))?;
     let mut signals = Signals::handle_stray().map_err(failed)?;
     let predecessor = upgrade::predecessor().map_err(failed)?;
-    let resolved = resolve_args(args);
+    // Those of an old process come from there.
+    let passed = predecessor.is_none().then(|| inherited.sockets());
+    let resolved = resolve_args(args, passed);
     if let (Err(faults), Some(predecessor)) = (&resolved, &predecessor) {
         predecessor.refuse(true, &faults.to_string());
     }
@@ -57,7 +62,7 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     for warning in warnings {
         warn!("{warning}");
     }
-    let result = relay(args, &config, predecessor, signals, &log);
+    let result = relay(args, &config, (inherited, predecessor), signals, &log);
     log.flush();
     result
 }
@@ -65,7 +70,7 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
 fn relay(
     args: &RelayArgs,
     config: &RelayConfig,
-    predecessor: Option<Predecessor>,
+    origin: (Inherited, Option<Predecessor>),
     signals: Signals,
     log: &Log,
 ) -> Result<ExitCode, CommandError> {
@@ -74,7 +79,7 @@ fn relay(
     signals
         .watch(sender.clone(), log.clone())
         .map_err(|error| CommandError::Failed(format!("cannot start a thread for signals: {error}")))?;
-    let ledger = match start(config, predecessor, sender, &events)? {
+    let ledger = match start(config, origin, sender, &events)? {
         Start::GivenUp => Ledger::default(),
         Start::Running { mut relay, end } => {
             announce(&relay, config);
@@ -116,14 +121,14 @@ enum Start {
 /// signal has to end that, too.
 fn start(
     config: &RelayConfig,
-    predecessor: Option<Predecessor>,
+    (inherited, predecessor): (Inherited, Option<Predecessor>),
     sender: Sender<Event>,
     events: &Receiver<Event>,
 ) -> Result<Start, CommandError> {
     let config = config.clone();
     let run = move || {
         let begin = || match predecessor {
-            None => Relay::start(config),
+            None => Relay::start_with(config, inherited),
             Some(predecessor) => Relay::take_over(config, predecessor),
         };
         let started = catch_unwind(AssertUnwindSafe(|| begin().map(Box::new)));

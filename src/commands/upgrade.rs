@@ -15,6 +15,7 @@ use tapster::relay::HandoverError;
 use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::Successor;
+use tapster::transport::PASSED_VARIABLES;
 
 /// The process that this one is to take over from; `None` where it was started in the ordinary way.
 ///
@@ -36,9 +37,13 @@ pub(crate) fn hand_over(relay: &mut Relay) -> Result<Successor, HandoverError> {
     let (successor, inherited) = Successor::new()?;
     let mut arguments = env::args_os();
     let program = arguments.next().unwrap_or_else(|| "tapster".into());
-    let begun =
-        Command::new(&program).args(arguments).env(TAKE_OVER, "1").stdin(Stdio::from(inherited)).spawn();
-    let mut child = begun.map_err(|error| {
+    let mut command = Command::new(&program);
+    command.args(arguments).env(TAKE_OVER, "1").stdin(Stdio::from(inherited));
+    // They are for this process. The other one gets the sockets from here.
+    for name in PASSED_VARIABLES {
+        command.env_remove(name);
+    }
+    let mut child = command.spawn().map_err(|error| {
         io::Error::new(error.kind(), format!("cannot start {}: {error}", program.display()))
     })?;
     match relay.hand_over(&successor) {

@@ -51,9 +51,20 @@ fn check_kinds(section: &mut Section<'_>, input: &InputConfig) {
         }
     };
     let (some_unix, all_unix) = (input.listen.iter().any(is_unix), input.listen.iter().all(is_unix));
-    if !some_unix {
-        let keys = ["socket_mode", "socket_user", "socket_group", "allow_users", "allow_groups"];
-        refuse(&keys, "is for unix sockets, and this input listens on none");
+    // It may be of either kind.
+    let some_passed = input.listen.iter().any(|address| matches!(address, Address::Systemd(_)));
+    let (file, peers) = (["socket_mode", "socket_user", "socket_group"], ["allow_users", "allow_groups"]);
+    match (some_unix, some_passed) {
+        (true, _) => {}
+        (false, true) => {
+            refuse(
+                &file,
+                "is for sockets that tapster makes: the socket unit has SocketMode=, SocketUser= and SocketGroup=",
+            );
+        }
+        (false, false) => {
+            refuse(&[&file[..], &peers].concat(), "is for unix sockets, and this input listens on none");
+        }
     }
     // A PROXY header gives a peer an address.
     if all_unix && input.access.proxy_from.is_none() {

@@ -14,6 +14,8 @@ use crate::input::ContentTypes;
 use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::transport::Address;
+use crate::transport::PassedSocket;
+use crate::transport::passed_fault;
 
 /// Names that were written must differ; the others are made from the address, and made to differ.
 pub(super) fn check_names<T>(
@@ -80,6 +82,19 @@ pub(super) fn check_addresses(
                 let message =
                     format!("{to} is where input `{input}` listens: every frame would go round without end");
                 findings.fault(origin, "to", message);
+            }
+        }
+    }
+}
+
+/// What inputs take from the service manager, it has to pass.
+pub(super) fn check_passed(inputs: &[Entry<InputConfig>], passed: &[PassedSocket], findings: &mut Findings) {
+    for Entry { origin, config } in inputs {
+        for address in &config.listen {
+            if let Address::Systemd(name) = address
+                && let Some(fault) = passed_fault(passed, name.as_deref())
+            {
+                findings.fault(origin, "listen", format!("{address}: {fault}"));
             }
         }
     }

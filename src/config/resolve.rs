@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
 use crate::config::conflicts::check_names;
+use crate::config::conflicts::check_passed;
 use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
@@ -31,6 +32,7 @@ use crate::config::section::Section;
 use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::relay::RelayConfig;
+use crate::transport::PassedSocket;
 
 /// What was given on the command line, as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Options {
     pub backend: Option<String>,
     /// `--drain-timeout`; replaces the key of the file.
     pub drain_timeout: Option<String>,
+    /// What the service manager passes; `None` where nobody knows it: listeners of its are not looked for then.
+    pub passed: Option<Vec<PassedSocket>>,
 }
 
 /// A configuration that is right.
@@ -130,6 +134,9 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     check_addresses(&inputs, &outputs, &mut findings);
     check_content_types(&inputs, &outputs, &mut findings);
     check_spools(&outputs, &mut findings);
+    if let Some(passed) = &options.passed {
+        check_passed(&inputs, passed, &mut findings);
+    }
 
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();

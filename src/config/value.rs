@@ -146,6 +146,9 @@ pub(super) fn listen_address(value: &Value) -> Result<Address, String> {
 pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
     match &address {
+        OutputAddress::Socket(Address::Systemd(_)) => {
+            Err("a socket that the service manager passes is for an input: write tcp://HOST:PORT, unix:PATH or file:PATH".to_owned())
+        }
         OutputAddress::Socket(Address::Tcp { port: 0, .. }) => {
             Err("nothing can be reached on port 0".to_owned())
         }
@@ -286,10 +289,18 @@ mod tests {
         for address in ["file:a.fstrm", "tls://a:1", "a:1", "unix:", &format!("unix:/{}", "x".repeat(107))] {
             assert!(listen_address(&written(address)).is_err(), "{address}");
         }
-        for address in ["tcp://a:0", "tls://a:1", "tcp://a:1?queue=1MiB", "file:100%", "file:a/", "unix:a\0b"]
-        {
+        for address in [
+            "tcp://a:0",
+            "tls://a:1",
+            "tcp://a:1?queue=1MiB",
+            "file:100%",
+            "file:a/",
+            "unix:a\0b",
+            "systemd:a",
+        ] {
             assert!(output_address(&written(address)).is_err(), "{address}");
         }
+        assert!(listen_address(&written("systemd:a")).is_ok());
         assert!(output_address(&written("file:tapster-%Y%m%dT%H%M%S.fstrm")).is_ok());
     }
 

@@ -63,8 +63,8 @@ impl Relay {
         let others = self.inputs.iter().flat_map(|input| &input.config.listen).chain(&config.listen);
         let others = others.collect::<Vec<_>>();
         let addresses = config.listen.iter().map(|address| (&config, address));
-        let bound =
-            inputs::bind(addresses, &others, &[], self.workers.count()).map_err(ChangeError::Listen)?;
+        let bound = inputs::bind(addresses, &others, &[], (&self.passed, self.workers.count()));
+        let bound = bound.map_err(ChangeError::Listen)?;
         self.begin_input(config)?;
         self.begin_listeners(bound)?;
         Ok(())

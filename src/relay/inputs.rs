@@ -29,6 +29,7 @@ use crate::transport::listener::Beside;
 use crate::transport::listener::Bound;
 use crate::transport::listener::BoundListener;
 use crate::transport::own_listeners::OwnListeners;
+use crate::transport::passed::PassedListeners;
 use crate::transport::socket_path::SocketFileConfig;
 
 /// One input at work.
@@ -91,6 +92,7 @@ impl RunningListener {
         match self.address() {
             Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
             Address::Tcp { .. } => self.bound.sockets(),
+            Address::Systemd(_) => Ok(Vec::new()),
         }
     }
 
@@ -282,13 +284,14 @@ impl RunningInput {
     }
 }
 
-/// Binds these addresses, each for the input of its configuration, for so many workers: all of them, or none. `others` are
+/// Binds these addresses, each for the input of its configuration, for so many workers: all of them, or none. Those that the
+/// service manager passes are bound already. `others` are
 /// listened on already, or will be; `going` are about to be given up.
 pub(crate) fn bind<'a>(
     addresses: impl Iterator<Item = (&'a InputConfig, &'a Address)>,
     others: &[&Address],
     going: &[&Address],
-    workers: usize,
+    (passed, workers): (&PassedListeners, usize),
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
     let (names, paths): (Vec<_>, Vec<_>) =
@@ -302,8 +305,14 @@ pub(crate) fn bind<'a>(
             ipv4: others.iter().any(|other| other.is_ipv4_beside(address)),
             own: address.port().is_some() && going.iter().any(|going| going.port() == address.port()),
         };
-        let bound = listener::bind(address, workers, &input.socket_file, beside).map_err(|source| {
-            StartError::Listen { input: input.name.clone(), address: address.clone(), source }
+        let bound = match address {
+            Address::Systemd(name) => passed.listen(name.as_deref(), workers),
+            _ => listener::bind(address, workers, &input.socket_file, beside),
+        };
+        let bound = bound.map_err(|source| StartError::Listen {
+            input: input.name.clone(),
+            address: address.clone(),
+            source,
         })?;
         all.extend(bound.into_iter().map(|bound| {
             let configured = address.clone();

@@ -6,6 +6,7 @@ mod change;
 mod descriptors;
 mod error;
 mod handover;
+mod inherited;
 mod input_entry;
 mod inputs;
 mod output_entry;
@@ -44,6 +45,7 @@ pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
+pub use crate::relay::inherited::Inherited;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
@@ -57,6 +59,7 @@ use crate::transport::Backend;
 use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::descriptors::Reserve;
+use crate::transport::passed::PassedListeners;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +128,8 @@ pub struct Relay {
     taking_over: Option<JoinHandle<()>>,
     block_limit: Arc<BlockLimit>,
     reserve: Reserve,
+    // From the service manager, whether they are listened on or not.
+    passed: PassedListeners,
     // The paths of unix sockets; they are free for others before inputs drain.
     sockets: SocketPaths,
     scopes: Scopes,
@@ -147,7 +152,15 @@ impl Relay {
     /// # Errors
     /// [`StartError`]; nothing is left bound.
     pub fn start(config: RelayConfig) -> Result<Self, StartError> {
-        Self::begin_with(config, None)
+        Self::start_with(config, Inherited::default())
+    }
+
+    /// As [`Relay::start`], with what the service manager passes: `systemd:NAME` listens there.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left bound.
+    pub fn start_with(config: RelayConfig, inherited: Inherited) -> Result<Self, StartError> {
+        Self::begin_with(config, inherited, None)
     }
 
     /// Starts in place of another process, and takes over its listeners, its connections, its ledger, and its outputs one after the
@@ -156,10 +169,14 @@ impl Relay {
     /// # Errors
     /// [`StartError`]. The other process has been told, and goes on.
     pub fn take_over(config: RelayConfig, predecessor: Predecessor) -> Result<Self, StartError> {
-        Self::begin_with(config, Some(predecessor))
+        Self::begin_with(config, Inherited::default(), Some(predecessor))
     }
 
-    fn begin_with(config: RelayConfig, predecessor: Option<Predecessor>) -> Result<Self, StartError> {
+    fn begin_with(
+        config: RelayConfig,
+        inherited: Inherited,
+        predecessor: Option<Predecessor>,
+    ) -> Result<Self, StartError> {
         for output in &config.outputs {
             output.validate().map_err(|error| StartError::Output { output: output.name.clone(), error })?;
         }
@@ -195,9 +212,12 @@ impl Relay {
         })?;
         let estate = predecessor.map(Predecessor::take).transpose().map_err(StartError::TakeOver);
         let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
+        // Those of the old process are the same, and the environment has none.
+        let passed = estate.as_mut().map(|estate| std::mem::take(&mut estate.passed));
+        let passed = passed.unwrap_or(inherited.listeners);
         let bound = match &mut estate {
-            None => bind_all(&config, count),
-            Some(estate) => take_and_bind(&config, estate, count)
+            None => bind_all(&config, &passed, count),
+            Some(estate) => take_and_bind(&config, estate, &passed, count)
                 .inspect_err(|error| estate.predecessor.refuse(true, &error.to_string())),
         };
         let bound = bound.inspect_err(|_| scopes.relay.end())?;
@@ -222,6 +242,7 @@ impl Relay {
             around,
             block_limit,
             reserve,
+            passed,
             sockets: SocketPaths::new(scopes.sockets.clone()),
             generation: estate.as_ref().map_or(1, |estate| estate.generation + 1),
             started_at: estate.as_ref().map_or_else(unix_millis, |estate| estate.started_at),
@@ -360,15 +381,20 @@ fn addresses(config: &RelayConfig) -> impl Iterator<Item = (&InputConfig, &Addre
     config.inputs.iter().flat_map(|input| input.listen.iter().map(move |address| (input, address)))
 }
 
-fn bind_all(config: &RelayConfig, workers: usize) -> Result<Vec<(String, NewListener)>, StartError> {
+fn bind_all(
+    config: &RelayConfig,
+    passed: &PassedListeners,
+    workers: usize,
+) -> Result<Vec<(String, NewListener)>, StartError> {
     let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    inputs::bind(addresses(config), &all, &[], workers)
+    inputs::bind(addresses(config), &all, &[], (passed, workers))
 }
 
 /// Takes the listeners that the old process had, and binds the others.
 fn take_and_bind(
     config: &RelayConfig,
     estate: &mut Estate,
+    passed: &PassedListeners,
     workers: usize,
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     let (mut taken, mut new) = (Vec::new(), Vec::new());
@@ -382,7 +408,7 @@ fn take_and_bind(
         taken.extend(listeners.into_iter().map(|listener| (input.name.clone(), listener)));
     }
     let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
+    taken.extend(inputs::bind(new.into_iter(), &all, &[], (passed, workers))?);
     Ok(taken)
 }
 

@@ -93,7 +93,7 @@ impl Relay {
         let all: Vec<_> = new.inputs.iter().flat_map(|input| &input.listen).collect();
         let addresses = new.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
         let addresses = addresses.filter(|(input, address)| !self.listens_on(&input.name, address));
-        match inputs::bind(addresses, &all, &going, self.workers.count()) {
+        match inputs::bind(addresses, &all, &going, (&self.passed, self.workers.count())) {
             Ok(listeners) => Ok(Plan { outputs, listeners }),
             Err(error) => Err(vec![ChangeError::Listen(error)]),
         }

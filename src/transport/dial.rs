@@ -60,6 +60,12 @@ impl Dial {
         let mut dial = Self { options, path: None, addresses: VecDeque::new(), failed: Vec::new() };
         match address {
             Address::Unix(path) => dial.path = Some(path.clone()),
+            Address::Systemd(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "nothing connects to a listener by name",
+                ));
+            }
             Address::Tcp { host, port } => {
                 let Ok(resolved) = timeout(options.timeout, resolve(host, *port)).await else {
                     let text = format!("the name servers did not answer for {:?}", options.timeout);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! new: Hello ──────────────────────────────────► old
-//!      ◄───────────── Offer, Listeners…, Listed
+//!      ◄──── Offer, Listeners…, Passed…, Listed
 //!      Accepting ────────────────────────────────►   (or Refused)
 //!      ◄─────────────────────────── Connections
 //!      Reading ──────────────────────────────────►   for each group of them
@@ -39,6 +39,8 @@ pub(crate) enum Message {
     Offer { connections: u64, listeners: u64, generation: u64, started_at: u64, ledger: Box<Ledger> },
     /// Listening sockets, one descriptor each.
     Listeners { listeners: Vec<HandedListener> },
+    /// What the service manager has passed, one descriptor for each name, in its order.
+    Passed { names: Vec<String> },
     /// There are no more listeners.
     Listed,
     /// The new process accepts connections.

@@ -32,6 +32,7 @@ use crate::relay::outputs::OutputParts;
 use crate::relay::serving::peer_name;
 use crate::relay::workers::Workers;
 use crate::transport::Address;
+use crate::transport::passed::PassedListeners;
 use crate::transport::passing::Passing;
 use crate::transport::socket::Socket;
 
@@ -48,6 +49,8 @@ pub(crate) struct Estate {
     pub(crate) started_at: u64,
     pub(crate) ledger: Ledger,
     listeners: Vec<(HandedListener, OwnedFd)>,
+    /// What the service manager had passed to the first process.
+    pub(crate) passed: PassedListeners,
 }
 
 impl Predecessor {
@@ -92,7 +95,7 @@ impl Predecessor {
             self.refuse(false, &reason);
             return Err(HandoverError::Refused { usage: false, reason });
         }
-        let mut all = Vec::new();
+        let (mut all, mut passed) = (Vec::new(), Vec::new());
         loop {
             let heard = hear(&self.passing, ANSWER_TIME)?;
             match heard.message {
@@ -100,11 +103,14 @@ impl Predecessor {
                 Message::Listeners { listeners } if listeners.len() == heard.descriptors.len() => {
                     all.extend(listeners.into_iter().zip(heard.descriptors));
                 }
+                Message::Passed { names } if names.len() == heard.descriptors.len() => {
+                    passed.extend(names.into_iter().zip(heard.descriptors));
+                }
                 other => return Err(unexpected(&other)),
             }
         }
-        let (predecessor, ledger) = (self, *ledger);
-        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all })
+        let (predecessor, ledger, passed) = (self, *ledger, PassedListeners::new(passed));
+        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all, passed })
     }
 }
 

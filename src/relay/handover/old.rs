@@ -29,6 +29,7 @@ use crate::relay::handover::say_with;
 use crate::relay::handover::unexpected;
 use crate::relay::inputs::RunningListener;
 use crate::relay::worker::Order;
+use crate::transport::Address;
 use crate::transport::passing::Passing;
 
 impl Relay {
@@ -76,9 +77,11 @@ impl Relay {
 
     fn offer(&self, to: &Successor) -> Result<(), HandoverError> {
         let ledger = self.ledger();
-        let listeners: Vec<_> = self.inputs.iter().flat_map(|input| &input.listeners).collect();
+        let listeners = self.inputs.iter().flat_map(|input| &input.listeners);
+        // The new process finds these among those that the service manager has passed.
+        let listeners = listeners.filter(|listener| !matches!(listener.configured, Address::Systemd(_)));
         let mut sockets = Vec::new();
-        for listener in &listeners {
+        for listener in listeners {
             for socket in listener.sockets(&self.sockets)? {
                 let record = HandedListener {
                     configured: listener.configured.to_string(),
@@ -90,7 +93,7 @@ impl Relay {
         }
         let offer = Message::Offer {
             connections: ledger.inputs.iter().map(|input| input.connections_open).sum(),
-            listeners: sockets.len() as u64,
+            listeners: (sockets.len() + self.passed.all().len()) as u64,
             generation: self.generation,
             started_at: self.started_at,
             ledger: Box::new(ledger),
@@ -100,6 +103,11 @@ impl Relay {
             let listeners = group.iter().map(|(record, _)| record.clone()).collect();
             let descriptors: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
             say_with(&to.passing, &Message::Listeners { listeners }, &[], &descriptors)?;
+        }
+        for group in self.passed.all().chunks(Passing::DESCRIPTORS_MAX) {
+            let names = group.iter().map(|(name, _)| name.clone()).collect();
+            let descriptors: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
+            say_with(&to.passing, &Message::Passed { names }, &[], &descriptors)?;
         }
         say(&to.passing, &Message::Listed)
     }
