@@ -16,6 +16,7 @@ mod reload;
 mod removal;
 mod serving;
 mod sockets;
+mod ticks;
 mod worker;
 mod workers;
 
@@ -52,6 +53,7 @@ use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::outputs::Surroundings;
 use crate::relay::sockets::SocketPaths;
+pub use crate::relay::ticks::Ticks;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
 use crate::transport::Address;
@@ -301,6 +303,11 @@ impl Relay {
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.workers.count()
+    }
+
+    /// When each worker ticked last: what a watchdog asks. It can be read from any thread.
+    pub fn ticks(&self) -> Ticks {
+        self.workers.ticks.clone()
     }
 
     /// Name of the input and the address bound (port 0 replaced by the kernel's choice), in order of configuration.
