@@ -24,6 +24,7 @@ pub(crate) mod doctor;
 pub(crate) mod file;
 pub(crate) mod file_sink;
 pub(crate) mod inspect;
+pub(crate) mod manager;
 pub(crate) mod pace;
 pub(crate) mod replay;
 pub(crate) mod run;

@@ -35,6 +35,7 @@ use tracing::warn;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
+use crate::commands::manager::Manager;
 use crate::commands::resolve_args;
 use crate::commands::signals::Event;
 use crate::commands::signals::Signals;
@@ -75,6 +76,7 @@ fn relay(
     log: &Log,
 ) -> Result<ExitCode, CommandError> {
     raise_descriptor_limit();
+    let manager = Manager::of_environment();
     let (sender, events) = mpsc::channel();
     signals
         .watch(sender.clone(), log.clone())
@@ -83,15 +85,17 @@ fn relay(
         Start::GivenUp => Ledger::default(),
         Start::Running { mut relay, end } => {
             announce(&relay, config);
+            manager.ready(relay.view());
             let status_line = log.is_terminal() && args.log_format == crate::cli::LogFormat::Text;
             let name = match end {
                 Some(name) => name,
-                None => match wait_for_end(&events, &mut relay, status_line.then_some(log)) {
+                None => match wait_for_end(&events, &mut relay, &manager, status_line.then_some(log)) {
                     End::Drain(name) => name,
                     // The process that ends the chain tells where every frame went.
                     End::HandedOver => return Ok(ExitCode::SUCCESS),
                 },
             };
+            manager.stopping(config.drain_timeout);
             let timeout = format_duration(config.drain_timeout);
             info!(
                 "{name}: draining, at most {timeout}; a signal that comes a second later or more ends at once"
@@ -173,7 +177,12 @@ enum End {
 
 /// Waits for the signal that ends the relay, and does what others ask for. Meanwhile keeps the status line up to date, if
 /// there is one.
-fn wait_for_end(events: &Receiver<Event>, relay: &mut Relay, terminal: Option<&Log>) -> End {
+fn wait_for_end(
+    events: &Receiver<Event>,
+    relay: &mut Relay,
+    manager: &Manager,
+    terminal: Option<&Log>,
+) -> End {
     let mut status = StatusLine::new(Instant::now());
     loop {
         let event = match terminal {
@@ -187,7 +196,7 @@ fn wait_for_end(events: &Receiver<Event>, relay: &mut Relay, terminal: Option<&L
             }
             (Ok(Event::Reopen(name)), _) => reopen(name, relay),
             (Ok(Event::Upgrade(name)), _) => {
-                if take_over(name, relay) {
+                if take_over(name, relay, manager) {
                     return End::HandedOver;
                 }
             }
@@ -201,14 +210,16 @@ fn wait_for_end(events: &Receiver<Event>, relay: &mut Relay, terminal: Option<&L
 }
 
 /// Lets a new process take over. Returns whether it has, and this one is to end.
-fn take_over(signal: &str, relay: &mut Relay) -> bool {
+fn take_over(signal: &str, relay: &mut Relay, manager: &Manager) -> bool {
     info!("{signal}: a new process of the program takes over");
-    let handed_over = upgrade::hand_over(relay).and_then(|successor| {
+    let handed_over = upgrade::hand_over(relay).and_then(|(successor, process)| {
         info!("the new process reads every connection that can pass; this one ends its outputs");
-        relay.let_go(&successor)
+        relay.let_go(&successor)?;
+        manager.main_pid(process);
+        Ok(())
     });
     match &handed_over {
-        Ok(_) => info!("the new process has taken over everything; this one ends"),
+        Ok(()) => info!("the new process has taken over everything; this one ends"),
         Err(error) => warn!("no upgrade: {error}; this process goes on"),
     }
     handed_over.is_ok()

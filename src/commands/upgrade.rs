@@ -29,11 +29,11 @@ pub(crate) fn predecessor() -> io::Result<Option<Predecessor>> {
 }
 
 /// Starts the program anew, from the path that this process was started with, and hands over to it. When this returns, the new
-/// process reads every connection that can pass.
+/// process reads every connection that can pass. Returns that process, and its number.
 ///
 /// # Errors
 /// The new process did not take over. It has ended, and this one goes on.
-pub(crate) fn hand_over(relay: &mut Relay) -> Result<Successor, HandoverError> {
+pub(crate) fn hand_over(relay: &mut Relay) -> Result<(Successor, u32), HandoverError> {
     let (successor, inherited) = Successor::new()?;
     let mut arguments = env::args_os();
     let program = arguments.next().unwrap_or_else(|| "tapster".into());
@@ -43,11 +43,13 @@ pub(crate) fn hand_over(relay: &mut Relay) -> Result<Successor, HandoverError> {
     for name in PASSED_VARIABLES {
         command.env_remove(name);
     }
+    // The watchdog goes on with the process that takes over.
+    command.env_remove("WATCHDOG_PID");
     let mut child = command.spawn().map_err(|error| {
         io::Error::new(error.kind(), format!("cannot start {}: {error}", program.display()))
     })?;
     match relay.hand_over(&successor) {
-        Ok(()) => Ok(successor),
+        Ok(()) => Ok((successor, child.id())),
         Err(error) => {
             drop(successor);
             end(&mut child);

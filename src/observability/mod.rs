@@ -16,6 +16,7 @@ pub(crate) mod peer_name;
 mod printable;
 pub(crate) mod rejection;
 pub(crate) mod spool_account;
+pub mod standing;
 pub mod status;
 pub(crate) mod wait_log;
 
@@ -32,4 +33,7 @@ pub use printable::Printable;
 pub use printable::printable;
 pub use printable::printable_json;
 pub use printable::printable_lines;
+pub use standing::OutputStanding;
+pub use standing::Standing;
+pub use standing::StandingLine;
 pub use status::StatusLine;

@@ -17,6 +17,7 @@ mod removal;
 mod serving;
 mod sockets;
 mod ticks;
+mod view;
 mod worker;
 mod workers;
 
@@ -54,6 +55,7 @@ use crate::relay::outputs::RunningOutput;
 use crate::relay::outputs::Surroundings;
 use crate::relay::sockets::SocketPaths;
 pub use crate::relay::ticks::Ticks;
+pub use crate::relay::view::View;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
 use crate::transport::Address;
@@ -303,6 +305,11 @@ impl Relay {
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.workers.count()
+    }
+
+    /// What others may see of the relay, from any thread.
+    pub fn view(&self) -> View {
+        View::new(Arc::clone(&self.accounts), self.ticks(), self.generation)
     }
 
     /// When each worker ticked last: what a watchdog asks. It can be read from any thread.
