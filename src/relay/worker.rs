@@ -179,7 +179,7 @@ impl Worker {
         });
         let receive = receive(Rc::clone(&serving), self.mailbox, self.scope.clone());
         self.scope.spawn_local("mailbox", tasks.track_future(receive));
-        spawn_local(tidy_up(Rc::clone(&serving), Rc::clone(&ticker)));
+        spawn_local(tidy_up(Rc::clone(&serving), Rc::clone(&ticker), self.first_input));
         let readers = Rc::clone(&serving.readers);
         spawn_local(async move { readers.coalescer.run(timer).await });
         spawn_local(obey(Rc::clone(&serving), self.orders, self.backend, self.reserve));
@@ -235,10 +235,13 @@ async fn obey(
 }
 
 /// Ticks, frees blocks that nobody needs, tells what the log left out, and trims the heap in the first quiet second after many connections ended.
-async fn tidy_up(serving: Rc<Serving>, ticker: Rc<Ticker>) {
+async fn tidy_up(serving: Rc<Serving>, ticker: Rc<Ticker>, first_input: String) {
     let mut ended_before = 0;
     let mut ended_at_trim = 0;
     loop {
+        if faults::hit("worker hangs", &first_input) {
+            std::thread::sleep(Duration::from_secs(60));
+        }
         ticker.tick();
         tokio::time::sleep(IDLE_LOOK).await;
         serving.readers.free_unused();

@@ -56,6 +56,7 @@ mod spool;
 mod spool_disk;
 mod spool_end;
 mod stop;
+mod systemd;
 mod ticks;
 mod timeouts;
 mod unix_sockets;

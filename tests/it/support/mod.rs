@@ -9,6 +9,7 @@ pub(crate) mod files;
 pub(crate) mod flow;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
+pub(crate) mod manager;
 pub(crate) mod numbered;
 pub(crate) mod peer;
 pub(crate) mod peers;
