@@ -117,12 +117,13 @@ impl Link {
                     lines.push_str("WATCHDOG=1\n");
                 }
             }
+            let (status_due, extend_due) = (status.is_due(now), extend.is_due(now));
             match phase {
-                Phase::Running if status.is_due(now) => {
+                Phase::Running if status_due => {
                     lines.push_str(&format!("STATUS={}\n", line.text(now, &view.standing())));
                 }
                 // A drain that hangs beyond its end is not kept alive.
-                Phase::Stopping(end) if extend.is_due(now) && now < end => lines.push_str(&extension(end)),
+                Phase::Stopping(end) if extend_due && now < end => lines.push_str(&extension(end)),
                 _ => {}
             }
             if !lines.is_empty() {
