@@ -49,7 +49,7 @@ pub(crate) enum Command {
     Spool(SpoolCommand),
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct RelayArgs {
     /// TOML file, or a folder of which every *.toml is read in order of name; may be repeated: inputs and outputs add up, and
     /// what is given here beside it is added to it
@@ -72,6 +72,10 @@ pub(crate) struct RelayArgs {
     /// How long a drain may take [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub(crate) drain_timeout: Option<String>,
+    /// Answer `tapster reload`, `upgrade` and HTTP here: unix:PATH or tcp://HOST:PORT; may be repeated; `off`: nowhere
+    /// [default: admin.sock in /run/tapster or the run-time folder of the user, and tcp://127.0.0.1:9653]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Vec<String>,
     /// How the log is written, on stderr
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
@@ -171,6 +175,7 @@ impl RelayArgs {
             backend: self.backend.clone(),
             drain_timeout: self.drain_timeout.clone(),
             passed: None,
+            admin: self.admin.clone(),
         }
     }
 }

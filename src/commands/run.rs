@@ -56,7 +56,7 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     if let (Err(faults), Some(predecessor)) = (&resolved, &predecessor) {
         predecessor.refuse(true, &faults.to_string());
     }
-    let Resolved { config, warnings } = resolved?;
+    let Resolved { config, admin: _, warnings } = resolved?;
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;
     // Before anything is bound: a signal from now on drains.
     signals.handle_end().map_err(failed)?;

@@ -11,6 +11,7 @@
 pub mod units;
 
 mod access;
+mod admin;
 mod buffer;
 mod conflicts;
 mod delivery;
@@ -24,12 +25,20 @@ mod raw;
 mod render;
 mod resolve;
 mod section;
+mod token;
 mod value;
 mod words;
 
+pub use admin::AdminConfig;
+pub use admin::admin_addresses;
+pub use admin::default_addresses;
+pub use admin::is_local;
+pub use diff::admin_differences;
 pub use diff::differences;
 pub use fault::Fault;
 pub use fault::Faults;
+pub use render::admin_to_toml;
+pub use render::to_json;
 pub use render::to_toml;
 pub use resolve::Options;
 pub use resolve::Resolved;
@@ -37,5 +46,6 @@ pub use resolve::ResolvedOutput;
 pub use resolve::resolve;
 pub use resolve::resolve_output;
 pub use resolve::resolve_toml;
+pub use token::Token;
 pub use words::Words;
 pub use words::buffer_words;

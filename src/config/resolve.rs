@@ -6,6 +6,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::admin::AdminConfig;
+use crate::config::admin::AdminKeys;
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
 use crate::config::conflicts::check_names;
@@ -51,6 +53,8 @@ pub struct Options {
     pub drain_timeout: Option<String>,
     /// What the service manager passes; `None` where nobody knows it: listeners of its are not looked for then.
     pub passed: Option<Vec<PassedSocket>>,
+    /// `--admin`, each an address; replaces the key of the file. `off` alone: none.
+    pub admin: Vec<String>,
 }
 
 /// A configuration that is right.
@@ -58,6 +62,8 @@ pub struct Options {
 pub struct Resolved {
     /// Every key filled in.
     pub config: RelayConfig,
+    /// Where the process answers those who operate it.
+    pub admin: AdminConfig,
     /// What is allowed and yet unlikely to be meant.
     pub warnings: Vec<Fault>,
 }
@@ -87,6 +93,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     let mut config = RelayConfig { inputs: Vec::new(), outputs: Vec::new(), ..RelayConfig::default() };
     let mut inputs = Vec::new();
     let mut outputs = Vec::new();
+    let mut admin = AdminKeys::default();
 
     let mut seen = SeenKeys::default();
     for Document { origin, text } in documents {
@@ -94,6 +101,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
         seen.add(&origin, &table, &mut findings);
         let mut top = Section::new(origin, table, &mut findings);
         take_process_keys(&mut top, &mut config);
+        admin.take(&mut top);
         let (input_tables, output_tables) = (top.tables("input"), top.tables("output"));
         top.finish();
         for (origin, table) in input_tables {
@@ -106,6 +114,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
 
     let mut overlay = Section::new(command_line("command line"), overlay_table(options), &mut findings);
     take_process_keys(&mut overlay, &mut config);
+    admin.take(&mut overlay);
     for text in &options.listen {
         let (origin, table) = read_address("--listen", "listen", text, &mut findings);
         inputs.push(take_input(Section::new(origin, table, &mut findings)));
@@ -137,11 +146,12 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     if let Some(passed) = &options.passed {
         check_passed(&inputs, passed, &mut findings);
     }
+    let admin = admin.finish(inputs.iter().map(|entry| &entry.config), &mut findings);
 
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
     let (faults, warnings) = findings.into_sorted();
-    if faults.is_empty() { Ok(Resolved { config, warnings }) } else { Err(Faults(faults)) }
+    if faults.is_empty() { Ok(Resolved { config, admin, warnings }) } else { Err(Faults(faults)) }
 }
 
 /// The output of an address, and what cannot be seen in its configuration.
@@ -208,15 +218,24 @@ fn read_address(option: &str, key: &str, text: &str, findings: &mut Findings) ->
 }
 
 fn overlay_table(options: &Options) -> Table {
+    let given_admin = &options.admin;
     let options = [
         ("workers", &options.workers),
         ("backend", &options.backend),
         ("drain_timeout", &options.drain_timeout),
     ];
-    let given =
-        options.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Node::text(text.as_ref()?))));
-    given.collect()
+    let given = options.into_iter().filter_map(|(key, text)| Some((key, Node::text(text.as_ref()?))));
+    let admin = match &given_admin[..] {
+        [] => None,
+        [off] if off == OFF => Some(Vec::new()),
+        addresses => Some(addresses.iter().map(|address| Node::text(address)).collect()),
+    };
+    let admin = admin.map(|addresses| ("admin", Node { line: None, value: Value::List(addresses) }));
+    given.chain(admin).map(|(key, node)| (key.to_owned(), node)).collect()
 }
+
+/// In place of an address: none.
+const OFF: &str = "off";
 
 fn first_address(input: &InputConfig) -> String {
     input.listen.first().map(ToString::to_string).unwrap_or_default()

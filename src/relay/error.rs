@@ -75,6 +75,9 @@ pub enum ChangeError {
         /// What is wrong.
         error: SpoolError,
     },
+    /// The relay has changed since the plan was begun.
+    #[error("the relay has changed meanwhile: try again")]
+    Outdated,
     /// A thread could not be started, or a worker does not answer.
     #[error("{0}")]
     Worker(#[from] io::Error),

@@ -58,6 +58,7 @@ pub(crate) struct RunningListener {
 }
 
 /// A listener that is bound, and not started.
+#[derive(Debug)]
 pub(crate) struct NewListener {
     configured: Address,
     bound: Bound,

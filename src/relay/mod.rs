@@ -53,6 +53,8 @@ use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
 use crate::relay::outputs::Surroundings;
+pub use crate::relay::reload::Plan;
+pub use crate::relay::reload::Planner;
 use crate::relay::sockets::SocketPaths;
 pub use crate::relay::ticks::Ticks;
 pub use crate::relay::view::View;
@@ -133,7 +135,7 @@ pub struct Relay {
     block_limit: Arc<BlockLimit>,
     reserve: Reserve,
     // From the service manager, whether they are listened on or not.
-    passed: PassedListeners,
+    passed: Arc<PassedListeners>,
     // The paths of unix sockets; they are free for others before inputs drain.
     sockets: SocketPaths,
     scopes: Scopes,
@@ -246,7 +248,7 @@ impl Relay {
             around,
             block_limit,
             reserve,
-            passed,
+            passed: Arc::new(passed),
             sockets: SocketPaths::new(scopes.sockets.clone()),
             generation: estate.as_ref().map_or(1, |estate| estate.generation + 1),
             started_at: estate.as_ref().map_or_else(unix_millis, |estate| estate.started_at),
@@ -307,11 +309,6 @@ impl Relay {
         self.workers.count()
     }
 
-    /// What others may see of the relay, from any thread.
-    pub fn view(&self) -> View {
-        View::new(Arc::clone(&self.accounts), self.ticks(), self.generation)
-    }
-
     /// When each worker ticked last: what a watchdog asks. It can be read from any thread.
     pub fn ticks(&self) -> Ticks {
         self.workers.ticks.clone()
@@ -325,6 +322,11 @@ impl Relay {
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
         self.accounts.ledger()
+    }
+
+    /// A view of the relay for other threads.
+    pub fn view(&self) -> View {
+        View::new(Arc::clone(&self.accounts), self.ticks(), self.generation)
     }
 
     /// Asks every file output to end its file with STOP, in order, and to begin a new one: for tools that have renamed the file.
@@ -342,12 +344,14 @@ impl Relay {
     }
 
     /// Waits until another process has handed over everything, for `timeout` at most.
-    fn wait_until_taken_over(&mut self, timeout: Duration) {
-        let Some(taking_over) = self.taking_over.take() else { return };
+    /// Returns whether everything was taken over within this time, or there was nothing.
+    fn wait_until_taken_over(&mut self, timeout: Duration) -> bool {
+        let Some(taking_over) = &self.taking_over else { return true };
         let by = Instant::now() + timeout;
         while !taking_over.is_finished() && Instant::now() < by {
             thread::sleep(TAKE_OVER_LOOK);
         }
+        taking_over.is_finished()
     }
 
     /// Brings the end about: by the deadline, and then by force.

@@ -4,6 +4,7 @@
 //! anything changes, so a configuration with one fault changes nothing.
 
 use std::mem::discriminant;
+use std::sync::Arc;
 
 use crate::input::InputConfig;
 use crate::output::Buffer;
@@ -17,8 +18,10 @@ use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningListener;
 use crate::spool::Folder;
 use crate::transport::Address;
+use crate::transport::passed::PassedListeners;
 
 /// What a reload does to one output of the configuration.
+#[derive(Debug)]
 enum Step {
     Keep,
     /// At once, or by a new connection.
@@ -28,41 +31,44 @@ enum Step {
     Begin,
 }
 
-/// Everything that a reload does, when nothing can fail any more.
-struct Plan {
+/// A change to another configuration, when nothing can fail any more: see [`Planner::plan`].
+#[derive(Debug)]
+pub struct Plan {
+    present: RelayConfig,
+    new: RelayConfig,
     outputs: Vec<(OutputConfig, Step)>,
     listeners: Vec<(String, NewListener)>,
 }
 
-impl Relay {
-    /// Goes on with another configuration. Returns whether it is another one.
+impl Plan {
+    /// Whether the configuration is the present one.
+    pub fn is_empty(&self) -> bool {
+        self.present == self.new
+    }
+}
+
+/// Makes a [`Plan`], on any thread: to look up a name to listen on may take long, and the relay is needed meanwhile.
+#[derive(Debug)]
+pub struct Planner {
+    present: RelayConfig,
+    // Where each input listens, as it was configured.
+    listening: Vec<(String, Address)>,
+    workers: usize,
+    passed: Arc<PassedListeners>,
+}
+
+impl Planner {
+    /// The configuration that the relay runs with.
+    pub fn present(&self) -> &RelayConfig {
+        &self.present
+    }
+
+    /// Does whatever can fail: checks, looks up names, binds.
     ///
     /// # Errors
     /// Everything that keeps the configuration from being taken. Nothing has changed then.
-    pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
-        let present = self.config();
-        if present == config {
-            return Ok(false);
-        }
-        let plan = self.plan(&present, &config)?;
-        self.around.drain_timeout = config.drain_timeout;
-        self.carry_out(plan, config.inputs).map_err(|error| vec![error])?;
-        Ok(true)
-    }
-
-    /// The configuration that the relay runs with.
-    pub fn config(&self) -> RelayConfig {
-        RelayConfig {
-            workers: self.asked_workers,
-            backend: self.asked_backend,
-            drain_timeout: self.around.drain_timeout,
-            inputs: self.inputs.iter().map(|input| input.config.clone()).collect(),
-            outputs: self.outputs.iter().map(|output| output.config.clone()).collect(),
-        }
-    }
-
-    /// Does whatever can fail: checks, binds.
-    fn plan(&self, present: &RelayConfig, new: &RelayConfig) -> Result<Plan, Vec<ChangeError>> {
+    pub fn plan(self, new: RelayConfig) -> Result<Plan, Vec<ChangeError>> {
+        let present = &self.present;
         let mut faults = Vec::new();
         let mut fixed = |key: &str| faults.push(ChangeError::Fixed { key: key.to_owned() });
         if present.workers != new.workers {
@@ -89,13 +95,83 @@ impl Relay {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let going: Vec<_> = self.going(&new.inputs).map(|(_, listener)| &listener.configured).collect();
+        let listening = self.listening.iter();
+        let going = listening.filter(|(input, address)| goes(&new.inputs, input, address));
+        let going: Vec<_> = going.map(|(_, address)| address).collect();
         let all: Vec<_> = new.inputs.iter().flat_map(|input| &input.listen).collect();
         let addresses = new.inputs.iter().flat_map(|input| input.listen.iter().map(move |to| (input, to)));
         let addresses = addresses.filter(|(input, address)| !self.listens_on(&input.name, address));
-        match inputs::bind(addresses, &all, &going, (&self.passed, self.workers.count())) {
-            Ok(listeners) => Ok(Plan { outputs, listeners }),
+        match inputs::bind(addresses, &all, &going, (&self.passed, self.workers)) {
+            Ok(listeners) => Ok(Plan { present: self.present, new, outputs, listeners }),
             Err(error) => Err(vec![ChangeError::Listen(error)]),
+        }
+    }
+
+    /// Whether this input listens there, or another one does that leaves the address to it. Each port that the kernel chooses is
+    /// another one.
+    fn listens_on(&self, input: &str, address: &Address) -> bool {
+        let own = |other: &str| other == input || !address.has_any_port();
+        self.listening.iter().any(|(other, configured)| own(other) && configured == address)
+    }
+}
+
+/// Whether this input does not listen there any more, in a configuration with these inputs.
+fn goes(new: &[InputConfig], input: &str, configured: &Address) -> bool {
+    new.iter().find(|new| new.name == input).is_none_or(|new| !new.listen.contains(configured))
+}
+
+impl Relay {
+    /// Goes on with another configuration. Returns whether it is another one. Blocks while names are looked up: a program that
+    /// has to answer meanwhile uses [`Relay::planner`] and [`Relay::carry_out`].
+    ///
+    /// # Errors
+    /// Everything that keeps the configuration from being taken. Nothing has changed then.
+    pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
+        let plan = self.planner().plan(config)?;
+        let changes = !plan.is_empty();
+        self.carry_out(plan).map_err(|error| vec![error])?;
+        Ok(changes)
+    }
+
+    /// What a plan for another configuration begins with.
+    pub fn planner(&self) -> Planner {
+        let listening = self.inputs.iter().flat_map(|input| {
+            let name = &input.config.name;
+            input.listeners.iter().map(move |listener| (name.clone(), listener.configured.clone()))
+        });
+        Planner {
+            present: self.config(),
+            listening: listening.collect(),
+            workers: self.workers.count(),
+            passed: Arc::clone(&self.passed),
+        }
+    }
+
+    /// Goes on with the configuration of the plan.
+    ///
+    /// # Errors
+    /// [`ChangeError::Outdated`]: the relay has changed since the plan was begun, and stays as it is. The system has no thread, or a
+    /// worker does not answer.
+    pub fn carry_out(&mut self, plan: Plan) -> Result<(), ChangeError> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        if plan.present != self.config() {
+            return Err(ChangeError::Outdated);
+        }
+        self.around.drain_timeout = plan.new.drain_timeout;
+        self.change_outputs(plan.outputs)?;
+        self.change_inputs(plan.new.inputs, plan.listeners)
+    }
+
+    /// The configuration that the relay runs with.
+    pub fn config(&self) -> RelayConfig {
+        RelayConfig {
+            workers: self.asked_workers,
+            backend: self.asked_backend,
+            drain_timeout: self.around.drain_timeout,
+            inputs: self.inputs.iter().map(|input| input.config.clone()).collect(),
+            outputs: self.outputs.iter().map(|output| output.config.clone()).collect(),
         }
     }
 
@@ -103,25 +179,9 @@ impl Relay {
     fn going<'a>(&'a self, new: &'a [InputConfig]) -> impl Iterator<Item = (&'a str, &'a RunningListener)> {
         self.inputs.iter().flat_map(move |input| {
             let name = &input.config.name[..];
-            let stays = new.iter().find(|new| new.name == name).map(|new| &new.listen);
-            let goes = move |listener: &&RunningListener| {
-                stays.is_none_or(|listen| !listen.contains(&listener.configured))
-            };
+            let goes = move |listener: &&RunningListener| goes(new, name, &listener.configured);
             input.listeners.iter().filter(goes).map(move |listener| (name, listener))
         })
-    }
-
-    /// Whether this input listens there, or another one does that leaves the address to it. Each port that the kernel chooses is
-    /// another one.
-    fn listens_on(&self, input: &str, address: &Address) -> bool {
-        let own = |other: &str| other == input || !address.has_any_port();
-        let listeners = self.inputs.iter().filter(|input| own(&input.config.name));
-        listeners.flat_map(|input| &input.listeners).any(|listener| listener.configured == *address)
-    }
-
-    fn carry_out(&mut self, plan: Plan, inputs: Vec<InputConfig>) -> Result<(), ChangeError> {
-        self.change_outputs(plan.outputs)?;
-        self.change_inputs(inputs, plan.listeners)
     }
 
     fn change_outputs(&mut self, outputs: Vec<(OutputConfig, Step)>) -> Result<(), ChangeError> {

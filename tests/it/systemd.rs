@@ -99,6 +99,7 @@ on_both_backends! {
         let listen = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"];
         assert_eq!(variables(program.process.id(), &listen).len(), 3);
         let mut next = None;
+        let mut chain = Chain::default();
         for _ in 0..2 {
             flows.iter().for_each(|flow| flow.wait_for_more(60));
             manager.forget();
@@ -110,6 +111,7 @@ on_both_backends! {
             let said = manager.lines().into_iter().find_map(|line| line.strip_prefix("MAINPID=")?.parse().ok());
             assert_ne!(said, next);
             next = said;
+            chain.0.extend(next);
             assert_eq!(variables(next.unwrap(), &listen), [""; 0]);
         }
         program.process.wait_for_success(Duration::from_secs(15));
@@ -120,6 +122,7 @@ on_both_backends! {
         }
         let sent: u64 = flows.into_iter().map(Flow::end).sum::<u64>() + 20;
         signal(next.unwrap(), Signal::TERM);
+        chain.0.clear();
         eventually("the last process writes its ledger", || program.try_summary().is_some());
         let summary = program.summary();
         summary.assert_balanced();
@@ -225,6 +228,20 @@ on_both_backends! {
         let mut program = command().env("JOURNAL_STREAM", "1:1").start();
         program.terminate();
         assert!(program.process.output().contains(" INFO listening"), "{}", program.process.output());
+    }
+}
+
+/// Processes that others have started, which do not outlive their test.
+#[derive(Default)]
+struct Chain(Vec<u32>);
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        for process in &self.0 {
+            // It may have ended.
+            let process = rustix::process::Pid::from_raw(process.cast_signed()).unwrap();
+            let _ = rustix::process::kill_process(process, Signal::KILL);
+        }
     }
 }
 

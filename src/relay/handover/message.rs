@@ -1,6 +1,7 @@
 //! What two processes say to each other while one takes over from the other.
 //!
 //! ```text
+//!      ◄──────────────── Lent, where the program has something to lend
 //! new: Hello ──────────────────────────────────► old
 //!      ◄──── Offer, Listeners…, Passed…, Listed
 //!      Accepting ────────────────────────────────►   (or Refused)
@@ -31,6 +32,8 @@ use crate::protocol::ReaderStage;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum Message {
+    /// Descriptors of the program, one for each name.
+    Lent { names: Vec<String> },
     /// The new process has a configuration without a fault, and its workers run.
     Hello,
     /// The new process does not take over.

@@ -62,6 +62,17 @@ impl Successor {
         let (passing, inherited) = Passing::pair()?;
         Ok((Self { passing }, inherited))
     }
+
+    /// Gives the new process descriptors of the program, each with a name, for [`Predecessor::lent`]: at most 200 of them, once, and before
+    /// the relay is handed over. Both processes have them then.
+    ///
+    /// # Errors
+    /// There are too many, or no descriptor is left.
+    pub fn lend(&self, descriptors: &[(String, BorrowedFd<'_>)]) -> Result<(), HandoverError> {
+        let names = descriptors.iter().map(|(name, _)| name.clone()).collect();
+        let descriptors: Vec<_> = descriptors.iter().map(|(_, fd)| *fd).collect();
+        say_with(&self.passing, &Message::Lent { names }, &[], &descriptors)
+    }
 }
 
 /// A message from the other process.
@@ -93,7 +104,7 @@ fn hear(passing: &Passing, time: Duration) -> Result<Heard, HandoverError> {
             return Err(gone.into());
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let late = format!("it did not answer within {time:?}");
+            let late = format!("it did not answer within {time:.1?}");
             return Err(io::Error::new(io::ErrorKind::TimedOut, late).into());
         }
         Err(error) => return Err(error.into()),
@@ -109,7 +120,7 @@ fn unexpected(message: &Message) -> HandoverError {
     HandoverError::Message(format!("the other process says what was not expected: {message:?}"))
 }
 
-/// The new process has so long until it accepts connections.
-const BEGIN_TIME: Duration = Duration::from_secs(12);
+/// The new process has so long until it accepts connections; what comes then takes 3 s more.
+const BEGIN_TIME: Duration = Duration::from_secs(11);
 /// The other process has so long for anything else.
 const ANSWER_TIME: Duration = Duration::from_secs(5);

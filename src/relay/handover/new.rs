@@ -62,6 +62,20 @@ impl Predecessor {
         Ok(Self { passing: Passing::inherited(fd)? })
     }
 
+    /// The descriptors of the program that the old process has [lent](crate::relay::Successor::lend): the first thing that it does.
+    ///
+    /// # Errors
+    /// The old process is gone, or has lent nothing.
+    pub fn lent(&self) -> Result<Vec<(String, OwnedFd)>, HandoverError> {
+        let heard = hear(&self.passing, ANSWER_TIME)?;
+        match heard.message {
+            Message::Lent { names } if names.len() == heard.descriptors.len() => {
+                Ok(names.into_iter().zip(heard.descriptors).collect())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Tells the old process that this one does not take over, and why. `usage`: for a fault of the command line or of the
     /// configuration.
     pub fn refuse(&self, usage: bool, reason: &str) {

@@ -39,14 +39,20 @@ impl Relay {
     /// # Errors
     /// The new process has not taken over. This one goes on as before, with every connection that the other had not taken.
     pub fn hand_over(&mut self, to: &Successor) -> Result<(), HandoverError> {
+        let by = Instant::now() + BEGIN_TIME;
+        let left = || by.saturating_duration_since(Instant::now());
         // What a former process hands over is taken first.
-        self.wait_until_taken_over(self.around.drain_timeout);
-        let heard = hear(&to.passing, BEGIN_TIME)?;
+        if !self.wait_until_taken_over(self.around.drain_timeout.min(TAKEN_OVER_TIME)) {
+            let words =
+                "this process is still taking over from the one before it: try again when that has ended";
+            return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, words).into());
+        }
+        let heard = hear(&to.passing, left())?;
         if heard.message != Message::Hello {
             return Err(unexpected(&heard.message));
         }
         self.offer(to)?;
-        let heard = hear(&to.passing, BEGIN_TIME)?;
+        let heard = hear(&to.passing, left())?;
         if heard.message != Message::Accepting {
             return Err(unexpected(&heard.message));
         }
@@ -253,6 +259,8 @@ fn give(to: &Successor, group: Vec<Offer>) -> Result<(), HandoverError> {
     Ok(())
 }
 
+/// What the former process of this chain still has is waited for so long.
+const TAKEN_OVER_TIME: Duration = Duration::from_secs(5);
 /// What waits in backlogs is accepted within this time.
 const ACCEPT_TIME: Duration = Duration::from_millis(1500);
 /// A connection whose frames an output does not take for so long stays.
