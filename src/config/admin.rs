@@ -134,6 +134,7 @@ pub fn admin_addresses(files: &[PathBuf]) -> Vec<Address> {
 pub fn is_local(address: &Address) -> bool {
     match address {
         Address::Unix(_) => true,
+        Address::Systemd(_) => false,
         Address::Tcp { host, .. } => {
             host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
         }

@@ -114,7 +114,8 @@ on_both_backends! {
             chain.0.extend(next);
             assert_eq!(variables(next.unwrap(), &listen), [""; 0]);
         }
-        program.process.wait_for_success(Duration::from_secs(15));
+        // Its output goes on with the next process.
+        eventually("the first process ends", || program.process.poll_exit().is_some());
         let mut late = [&at_path, &at_port].map(Peer::writer);
         late.iter_mut().zip(2..).for_each(|(peer, writer)| peer.send(&numbered::frames(writer, 0..10)));
         for peer in late {
@@ -200,7 +201,7 @@ on_both_backends! {
         let (folder, manager) = (folder(), Manager::start());
         let address = Transport::Unix.fresh_address(folder.path());
         let command = tapster(backend)
-            .env("TAPSTER_FAULTS", "worker hangs=hung=1")
+            .env("TAPSTER_FAULTS", "worker hangs=hung=4")
             .env("WATCHDOG_USEC", "100000")
             .arg("--listen").arg(format!("{address}?name=hung"))
             .file(&folder.path().join("out.fstrm"));
