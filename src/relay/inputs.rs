@@ -16,6 +16,7 @@ use crate::observability::listener_log::ListenerLog;
 use crate::protocol::Oversize;
 use crate::protocol::ReaderConfig;
 use crate::relay::error::StartError;
+use crate::relay::handover::message::HandedListener;
 use crate::relay::input_entry::InputEntry;
 use crate::relay::input_entry::InputId;
 use crate::relay::sockets::SocketPaths;
@@ -94,6 +95,15 @@ impl RunningListener {
             Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
             Address::Tcp { .. } => self.bound.sockets(),
             Address::Systemd(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// What another process has to know of it.
+    pub(crate) fn record(&self) -> HandedListener {
+        HandedListener {
+            configured: self.configured.to_string(),
+            address: self.address().to_string(),
+            dual_stack: self.is_dual_stack(),
         }
     }
 

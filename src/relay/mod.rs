@@ -42,11 +42,14 @@ use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
+use crate::relay::handover::Adoption;
 use crate::relay::handover::Estate;
 pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
+use crate::relay::handover::store;
+use crate::relay::handover::store::Store;
 pub use crate::relay::inherited::Inherited;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
@@ -76,6 +79,8 @@ pub struct RelayConfig {
     pub backend: BackendChoice,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// How many descriptors the service manager keeps from one process to the next: listeners, and connections; 0: none.
+    pub descriptor_store: usize,
     /// At least one.
     pub inputs: Vec<InputConfig>,
     /// At least one; every output gets every frame of its content type.
@@ -88,6 +93,7 @@ impl Default for RelayConfig {
             workers: 0,
             backend: BackendChoice::Auto,
             drain_timeout: Duration::from_secs(10),
+            descriptor_store: 0,
             inputs: vec![InputConfig::default()],
             outputs: vec![OutputConfig::default()],
         }
@@ -120,6 +126,7 @@ impl Default for RelayConfig {
 pub struct Relay {
     asked_workers: usize,
     asked_backend: BackendChoice,
+    asked_store: usize,
     listeners: Vec<(String, Address)>,
     inputs: Vec<RunningInput>,
     outputs: Vec<RunningOutput>,
@@ -136,6 +143,8 @@ pub struct Relay {
     reserve: Reserve,
     // From the service manager, whether they are listened on or not.
     passed: Arc<PassedListeners>,
+    // Where listeners and connections outlive the process.
+    store: Option<Store>,
     // The paths of unix sockets; they are free for others before inputs drain.
     sockets: SocketPaths,
     scopes: Scopes,
@@ -216,16 +225,15 @@ impl Relay {
             scopes.relay.end();
             predecessor.iter().for_each(|predecessor| predecessor.refuse(false, &error.to_string()));
         })?;
-        let estate = predecessor.map(Predecessor::take).transpose().map_err(StartError::TakeOver);
-        let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
-        // Those of the old process are the same, and the environment has none.
-        let passed = estate.as_mut().map(|estate| std::mem::take(&mut estate.passed));
-        let passed = passed.unwrap_or(inherited.listeners);
-        let bound = match &mut estate {
-            None => bind_all(&config, &passed, count),
-            Some(estate) => take_and_bind(&config, estate, &passed, count)
-                .inspect_err(|error| estate.predecessor.refuse(true, &error.to_string())),
+        let (store, left) = store::open(config.descriptor_store, inherited.left);
+        let estate = match predecessor {
+            Some(predecessor) => predecessor.take().map_err(StartError::TakeOver),
+            None => Ok(Estate::left(left, inherited.listeners)),
         };
+        let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
+        let passed = std::mem::take(&mut estate.passed);
+        let bound = take_and_bind(&config, &mut estate, &passed, count);
+        let bound = bound.inspect_err(|error| estate.refuse(true, &error.to_string()));
         let bound = bound.inspect_err(|_| scopes.relay.end())?;
         let around = Surroundings {
             workers: count,
@@ -238,6 +246,7 @@ impl Relay {
         let mut relay = Self {
             asked_workers: config.workers,
             asked_backend: config.backend,
+            asked_store: config.descriptor_store,
             listeners: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -249,9 +258,10 @@ impl Relay {
             block_limit,
             reserve,
             passed: Arc::new(passed),
+            store,
             sockets: SocketPaths::new(scopes.sockets.clone()),
-            generation: estate.as_ref().map_or(1, |estate| estate.generation + 1),
-            started_at: estate.as_ref().map_or_else(unix_millis, |estate| estate.started_at),
+            generation: estate.generation + 1,
+            started_at: if estate.generation == 0 { unix_millis() } else { estate.started_at },
             taking_over: None,
             scopes,
             ended: false,
@@ -264,7 +274,7 @@ impl Relay {
         &mut self,
         config: RelayConfig,
         bound: Vec<(String, NewListener)>,
-        estate: Option<Estate>,
+        estate: Estate,
     ) -> io::Result<()> {
         for input in config.inputs {
             self.begin_input(input)?;
@@ -273,25 +283,35 @@ impl Relay {
         for (input, listener) in &bound {
             self.around.own.add(input, listener.bound());
         }
-        let Some(Estate { predecessor, ledger, .. }) = estate else {
-            self.begin_outputs(config.outputs)?;
-            return self.begin_listeners(bound);
-        };
+        let Estate { predecessor, ledger, connections, .. } = estate;
         self.accounts.set_former(ledger);
+        let Some(predecessor) = predecessor else {
+            self.begin_outputs(config.outputs)?;
+            self.begin_listeners(bound)?;
+            self.sockets.own();
+            self.keep_listeners();
+            self.go_on_with(connections);
+            return Ok(());
+        };
         let held = self.hold_outputs(config.outputs)?;
         self.begin_listeners(bound)?;
-        let inputs = self.inputs.iter().filter_map(|input| {
-            let first = input.listeners.first()?;
-            Some((input.config.name.clone(), (input.id, first.scope.clone(), Arc::clone(&first.log))))
-        });
-        let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
+        let (adoption, accounts) = (self.adoption(), Arc::clone(&self.accounts));
         predecessor.say_accepting()?;
         self.sockets.own();
-        let taking_over = TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), held };
+        let taking_over = TakingOver { predecessor, accounts, adoption, held };
         let run =
             thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
         self.taking_over = Some(run);
         Ok(())
+    }
+
+    /// What takes over connections of another process.
+    fn adoption(&self) -> Adoption {
+        let inputs = self.inputs.iter().filter_map(|input| {
+            let first = input.listeners.first()?;
+            Some((input.config.name.clone(), (input.id, first.scope.clone(), Arc::clone(&first.log))))
+        });
+        Adoption { workers: Arc::clone(&self.workers), inputs: inputs.collect() }
     }
 
     /// How many processes there were in the chain of upgrades, this one included.
@@ -339,8 +359,14 @@ impl Relay {
     /// with STOP and waits for its FINISH. Blocks for `drain_timeout` and a second at most, whatever hangs; what is left then
     /// is counted as dropped, reason `shutdown`. Returns the final ledger.
     pub fn drain(mut self) -> Ledger {
-        self.end(self.around.drain_timeout);
-        self.accounts.ledger()
+        let (began, timeout) = (Instant::now(), self.around.drain_timeout);
+        let leaving = self.leave_connections();
+        self.end(timeout.saturating_sub(began.elapsed()));
+        let ledger = self.accounts.ledger();
+        if let Some(leaving) = leaving {
+            leaving.finish(&ledger, self.generation, self.started_at);
+        }
+        ledger
     }
 
     /// Waits until another process has handed over everything, for `timeout` at most.
@@ -397,15 +423,6 @@ fn unix_millis() -> u64 {
 
 fn addresses(config: &RelayConfig) -> impl Iterator<Item = (&InputConfig, &Address)> {
     config.inputs.iter().flat_map(|input| input.listen.iter().map(move |address| (input, address)))
-}
-
-fn bind_all(
-    config: &RelayConfig,
-    passed: &PassedListeners,
-    workers: usize,
-) -> Result<Vec<(String, NewListener)>, StartError> {
-    let all: Vec<_> = addresses(config).map(|(_, address)| address).collect();
-    inputs::bind(addresses(config), &all, &[], (passed, workers))
 }
 
 /// Takes the listeners that the old process had, and binds the others.

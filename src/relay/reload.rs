@@ -160,8 +160,11 @@ impl Relay {
             return Err(ChangeError::Outdated);
         }
         self.around.drain_timeout = plan.new.drain_timeout;
+        self.set_store(plan.new.descriptor_store);
         self.change_outputs(plan.outputs)?;
-        self.change_inputs(plan.new.inputs, plan.listeners)
+        self.change_inputs(plan.new.inputs, plan.listeners)?;
+        self.keep_listeners();
+        Ok(())
     }
 
     /// The configuration that the relay runs with.
@@ -169,6 +172,7 @@ impl Relay {
         RelayConfig {
             workers: self.asked_workers,
             backend: self.asked_backend,
+            descriptor_store: self.asked_store,
             drain_timeout: self.around.drain_timeout,
             inputs: self.inputs.iter().map(|input| input.config.clone()).collect(),
             outputs: self.outputs.iter().map(|output| output.config.clone()).collect(),

@@ -56,6 +56,15 @@ pub(crate) enum Message {
     AllConnections,
     /// The old process has let go of an output, with these counts.
     OutputFree { ledger: Box<OutputLedger> },
+    /// In the descriptor store: listening sockets, by their cookies.
+    StoredListeners { listeners: Vec<(u64, HandedListener)> },
+    /// In the descriptor store: connections, by the cookies of their sockets, and the counts of the process that has ended.
+    StoredConnections {
+        connections: Vec<(u64, ConnectionRecord)>,
+        generation: u64,
+        started_at: u64,
+        ledger: Box<Ledger>,
+    },
     /// The old process ends. Its inputs have these counts.
     Ended { inputs: Vec<InputLedger> },
 }

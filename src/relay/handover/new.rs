@@ -15,8 +15,10 @@ use crate::input::InputConfig;
 use crate::input::handing::HandedConnection;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
+use crate::observability::OutputLedger;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
+use crate::relay::Relay;
 use crate::relay::accounts::Accounts;
 use crate::relay::handover::ANSWER_TIME;
 use crate::relay::handover::HandoverError;
@@ -24,6 +26,9 @@ use crate::relay::handover::hear;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
+use crate::relay::handover::store::Left;
+use crate::relay::handover::store::Store;
+use crate::relay::handover::store::Stored;
 use crate::relay::handover::unexpected;
 use crate::relay::input_entry::InputId;
 use crate::relay::inputs::NewListener;
@@ -42,15 +47,19 @@ pub struct Predecessor {
     passing: Passing,
 }
 
-/// What the old process gives at first.
+/// What the old process gives at first, or has left.
+#[derive(Default)]
 pub(crate) struct Estate {
-    pub(crate) predecessor: Predecessor,
+    /// The old process; `None`: it has ended.
+    pub(crate) predecessor: Option<Predecessor>,
     pub(crate) generation: u64,
     pub(crate) started_at: u64,
     pub(crate) ledger: Ledger,
     listeners: Vec<(HandedListener, OwnedFd)>,
     /// What the service manager had passed to the first process.
     pub(crate) passed: PassedListeners,
+    /// Connections that an old process has left which has ended.
+    pub(crate) connections: Vec<Stored<HandedConnection>>,
 }
 
 impl Predecessor {
@@ -123,12 +132,32 @@ impl Predecessor {
                 other => return Err(unexpected(&other)),
             }
         }
-        let (predecessor, ledger, passed) = (self, *ledger, PassedListeners::new(passed));
-        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all, passed })
+        let (predecessor, ledger, passed) = (Some(self), *ledger, PassedListeners::new(passed));
+        let connections = Vec::new();
+        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all, passed, connections })
     }
 }
 
 impl Estate {
+    /// What a process has left that has ended; `None`: nothing.
+    pub(crate) fn left(left: Left, passed: PassedListeners) -> Self {
+        let estate =
+            Self { listeners: left.listeners, connections: left.connections, passed, ..Self::default() };
+        match left.counts {
+            Some(Message::StoredConnections { generation, started_at, mut ledger, .. }) => {
+                // The outputs of this process find on disk what those of the old one have left there.
+                ledger.outputs.iter_mut().for_each(OutputLedger::leave_spooled);
+                Self { generation, started_at, ledger: *ledger, ..estate }
+            }
+            _ => estate,
+        }
+    }
+
+    /// Tells the old process that this one does not take over. One that has ended need not know.
+    pub(crate) fn refuse(&self, usage: bool, reason: &str) {
+        self.predecessor.iter().for_each(|predecessor| predecessor.refuse(usage, reason));
+    }
+
     /// The sockets of the old process at this address, for an input of this process; none where it had no such listener.
     pub(crate) fn take_listeners(
         &mut self,
@@ -147,17 +176,33 @@ impl Estate {
                 address.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             NewListener::adopt(configured.clone(), address, sockets, workers, &input.socket_file)
         };
-        bound.into_iter().map(adopt).collect()
+        let adopted: io::Result<Vec<_>> = bound.into_iter().map(adopt).collect();
+        match adopted {
+            // The file of a unix socket has gone with its folder, for one.
+            Err(error) if self.predecessor.is_none() => {
+                warn!(
+                    input = input.name,
+                    "{configured} is bound anew: the former socket cannot be used: {error}"
+                );
+                Ok(Vec::new())
+            }
+            adopted => adopted,
+        }
     }
+}
+
+/// What takes over connections, each for the input of its name.
+pub(crate) struct Adoption {
+    pub(crate) workers: Arc<Workers>,
+    /// Of each input the number, and the first of its listeners.
+    pub(crate) inputs: BTreeMap<String, (InputId, Scope, Arc<ListenerLog>)>,
 }
 
 /// What takes over connections and outputs while the relay runs already.
 pub(crate) struct TakingOver {
     pub(crate) predecessor: Predecessor,
-    pub(crate) workers: Arc<Workers>,
     pub(crate) accounts: Arc<Accounts>,
-    /// Of each input the number, and the first of its listeners.
-    pub(crate) inputs: BTreeMap<String, (InputId, Scope, Arc<ListenerLog>)>,
+    pub(crate) adoption: Adoption,
     /// Outputs whose frames wait until the old process has let go of them.
     pub(crate) held: BTreeMap<String, OutputParts>,
 }
@@ -180,7 +225,7 @@ impl TakingOver {
             match heard.message {
                 Message::Connections { connections } if connections.len() == heard.descriptors.len() => {
                     for (record, socket) in connections.into_iter().zip(heard.descriptors) {
-                        self.serve(socket, record.take(&mut heard.behind)?);
+                        self.adoption.serve(socket, record.take(&mut heard.behind)?);
                         taken += 1;
                     }
                     say(&self.predecessor.passing, &Message::Reading)?;
@@ -204,7 +249,34 @@ impl TakingOver {
         }
     }
 
-    fn serve(&self, socket: OwnedFd, connection: HandedConnection) {
+    fn begin(&self, output: &str, parts: OutputParts) {
+        if let Err(error) = outputs::start(std::iter::once(parts), &self.adoption.workers) {
+            warn!(output, "the output cannot begin: {error}");
+        }
+    }
+}
+
+impl Relay {
+    /// Goes on with connections that a process has left which has ended.
+    pub(crate) fn go_on_with(&self, connections: Vec<Stored<HandedConnection>>) {
+        // From the first byte on that is read here, nobody else can go on with them.
+        if let Some(Err(error)) = self.store.as_ref().map(Store::remove_connections) {
+            warn!("the service manager does not forget the connections of the former process: {error}");
+        }
+        if connections.is_empty() {
+            return;
+        }
+        let adoption = self.adoption();
+        info!(connections = connections.len(), "this process goes on with the connections of the former one");
+        for (connection, socket) in connections {
+            adoption.serve(socket, connection);
+        }
+    }
+}
+
+impl Adoption {
+    /// Goes on with a connection that another process has had.
+    pub(crate) fn serve(&self, socket: OwnedFd, connection: HandedConnection) {
         let Some((id, scope, log)) = self.inputs.get(&connection.input) else {
             warn!(
                 input = connection.input,
@@ -219,12 +291,6 @@ impl TakingOver {
             }
             // The peer has gone meanwhile.
             Err(error) => info!(input = connection.input, "a connection ended in the hand-over: {error}"),
-        }
-    }
-
-    fn begin(&self, output: &str, parts: OutputParts) {
-        if let Err(error) = outputs::start(std::iter::once(parts), &self.workers) {
-            warn!(output, "the output cannot begin: {error}");
         }
     }
 }

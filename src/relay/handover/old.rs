@@ -22,7 +22,6 @@ use crate::relay::handover::HandoverError;
 use crate::relay::handover::Successor;
 use crate::relay::handover::hear;
 use crate::relay::handover::message::ConnectionRecord;
-use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
 use crate::relay::handover::say_with;
@@ -89,12 +88,7 @@ impl Relay {
         let mut sockets = Vec::new();
         for listener in listeners {
             for socket in listener.sockets(&self.sockets)? {
-                let record = HandedListener {
-                    configured: listener.configured.to_string(),
-                    address: listener.address().to_string(),
-                    dual_stack: listener.is_dual_stack(),
-                };
-                sockets.push((record, socket));
+                sockets.push((listener.record(), socket));
             }
         }
         let offer = Message::Offer {
