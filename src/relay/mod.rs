@@ -48,7 +48,7 @@ pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
-use crate::relay::handover::store;
+use crate::relay::handover::store::Left;
 use crate::relay::handover::store::Store;
 pub use crate::relay::inherited::Inherited;
 use crate::relay::inputs::NewListener;
@@ -225,10 +225,9 @@ impl Relay {
             scopes.relay.end();
             predecessor.iter().for_each(|predecessor| predecessor.refuse(false, &error.to_string()));
         })?;
-        let (store, left) = store::open(config.descriptor_store, inherited.left);
         let estate = match predecessor {
             Some(predecessor) => predecessor.take().map_err(StartError::TakeOver),
-            None => Ok(Estate::left(left, inherited.listeners)),
+            None => Ok(Estate::left(Left::new(inherited.left), inherited.listeners)),
         };
         let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
         let passed = std::mem::take(&mut estate.passed);
@@ -258,7 +257,7 @@ impl Relay {
             block_limit,
             reserve,
             passed: Arc::new(passed),
-            store,
+            store: Store::of_environment(config.descriptor_store),
             sockets: SocketPaths::new(scopes.sockets.clone()),
             generation: estate.generation + 1,
             started_at: if estate.generation == 0 { unix_millis() } else { estate.started_at },
@@ -283,14 +282,14 @@ impl Relay {
         for (input, listener) in &bound {
             self.around.own.add(input, listener.bound());
         }
-        let Estate { predecessor, ledger, connections, .. } = estate;
+        let Estate { predecessor, ledger, connections, is_left, .. } = estate;
         self.accounts.set_former(ledger);
         let Some(predecessor) = predecessor else {
             self.begin_outputs(config.outputs)?;
             self.begin_listeners(bound)?;
             self.sockets.own();
             self.keep_listeners();
-            self.go_on_with(connections);
+            self.go_on_with(connections, is_left);
             return Ok(());
         };
         let held = self.hold_outputs(config.outputs)?;

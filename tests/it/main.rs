@@ -46,6 +46,7 @@ mod proxy;
 mod reconnect;
 mod refused;
 mod reload;
+mod restart;
 mod retirement;
 mod sample;
 mod scarce;

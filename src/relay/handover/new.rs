@@ -26,8 +26,8 @@ use crate::relay::handover::hear;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
+use crate::relay::handover::store;
 use crate::relay::handover::store::Left;
-use crate::relay::handover::store::Store;
 use crate::relay::handover::store::Stored;
 use crate::relay::handover::unexpected;
 use crate::relay::input_entry::InputId;
@@ -60,6 +60,8 @@ pub(crate) struct Estate {
     pub(crate) passed: PassedListeners,
     /// Connections that an old process has left which has ended.
     pub(crate) connections: Vec<Stored<HandedConnection>>,
+    /// Whether it has left anything.
+    pub(crate) is_left: bool,
 }
 
 impl Predecessor {
@@ -133,16 +135,30 @@ impl Predecessor {
             }
         }
         let (predecessor, ledger, passed) = (Some(self), *ledger, PassedListeners::new(passed));
-        let connections = Vec::new();
-        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all, passed, connections })
+        let (connections, is_left) = (Vec::new(), false);
+        Ok(Estate {
+            predecessor,
+            is_left,
+            generation,
+            started_at,
+            ledger,
+            listeners: all,
+            passed,
+            connections,
+        })
     }
 }
 
 impl Estate {
     /// What a process has left that has ended; `None`: nothing.
     pub(crate) fn left(left: Left, passed: PassedListeners) -> Self {
-        let estate =
-            Self { listeners: left.listeners, connections: left.connections, passed, ..Self::default() };
+        let estate = Self {
+            listeners: left.listeners,
+            connections: left.connections,
+            is_left: left.is_any,
+            passed,
+            ..Self::default()
+        };
         match left.counts {
             Some(Message::StoredConnections { generation, started_at, mut ledger, .. }) => {
                 // The outputs of this process find on disk what those of the old one have left there.
@@ -258,10 +274,18 @@ impl TakingOver {
 
 impl Relay {
     /// Goes on with connections that a process has left which has ended.
-    pub(crate) fn go_on_with(&self, connections: Vec<Stored<HandedConnection>>) {
+    pub(crate) fn go_on_with(&self, connections: Vec<Stored<HandedConnection>>, is_left: bool) {
         // From the first byte on that is read here, nobody else can go on with them.
-        if let Some(Err(error)) = self.store.as_ref().map(Store::remove_connections) {
-            warn!("the service manager does not forget the connections of the former process: {error}");
+        match &self.store {
+            Some(store) => {
+                if let Err(error) = store.remove_connections() {
+                    warn!(
+                        "the service manager does not forget the connections of the former process: {error}"
+                    );
+                }
+            }
+            None if is_left => store::clear(),
+            None => {}
         }
         if connections.is_empty() {
             return;

@@ -142,22 +142,15 @@ pub(crate) struct Left {
     pub(crate) connections: Vec<Stored<HandedConnection>>,
     /// [`Message::StoredConnections`], without the connections.
     pub(crate) counts: Option<Message>,
+    /// Whether there was anything.
+    pub(crate) is_any: bool,
 }
 
-/// The store of this configuration, and what a former process has left there.
-pub(crate) fn open(max: usize, descriptors: Vec<Named>) -> (Option<Store>, Left) {
-    let store = Store::of_environment(max);
-    if store.is_some() || descriptors.is_empty() {
-        return (store, Left::new(descriptors));
-    }
-    warn!(
-        "{} descriptors that a former process has left with the service manager are closed: set `descriptor_store` to go on with them",
-        descriptors.len()
-    );
+/// Empties the store of a process that does not use it any more.
+pub(crate) fn clear() {
     if let Some(store) = Store::of_environment(usize::MAX) {
         store.clear();
     }
-    (None, Left::default())
 }
 
 /// Whether a descriptor of this name is one that a former process has left in the store.
@@ -168,7 +161,7 @@ pub(crate) fn is_left(name: &str) -> bool {
 impl Left {
     /// Puts together what belongs together. What is not understood is told, and closed.
     pub(crate) fn new(descriptors: Vec<Named>) -> Self {
-        let mut left = Self::default();
+        let mut left = Self { is_any: !descriptors.is_empty(), ..Self::default() };
         let (listeners, connections) = descriptors.into_iter().partition(|(name, _)| name == LISTENERS);
         if let Err(error) = left.add(listeners).and_then(|()| left.add(connections)) {
             warn!("what a former process has left in the descriptor store is closed: {error}");
@@ -318,7 +311,7 @@ mod tests {
     fn what_is_not_understood_is_closed() {
         let pair = || UnixStream::pair().unwrap();
         let (socket, mut peer) = pair();
-        let is_closed = |peer: &mut UnixStream| std::io::Read::read(peer, &mut [0]).unwrap() == 0;
+        let is_closed = |peer: &mut UnixStream| io::Read::read(peer, &mut [0]).unwrap() == 0;
         assert!(left(CONNECTIONS, vec![socket.into()]).connections.is_empty());
         assert!(is_closed(&mut peer));
         // Another version.
