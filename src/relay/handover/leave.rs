@@ -1,4 +1,4 @@
-//! A process that ends leaves its connections in the descriptor store of the service manager, where the next one finds them.
+//! A process that ends leaves its connections in the descriptor store of the service manager, and the next one goes on with them.
 
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tracing::info;
 use tracing::warn;
 
+use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
@@ -20,7 +21,9 @@ use crate::relay::Relay;
 use crate::relay::handover::message::ConnectionRecord;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
+use crate::relay::handover::store;
 use crate::relay::handover::store::Store;
+use crate::relay::handover::store::Stored;
 use crate::relay::inputs::RunningListener;
 use crate::relay::worker::Order;
 use crate::transport::Address;
@@ -105,6 +108,30 @@ impl Relay {
         // Before what is offered now is turned down: nobody offers it once more.
         let _ = self.workers.order(all.map(|worker| (worker, Order::Offer(None))));
         Some(leaving)
+    }
+
+    /// Goes on with connections that a process has left which has ended.
+    pub(crate) fn go_on_with(&self, connections: Vec<Stored<HandedConnection>>, is_left: bool) {
+        // From the first byte on that is read here, nobody else can go on with them.
+        match &self.store {
+            Some(store) => {
+                if let Err(error) = store.remove_connections() {
+                    warn!(
+                        "the service manager does not forget the connections of the former process: {error}"
+                    );
+                }
+            }
+            None if is_left => store::clear(),
+            None => {}
+        }
+        if connections.is_empty() {
+            return;
+        }
+        let adoption = self.adoption();
+        info!(connections = connections.len(), "this process goes on with the connections of the former one");
+        for (connection, socket) in connections {
+            adoption.serve(socket, connection);
+        }
     }
 }
 

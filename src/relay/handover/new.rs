@@ -18,7 +18,6 @@ use crate::observability::Ledger;
 use crate::observability::OutputLedger;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
-use crate::relay::Relay;
 use crate::relay::accounts::Accounts;
 use crate::relay::handover::ANSWER_TIME;
 use crate::relay::handover::HandoverError;
@@ -26,7 +25,6 @@ use crate::relay::handover::hear;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
-use crate::relay::handover::store;
 use crate::relay::handover::store::Left;
 use crate::relay::handover::store::Stored;
 use crate::relay::handover::unexpected;
@@ -268,32 +266,6 @@ impl TakingOver {
     fn begin(&self, output: &str, parts: OutputParts) {
         if let Err(error) = outputs::start(std::iter::once(parts), &self.adoption.workers) {
             warn!(output, "the output cannot begin: {error}");
-        }
-    }
-}
-
-impl Relay {
-    /// Goes on with connections that a process has left which has ended.
-    pub(crate) fn go_on_with(&self, connections: Vec<Stored<HandedConnection>>, is_left: bool) {
-        // From the first byte on that is read here, nobody else can go on with them.
-        match &self.store {
-            Some(store) => {
-                if let Err(error) = store.remove_connections() {
-                    warn!(
-                        "the service manager does not forget the connections of the former process: {error}"
-                    );
-                }
-            }
-            None if is_left => store::clear(),
-            None => {}
-        }
-        if connections.is_empty() {
-            return;
-        }
-        let adoption = self.adoption();
-        info!(connections = connections.len(), "this process goes on with the connections of the former one");
-        for (connection, socket) in connections {
-            adoption.serve(socket, connection);
         }
     }
 }
