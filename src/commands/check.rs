@@ -4,6 +4,7 @@ use std::io::Write;
 use std::io::stdout;
 use std::process::ExitCode;
 
+use tapster::config::admin_to_toml;
 use tapster::config::to_toml;
 use tapster::config::units::format_size;
 use tapster::input::InputConfig;
@@ -35,7 +36,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     for warning in &resolved.warnings {
         tell(&format_args!("warning: {warning}"));
     }
-    let document = to_toml(&resolved.config);
+    let document = admin_to_toml(&resolved.admin) + &to_toml(&resolved.config);
     stdout()
         .write_all(document.as_bytes())
         .map_err(|error| CommandError::Failed(format!("stdout: {error}")))?;

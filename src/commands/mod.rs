@@ -1,6 +1,7 @@
 //! What the subcommands do.
 
 use std::io;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -21,18 +22,26 @@ pub(crate) mod connection;
 pub(crate) mod contents;
 pub(crate) mod count;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod file;
 pub(crate) mod file_sink;
 pub(crate) mod inspect;
 pub(crate) mod manager;
 pub(crate) mod pace;
+pub(crate) mod reload;
+pub(crate) mod reloading;
+pub(crate) mod remote;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod select;
+pub(crate) mod service;
 pub(crate) mod signals;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod spool;
+pub(crate) mod stages;
+pub(crate) mod start;
+pub(crate) mod successor;
 pub(crate) mod summary;
 pub(crate) mod tell;
 pub(crate) mod upgrade;
@@ -75,6 +84,14 @@ pub(crate) fn resolve_args(args: &RelayArgs, passed: Option<Vec<PassedSocket>>) 
             faults.push(fault);
             Err(Faults(faults))
         }
+    }
+}
+
+/// Prints lines on stdout.
+pub(crate) fn print_lines(lines: &[String]) -> Result<ExitCode, CommandError> {
+    match io::stdout().write_all(format!("{}\n", lines.join("\n")).as_bytes()) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => stdout_failed(&error),
     }
 }
 

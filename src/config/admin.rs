@@ -72,7 +72,7 @@ impl AdminKeys {
         if top.is_empty_list("admin") {
             top.take("admin", |_| Ok(()));
             self.config.listen = Some(Vec::new());
-        } else if let Some(listen) = top.take_list("admin", value::listen_address) {
+        } else if let Some(listen) = top.take_list("admin", value::admin_address) {
             self.config.listen = Some(listen);
         }
         if let Some((path, token)) = top.take("admin_token_file", token_file) {
@@ -85,11 +85,7 @@ impl AdminKeys {
     }
 
     /// The configuration, once every document was taken.
-    pub(super) fn finish<'a>(
-        self,
-        inputs: impl Iterator<Item = &'a InputConfig> + Clone,
-        findings: &mut Findings,
-    ) -> AdminConfig {
+    pub(super) fn finish(self, inputs: &[&InputConfig], findings: &mut Findings) -> AdminConfig {
         let Self { config, origin } = self;
         let (Some(origin), Some(listen)) = (origin, &config.listen) else { return config };
         for (index, address) in listen.iter().enumerate() {
@@ -103,7 +99,7 @@ impl AdminKeys {
             if address.has_any_port() {
                 continue;
             }
-            let input = inputs.clone().find(|input| input.listen.contains(address));
+            let input = inputs.iter().find(|input| input.listen.contains(address));
             if let Some(input) = input {
                 let message = format!("{address} is listened on by input `{}` too", input.name);
                 findings.fault(&origin, "", message);
@@ -125,7 +121,7 @@ pub fn admin_addresses(files: &[PathBuf]) -> Vec<Address> {
         if top.is_empty_list("admin") {
             listen = Some(Vec::new());
         }
-        listen = top.take_list("admin", value::listen_address).or(listen);
+        listen = top.take_list("admin", value::admin_address).or(listen);
     }
     AdminConfig { listen, ..AdminConfig::default() }.addresses()
 }
@@ -161,6 +157,7 @@ const ADMIN_PORT: u16 = 9653;
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::slice;
 
     use super::*;
     use crate::config::Resolved;
@@ -233,13 +230,17 @@ mod tests {
             "workers = [\nx = 1\nadmin = [\"unix:/run/a\"]\nadmin_token_file = \"/nonexistent\"\n[[output]]",
         )
         .unwrap();
-        assert_eq!(admin_addresses(&[path.clone()]), default_addresses(), "nothing is left of such a file");
+        assert_eq!(
+            admin_addresses(slice::from_ref(&path)),
+            default_addresses(),
+            "nothing is left of such a file"
+        );
         fs::write(
             &path,
             "workers = \"many\"\nadmin = [\"unix:/run/a\"]\nadmin_token_file = \"/nonexistent\"",
         )
         .unwrap();
-        assert_eq!(admin_addresses(&[path.clone()]), [Address::Unix("/run/a".into())]);
+        assert_eq!(admin_addresses(slice::from_ref(&path)), [Address::Unix("/run/a".into())]);
         fs::write(&path, "admin = []").unwrap();
         assert_eq!(admin_addresses(&[path]), []);
     }

@@ -146,7 +146,8 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     if let Some(passed) = &options.passed {
         check_passed(&inputs, passed, &mut findings);
     }
-    let admin = admin.finish(inputs.iter().map(|entry| &entry.config), &mut findings);
+    let listening: Vec<_> = inputs.iter().map(|entry| &entry.config).collect();
+    let admin = admin.finish(&listening, &mut findings);
 
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();

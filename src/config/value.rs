@@ -142,6 +142,17 @@ pub(super) fn listen_address(value: &Value) -> Result<Address, String> {
     }
 }
 
+/// An address to answer at.
+pub(super) fn admin_address(value: &Value) -> Result<Address, String> {
+    match listen_address(value)? {
+        Address::Systemd(_) => {
+            Err("a socket that the service manager passes is for inputs: write tcp://HOST:PORT or unix:PATH"
+                .to_owned())
+        }
+        address => Ok(address),
+    }
+}
+
 /// An address to write to.
 pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
@@ -301,6 +312,7 @@ mod tests {
             assert!(output_address(&written(address)).is_err(), "{address}");
         }
         assert!(listen_address(&written("systemd:a")).is_ok());
+        assert!(admin_address(&written("systemd:a")).is_err());
         assert!(output_address(&written("file:tapster-%Y%m%dT%H%M%S.fstrm")).is_ok());
     }
 

@@ -244,6 +244,9 @@ async fn tidy_up(serving: Rc<Serving>, ticker: Rc<Ticker>, first_input: String) 
         }
         ticker.tick();
         tokio::time::sleep(IDLE_LOOK).await;
+        if faults::hit("worker hangs", &first_input) {
+            std::thread::sleep(Duration::from_secs(60));
+        }
         serving.readers.free_unused();
         serving.readers.note_held(serving.inputs.borrow().values());
         serving.readers.retire(Instant::now());

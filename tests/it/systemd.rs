@@ -194,6 +194,43 @@ on_both_backends! {
         assert!(extends.is_some_and(|micros| (2_000_000..=5_000_000).contains(&micros)), "{stopping}");
     }
 
+    fn a_reload_is_told_with_its_time_and_its_end_whether_it_is_taken_or_refused(backend) {
+        let (folder, manager) = (folder(), Manager::start());
+        let [(first, first_address), (second, second_address)] = [tcp_socket(), tcp_socket()];
+        let out = folder.path().join("out.fstrm");
+        let write = |names: &[&str]| {
+            let inputs = names.iter().map(|name| format!("[[input]]\nname = \"{name}\"\nlisten = \"systemd:{name}\"\n"));
+            let output = format!("[[output]]\nto = \"file:{}\"\n", out.display());
+            fs::write(folder.path().join("tapster.toml"), inputs.collect::<String>() + &output).unwrap();
+        };
+        write(&["first"]);
+        let command = tapster(backend).arg("--config").arg(folder.path().join("tapster.toml"));
+        let mut program = manager.manages(command, &[("first", &first), ("second", &second)]).start();
+        manager.wait_for("READY=1");
+        let mut flow = Peer::writer(&first_address);
+        for (names, said) in [(&["first", "second"][..], "read again: input second: added"), (&["first", "third"], "it passes first, second")] {
+            write(names);
+            manager.forget();
+            program.process.signal(Signal::HUP);
+            manager.wait_for("READY=1");
+            program.process.wait_for_output(said);
+            let messages = manager.messages();
+            let reloading: Vec<_> = messages.iter().filter(|message| message.contains("RELOADING=1")).collect();
+            assert_eq!((reloading.len(), reloading[0].contains("\nMONOTONIC_USEC=")), (1, true), "{messages:?}");
+            assert!(messages.last().unwrap().starts_with("READY=1") || messages.iter().any(|message| message == "READY=1\n"));
+            // What was there goes on.
+            flow.send(&numbered::frames(0, 0..1));
+            Peer::writer(&second_address).finish();
+        }
+        flow.finish();
+        // An input that takes a listener over from another one keeps it.
+        write(&["second"]);
+        program.process.signal(Signal::HUP);
+        program.process.wait_for_output("input first: removed");
+        Peer::writer(&second_address).finish();
+        program.terminate();
+    }
+
     fn a_worker_that_hangs_ends_the_signs_of_life(backend) {
         if !faults::ENABLED {
             return;

@@ -15,12 +15,12 @@ on_both_backends! {
         assert_eq!(ticks.ages().count(), 3);
         // Whoever ticks no more grows older all the time.
         for _ in 0..2 {
-            let mut before: Vec<_> = ticks.ages().collect();
-            for worker in 0..3 {
+            let before: Vec<_> = ticks.ages().collect();
+            for (worker, mut before) in before.into_iter().enumerate() {
                 eventually(&format!("worker {worker} ticks"), || {
                     let age = ticks.ages().nth(worker).unwrap();
-                    let ticked = age < before[worker];
-                    before[worker] = age;
+                    let ticked = age < before;
+                    before = age;
                     ticked
                 });
             }

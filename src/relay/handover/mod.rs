@@ -102,10 +102,9 @@ fn say_with(
 fn hear(passing: &Passing, time: Duration) -> Result<Heard, HandoverError> {
     let passed = match passing.receive(time) {
         Ok(Some(passed)) => passed,
-        Ok(None) => {
-            let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended, or has closed its end");
-            return Err(gone.into());
-        }
+        Ok(None) => return Err(gone().into()),
+        // With something in its socket that it has not read.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(gone().into()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let late = format!("it did not answer within {time:.1?}");
             return Err(io::Error::new(io::ErrorKind::TimedOut, late).into());
@@ -117,6 +116,10 @@ fn hear(passing: &Passing, time: Duration) -> Result<Heard, HandoverError> {
         return Err(HandoverError::Refused { usage, reason });
     }
     Ok(Heard { message, behind, descriptors: passed.descriptors })
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended, or has closed its end")
 }
 
 fn unexpected(message: &Message) -> HandoverError {

@@ -3,12 +3,14 @@
 #[macro_use]
 pub(crate) mod backend;
 pub(crate) mod collector;
+pub(crate) mod control;
 pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod files;
 pub(crate) mod flow;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
+pub(crate) mod http;
 pub(crate) mod manager;
 pub(crate) mod numbered;
 pub(crate) mod peer;
