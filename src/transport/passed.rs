@@ -6,6 +6,7 @@ use std::env;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::path::PathBuf;
 
 use rustix::net::AddressFamily;
@@ -166,7 +167,7 @@ fn bound(socket: &OwnedFd, workers: usize) -> io::Result<Bound> {
             (Address::Tcp { host: host_of(address), port: address.port() }, dual_stack)
         }
         None => {
-            let path = local.as_pathname().map(|path| path.to_owned());
+            let path = local.as_pathname().map(Path::to_owned);
             let name = || local.as_abstract_namespace().map(|name| format!("@{}", name.escape_ascii()));
             (Address::Unix(path.or_else(|| name().map(PathBuf::from)).unwrap_or_default()), false)
         }

@@ -190,6 +190,21 @@ on_both_backends! {
         assert_eq!(next.summary().input(0, "connections"), 5);
     }
 
+    fn connections_that_the_manager_did_not_keep_are_told(backend) {
+        let service = Service::new(backend, 100);
+        // Room for the message, and for one of three.
+        service.manager.limit_store(LISTENERS_COUNT + 2);
+        let mut program = service.start();
+        let mut writers: Vec<_> = (0..3).map(|_| Peer::writer(&service.addresses[0])).collect();
+        program.terminate();
+        let mut next = service.start();
+        next.process.wait_for_output("2 sockets that a former process had put into the descriptor store are not there");
+        let stop = |peer: &mut Peer| peer.try_send(&wire::stop()).and_then(|()| peer.read_some(64));
+        let kept = writers.iter_mut().filter_map(|peer| stop(peer).ok()).filter(|bytes| !bytes.is_empty());
+        assert_eq!(kept.count(), 1);
+        next.terminate();
+    }
+
     fn what_the_next_process_does_not_understand_is_closed_and_told(backend) {
         let service = Service::new(backend, 100);
         let mut program = service.start();

@@ -1,5 +1,6 @@
 //! A process that ends leaves its connections in the descriptor store of the service manager, and the next one goes on with them.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -33,6 +34,7 @@ use crate::transport::ServiceManager;
 #[derive(Debug)]
 pub(crate) struct Leaving {
     store: Store,
+    message: File,
     connections: Vec<(u64, ConnectionRecord)>,
     behind: Vec<Bytes>,
     behind_len: usize,
@@ -83,8 +85,11 @@ impl Relay {
     pub(crate) fn leave_connections(&mut self) -> Option<Leaving> {
         self.wait_until_taken_over(self.around.drain_timeout);
         // Paths may have been bound again.
+        self.store.iter_mut().for_each(Store::distrust);
         self.keep_listeners();
         let store = self.store.take()?;
+        let message = store.put_message();
+        let message = message.inspect_err(|error| warn!("{NOT_TAKEN}: {error}")).ok()?;
         // The next process listens there.
         self.sockets.leave();
         let listeners = || self.inputs.iter().flat_map(|input| &input.listeners);
@@ -94,8 +99,8 @@ impl Relay {
             thread::sleep(LOOK);
         }
         let scopes: Vec<_> = listeners().map(|listener| listener.scope.clone()).collect();
-        let mut leaving =
-            Leaving { store, connections: Vec::new(), behind: Vec::new(), behind_len: 0, is_full: false };
+        let (connections, behind) = (Vec::new(), Vec::new());
+        let mut leaving = Leaving { store, message, connections, behind, behind_len: 0, is_full: false };
         let (offers, mut offered) = unbounded_channel();
         let all = 0..self.workers.count();
         // A worker that does not answer drains, as the others do without a store.
@@ -176,7 +181,7 @@ impl Leaving {
         if !sockets.is_empty()
             && let Err(error) = self.store.put_connections(&sockets)
         {
-            warn!("the service manager does not take connections into its descriptor store: {error}");
+            warn!("{NOT_TAKEN}: {error}");
             self.is_full = true;
             return;
         }
@@ -203,19 +208,20 @@ impl Leaving {
                 "not every connection is in the descriptor store: raise `descriptor_store`, and FileDescriptorStoreMax= of the unit"
             );
         }
-        match self.store.put_message(&message, &self.behind) {
+        match store::write_message(&self.message, &message, &self.behind) {
             Ok(()) => {
-                info!(connections, "the next process goes on with the connections, if tapster is restarted")
+                info!(connections, "the next process goes on with the connections, if tapster is restarted");
             }
             Err(error) => {
                 warn!(connections, "no process goes on with the connections: {error}");
-                // The same manager: nothing can be done if this fails as well.
+                // Nothing can be done if this fails as well: the next process closes them.
                 let _ = self.store.remove_connections();
             }
         }
     }
 }
 
+const NOT_TAKEN: &str = "the service manager does not take connections into its descriptor store";
 /// What waits in backlogs is accepted within this time.
 const ACCEPT_TIME: Duration = Duration::from_millis(1500);
 /// A connection whose frames an output does not take for so long is drained.

@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -65,6 +64,11 @@ impl Store {
         self.max.saturating_sub(self.listeners.len() + MESSAGES)
     }
 
+    /// What is there may not be what this process has put there: during an upgrade the manager listens to the old process alone.
+    pub(crate) fn distrust(&mut self) {
+        self.listeners.clear();
+    }
+
     /// Puts these listeners there, in place of those that are there, unless they are the same.
     ///
     /// # Errors
@@ -87,25 +91,30 @@ impl Store {
             let sockets: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
             self.put(LISTENERS, &sockets)?;
         }
-        self.put(LISTENERS, &[in_memory(&message, &[])?.as_fd()])?;
+        let file = in_memory()?;
+        write_message(&file, &message, &[])?;
+        self.put(LISTENERS, &[file.as_fd()])?;
         self.listeners = cookies;
         Ok(())
     }
 
-    /// Puts sockets of connections there, at most [`ServiceManager::DESCRIPTORS_MAX`]. They count once the message about them is there.
+    /// Puts the file there that will tell of connections, and of the counts. It comes first, for there may not be room for all of
+    /// them. Until it is [written](write_message), nobody goes on with the connections.
+    ///
+    /// # Errors
+    /// The manager does not take it, or no descriptor is left.
+    pub(crate) fn put_message(&self) -> io::Result<File> {
+        let file = in_memory()?;
+        self.put(CONNECTIONS, &[file.as_fd()])?;
+        Ok(file)
+    }
+
+    /// Puts sockets of connections there, at most [`ServiceManager::DESCRIPTORS_MAX`].
     ///
     /// # Errors
     /// The manager does not take them.
     pub(crate) fn put_connections(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.put(CONNECTIONS, sockets)
-    }
-
-    /// Puts the message there that tells of the connections, and the bytes that they had received.
-    ///
-    /// # Errors
-    /// The manager does not take it, or no memory is left.
-    pub(crate) fn put_message(&self, message: &Message, behind: &[Bytes]) -> io::Result<()> {
-        self.put(CONNECTIONS, &[in_memory(message, behind)?.as_fd()])
     }
 
     /// Takes the connections out of the store.
@@ -181,7 +190,11 @@ impl Left {
             // A process was killed before it could tell of them.
             return if sockets.is_empty() { Ok(()) } else { Err(LeftError::NoMessage(sockets.len())) };
         };
-        let (message, mut behind) = Message::decode(read(&file)?)?;
+        let bytes = read(&file)?;
+        if bytes.is_empty() {
+            return Err(LeftError::NoMessage(sockets.len()));
+        }
+        let (message, mut behind) = Message::decode(bytes)?;
         let mut lost = 0;
         match message {
             Message::StoredListeners { listeners } => {
@@ -229,11 +242,17 @@ enum LeftError {
     Read(#[from] io::Error),
 }
 
-/// A file in memory with this message.
-fn in_memory(message: &Message, behind: &[Bytes]) -> io::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create("tapster", MemfdFlags::CLOEXEC)?);
-    file.write_all(&message.encode(behind))?;
-    Ok(file)
+/// Writes the message, with the bytes that belong to it.
+///
+/// # Errors
+/// No memory is left.
+pub(crate) fn write_message(file: &File, message: &Message, behind: &[Bytes]) -> io::Result<()> {
+    file.write_all_at(&message.encode(behind), 0)
+}
+
+/// A file in memory.
+fn in_memory() -> io::Result<File> {
+    Ok(File::from(rustix::fs::memfd_create("tapster", MemfdFlags::CLOEXEC)?))
 }
 
 fn read(file: &File) -> io::Result<Vec<u8>> {
@@ -285,13 +304,19 @@ mod tests {
         (message, behind)
     }
 
+    fn written(message: &Message, behind: &[Bytes]) -> File {
+        let file = in_memory().unwrap();
+        write_message(&file, message, behind).unwrap();
+        file
+    }
+
     #[test]
     fn records_find_their_sockets_in_any_order() {
         let (ours, _theirs): (Vec<_>, Vec<_>) = (0..4).map(|_| UnixStream::pair().unwrap()).unzip();
         let (message, behind) = message(&ours);
         let cookies: Vec<_> = ours.iter().map(|socket| socket_cookie(socket).unwrap()).collect();
         let mut all: Vec<OwnedFd> = ours.into_iter().map(OwnedFd::from).collect();
-        all.push(in_memory(&message, &behind).unwrap().into());
+        all.push(written(&message, &behind).into());
         all.reverse();
         all.swap(0, 2);
         let left = left(CONNECTIONS, all);
@@ -314,19 +339,23 @@ mod tests {
         let is_closed = |peer: &mut UnixStream| io::Read::read(peer, &mut [0]).unwrap() == 0;
         assert!(left(CONNECTIONS, vec![socket.into()]).connections.is_empty());
         assert!(is_closed(&mut peer));
+        // The process was killed before it wrote the message.
+        let (socket, mut peer) = pair();
+        assert!(left(CONNECTIONS, vec![socket.into(), in_memory().unwrap().into()]).counts.is_none());
+        assert!(is_closed(&mut peer));
         // Another version.
         let (socket, mut peer) = pair();
         let (message, behind) = message(std::slice::from_ref(&socket));
         let mut bytes = message.encode(&behind);
         bytes[3] = 99;
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&bytes).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
         assert!(left(CONNECTIONS, vec![socket.into(), file.into()]).counts.is_none());
         assert!(is_closed(&mut peer));
         // A socket that the store had no room for, and one that nobody knows.
         let ((lost, _peer), (unknown, mut unknown_peer)) = (pair(), pair());
         let (message, behind) = self::message(std::slice::from_ref(&lost));
-        let file = in_memory(&message, &behind).unwrap();
+        let file = written(&message, &behind);
         let left = left(CONNECTIONS, vec![file.into(), unknown.into()]);
         assert!(left.counts.is_some() && left.connections.is_empty());
         assert!(is_closed(&mut unknown_peer));
