@@ -98,7 +98,8 @@ pub(crate) struct RelayArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) relay: RelayArgs,
-    /// Connect to the readers of all outputs, too, and say what is found; they get a session without frames
+    /// Connect to the readers of all outputs, too, and to what inputs dial, and say what is found; readers get a session without
+    /// frames
     #[arg(long)]
     pub(crate) connect: bool,
 }
@@ -279,8 +280,8 @@ Examples:
   tapster check -c tapster.toml --connect > /dev/null
 
 What is printed is a configuration that can be fed back. Otherwise every
-fault is named, in one go, and the exit status is 64. A reader that --connect
-does not find, and a spool that cannot be used, make it 1.";
+fault is named, in one go, and the exit status is 64. A reader or producer that
+--connect does not find, and a spool that cannot be used, make it 1.";
 
 const DOCTOR_NOTES: &str = "\
 Nothing is changed. What is printed after `->` mends what is written before it.

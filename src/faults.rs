@@ -2,8 +2,9 @@
 //!
 //! Debug builds alone have them; otherwise nothing is left of a place. A fault is for one input or output, by its name, so
 //! that tests beside each other do not meet. `TAPSTER_FAULTS` arms faults of a program: `place=name=after`, separated by
-//! commas.
+//! commas. A test may also [say](set_name) which addresses a name has.
 
+use std::net::IpAddr;
 #[cfg(debug_assertions)]
 use std::sync::LazyLock;
 #[cfg(debug_assertions)]
@@ -66,6 +67,35 @@ pub(crate) fn hit(place: &str, of: &str) -> bool {
 #[inline(always)]
 pub(crate) fn hit(_: &str, _: &str) -> bool {
     false
+}
+
+/// Names that no name server knows, with their addresses.
+#[cfg(debug_assertions)]
+static NAMES: Mutex<Vec<(String, Vec<IpAddr>)>> = Mutex::new(Vec::new());
+
+/// Gives a name these addresses, for all lookups of this process from now on. Without any, it is not found.
+#[cfg_attr(not(debug_assertions), expect(unused_variables, reason = "such a build has no faults"))]
+pub fn set_name(host: &str, addresses: &[IpAddr]) {
+    #[cfg(debug_assertions)]
+    {
+        let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        names.retain(|(name, _)| name != host);
+        names.push((host.to_owned(), addresses.to_vec()));
+    }
+}
+
+/// The addresses that a test has given to this name.
+#[cfg(debug_assertions)]
+pub(crate) fn addresses_of(host: &str) -> Option<Vec<IpAddr>> {
+    let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.iter().find(|(name, _)| name == host).map(|(_, addresses)| addresses.clone())
+}
+
+/// The addresses that a test has given to this name.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub(crate) fn addresses_of(_: &str) -> Option<Vec<IpAddr>> {
+    None
 }
 
 /// A place where a test may ask for a panic.

@@ -28,7 +28,7 @@
 //! | `lifecycle` | The tree of scopes: phases, the end, and tasks that are counted and whose panics are contained. |
 //! | [`transport`] | Byte streams and listeners, on io_uring or on epoll; blocks to read into. A stream tells by itself how far its peer is. The one file with `unsafe` code is here. |
 //! | `loops` | Loops that lead through other relays: suspicion, the question on every way, and the proof. |
-//! | [`input`] | Ways in: connections that run reader sessions. |
+//! | [`input`] | Ways in: connections that run reader sessions, accepted or dialled. |
 //! | `session` | A protocol session driven over a byte stream: `read` takes batches, `write` gives them. |
 //! | `route` | From one connection to every lane that takes its content type. |
 //! | `batch` | A batch for one output: frames, custody, permit. |

@@ -12,6 +12,7 @@ use targets::dnstap::dnstap;
 use targets::file::file;
 use targets::frames::control;
 use targets::frames::decoder;
+use targets::handover::handover;
 use targets::memory::no_more_than_given;
 use targets::proxy::proxy;
 use targets::sessions::reader;
@@ -31,12 +32,13 @@ fn the_corpora_of_the_fuzzers_pass() {
     replay("dnstap", dnstap);
     replay("file", file);
     replay("folder", folder);
+    replay("handover", handover);
     replay("proxy", proxy);
     replay("reader", reader);
     replay("segment", segment);
     replay("writer", writer);
     let corpora = fs::read_dir(corpora()).expect("a folder of corpora").count();
-    assert_eq!(corpora, 12, "every corpus has its target");
+    assert_eq!(corpora, 13, "every corpus has its target");
 }
 
 fn replay(name: &str, target: fn(&[u8])) {

@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod dnstap;
 pub(crate) mod file;
 pub(crate) mod frames;
+pub(crate) mod handover;
 mod input;
 pub(crate) mod memory;
 pub(crate) mod proxy;

@@ -19,12 +19,12 @@ use tapster::transport::Address;
 
 use crate::cli::CheckArgs;
 use crate::commands::CommandError;
-use crate::commands::check_connect::check_readers;
+use crate::commands::check_connect::check_peers;
 use crate::commands::resolve_args;
 use crate::commands::tell::tell;
 
 /// Prints the configuration with every key filled in, and warnings beside it on stderr. Fails, with exit status 1, where
-/// a spool could not be used now, or a reader that was to be looked for is not there. The relay that uses it may be running: that is a remark.
+/// a spool could not be used now, or a reader or producer that was to be looked for is not there. The relay that uses it may be running: that is a remark.
 pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     let inherited = Inherited::take().map_err(|error| CommandError::Usage(error.to_string()))?;
     let passed = inherited.sockets();
@@ -44,7 +44,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     let mut faults: Vec<String> = outputs.iter().filter_map(spool_fault).collect();
     faults.extend(shared_folders(outputs));
     if args.connect {
-        faults.extend(check_readers(outputs)?);
+        faults.extend(check_peers(&resolved.config.inputs, outputs)?);
     }
     if faults.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(CommandError::Failed(faults.join("\n"))) }
 }

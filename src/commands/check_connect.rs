@@ -1,8 +1,8 @@
-//! `tapster check --connect`: whether the readers of the outputs are there.
+//! `tapster check --connect`: whether the readers of the outputs are there, and the producers that inputs dial.
 
-use std::time::Duration;
 use std::time::Instant;
 
+use tapster::input::InputConfig;
 use tapster::observability::printable;
 use tapster::output::Destination;
 use tapster::output::OutputConfig;
@@ -13,6 +13,8 @@ use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
 use crate::commands::CommandError;
+use crate::commands::check_producers::milliseconds;
+use crate::commands::check_producers::producers;
 use crate::commands::connection::Connection;
 use crate::commands::tell::tell;
 
@@ -25,21 +27,32 @@ struct Reader {
 }
 
 /// Connects to every reader, all of them at the same time, shakes hands, and ends the session with STOP: to the reader it is a
-/// session without frames, which no reader complains of, while some do of a connection that ends before START. Says what it
-/// finds, and returns what is wrong.
-pub(crate) fn check_readers(outputs: &[OutputConfig]) -> Result<Vec<String>, CommandError> {
+/// session without frames, which no reader complains of, while some do of a connection that ends before START. Connects to every
+/// producer, and hears what it offers. Says what it finds, and returns what is wrong.
+pub(crate) fn check_peers(
+    inputs: &[InputConfig],
+    outputs: &[OutputConfig],
+) -> Result<Vec<String>, CommandError> {
     let failed = |error: std::io::Error| CommandError::Failed(error.to_string());
     let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let tasks = LocalSet::new();
     let readers: Vec<_> =
         outputs.iter().flat_map(readers).map(|reader| tasks.spawn_local(reader.check())).collect();
+    let producers = inputs.iter().flat_map(producers);
+    let producers: Vec<_> = producers.map(|producer| tasks.spawn_local(producer.check())).collect();
     let faults = tasks.block_on(&runtime, async {
-        let mut faults = Vec::new();
+        let mut results = Vec::new();
+        for producer in producers {
+            results.extend(producer.await.unwrap_or_else(|error| vec![Err(error.to_string())]));
+        }
         for reader in readers {
-            match reader.await {
-                Ok(Ok(found)) => tell(&found),
-                Ok(Err(fault)) => faults.push(fault),
-                Err(error) => faults.push(error.to_string()),
+            results.push(reader.await.unwrap_or_else(|error| Err(error.to_string())));
+        }
+        let mut faults = Vec::new();
+        for result in results {
+            match result {
+                Ok(found) => tell(&found),
+                Err(fault) => faults.push(fault),
             }
         }
         faults
@@ -85,8 +98,4 @@ impl Reader {
         };
         Ok(format!("{place}: a reader{peer} takes content type {takes} (ACCEPT after {opened}, {finish})"))
     }
-}
-
-fn milliseconds(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }

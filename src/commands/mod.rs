@@ -18,6 +18,7 @@ use crate::cli::time::TimeRange;
 
 pub(crate) mod check;
 pub(crate) mod check_connect;
+mod check_producers;
 pub(crate) mod connection;
 pub(crate) mod contents;
 pub(crate) mod count;

@@ -151,6 +151,11 @@ fn announce(relay: &Relay, config: &RelayConfig, opened: &Opened) {
     for (input, address) in relay.listeners() {
         info!(input, %address, "listening");
     }
+    for input in &config.inputs {
+        for dial in &input.dial {
+            info!(input = input.name, %dial, "dialling");
+        }
+    }
     for output in &config.outputs {
         let queue = format_size(output.buffer.memory() as u64);
         let (_, word) = buffer_words(&output.buffer);
@@ -170,6 +175,7 @@ fn log_ledger(ledger: &Ledger) {
         info!(
             input = input.name,
             connections = input.connections,
+            dials_failed = (input.dials_failed > 0).then_some(input.dials_failed),
             frames = input.frames,
             bytes = input.bytes,
             frames_unrouted = input.frames_unrouted,

@@ -24,7 +24,13 @@ pub(super) fn take_access(section: &mut Section<'_>, input: &mut InputConfig) {
     input.socket_file.mode = section.take("socket_mode", value::permission_bits);
     input.socket_file.user = section.take("socket_user", user);
     input.socket_file.group = section.take("socket_group", group);
-    if !input.listen.is_empty() {
+    if !section.has("listen") && section.has("dial") {
+        refuse(
+            section,
+            &OF_LISTENERS,
+            "is for connections that tapster accepts, and this input only dials: leave this key out",
+        );
+    } else if !input.listen.is_empty() {
         check_kinds(section, input);
     }
 }
@@ -43,13 +49,6 @@ fn take_proxy(section: &mut Section<'_>) -> Option<Vec<IpNet>> {
 
 /// Keys that mean nothing for these addresses would be obeyed in vain.
 fn check_kinds(section: &mut Section<'_>, input: &InputConfig) {
-    let mut refuse = |keys: &[&str], why: &str| {
-        for key in keys {
-            if section.has(key) {
-                section.fault(key, why.to_owned());
-            }
-        }
-    };
     let (some_unix, all_unix) = (input.listen.iter().any(is_unix), input.listen.iter().all(is_unix));
     // It may be of either kind.
     let some_passed = input.listen.iter().any(|address| matches!(address, Address::Systemd(_)));
@@ -58,17 +57,20 @@ fn check_kinds(section: &mut Section<'_>, input: &InputConfig) {
         (true, _) => {}
         (false, true) => {
             refuse(
+                section,
                 &file,
                 "is for sockets that tapster makes: the socket unit has SocketMode=, SocketUser= and SocketGroup=",
             );
         }
         (false, false) => {
-            refuse(&[&file[..], &peers].concat(), "is for unix sockets, and this input listens on none");
+            let keys = [&file[..], &peers].concat();
+            refuse(section, &keys, "is for unix sockets, and this input listens on none");
         }
     }
     // A PROXY header gives a peer an address.
     if all_unix && input.access.proxy_from.is_none() {
         refuse(
+            section,
             &["allow", "connections_max_per_address"],
             "is for peers with an address, and this input listens on unix sockets alone: `allow_users` and `allow_groups` are \
              for these",
@@ -77,6 +79,14 @@ fn check_kinds(section: &mut Section<'_>, input: &InputConfig) {
     if !all_unix && !section.has("proxy_from") && input.access.proxy_from.is_some() {
         let message = "everyone who can connect can claim any address: name the proxies with `proxy_from`";
         section.warn("proxy_protocol", message.to_owned());
+    }
+}
+
+fn refuse(section: &mut Section<'_>, keys: &[&str], why: &str) {
+    for key in keys {
+        if section.has(key) {
+            section.fault(key, why.to_owned());
+        }
     }
 }
 
@@ -146,6 +156,21 @@ fn local_name(value: &Value) -> Result<String, String> {
     }
 }
 
+/// Keys that mean nothing where no connection is accepted.
+const OF_LISTENERS: [&str; 11] = [
+    "connections_max",
+    "connections_max_per_address",
+    "max_connection_age",
+    "allow",
+    "allow_users",
+    "allow_groups",
+    "proxy_protocol",
+    "proxy_from",
+    "socket_mode",
+    "socket_user",
+    "socket_group",
+];
+
 /// More descriptors than this no kernel gives to a process by default (`fs.nr_open`).
 pub(super) const CONNECTIONS_MAX: usize = 1 << 20;
 /// `::ffff:0:0/96` has the addresses of IPv4.
@@ -198,6 +223,27 @@ mod tests {
             assert_eq!(keys_at_fault(&format!("{tcp}\n{key}")), [""; 0]);
             assert_eq!(keys_at_fault(&format!("{unix}\n{key}\nproxy_protocol = true")), [""; 0]);
         }
+    }
+
+    #[test]
+    fn keys_of_listeners_are_refused_where_an_input_only_dials() {
+        let dial = "dial = \"tcp://127.0.0.1:1\"";
+        for key in OF_LISTENERS {
+            let value = match key {
+                "connections_max" | "connections_max_per_address" => "1",
+                "max_connection_age" => "\"1h\"",
+                "allow" => "\"10.0.0.0/8\"",
+                "proxy_protocol" => "true",
+                "proxy_from" => "\"10.0.0.0/8\"\nproxy_protocol = false",
+                "socket_mode" => "\"0660\"",
+                _ => "0",
+            };
+            let keys = keys_at_fault(&format!("{dial}\n{key} = {value}"));
+            assert!(keys.contains(&format!("input[0].{key}")), "{key}: {keys:?}");
+        }
+        let both =
+            "listen = [\"unix:/a\", \"tcp://127.0.0.1:2\"]\nconnections_max = 3\nmax_connection_age = \"1h\"";
+        assert_eq!(keys_at_fault(&format!("{dial}\n{both}\nsocket_mode = \"0660\"")), [""; 0]);
     }
 
     #[test]

@@ -12,7 +12,9 @@ use crate::config::keys::Entry;
 use crate::config::section::Findings;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
+use crate::output::Destination;
 use crate::output::OutputConfig;
+use crate::output::place::is_one_stream;
 use crate::transport::Address;
 use crate::transport::PassedSocket;
 use crate::transport::passed_fault;
@@ -57,7 +59,7 @@ pub(super) fn check_names<T>(
     }
 }
 
-/// Two inputs cannot share an address, and an output must not feed an input of the same relay.
+/// Two inputs cannot share an address, and neither an output nor a `dial` may lead to an input of the same relay.
 pub(super) fn check_addresses(
     inputs: &[Entry<InputConfig>],
     outputs: &[Entry<OutputConfig>],
@@ -76,6 +78,7 @@ pub(super) fn check_addresses(
             listened.push((address, &config.name));
         }
     }
+    check_dials(inputs, &listened, findings);
     for Entry { origin, config } in outputs {
         for to in config.addresses() {
             if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
@@ -100,6 +103,28 @@ pub(super) fn check_passed(inputs: &[Entry<InputConfig>], passed: &[PassedSocket
     }
 }
 
+/// A producer that is dialled twice sends every frame twice.
+fn check_dials(inputs: &[Entry<InputConfig>], listened: &[(&Address, &str)], findings: &mut Findings) {
+    let mut dialled: Vec<(&Address, &str)> = Vec::new();
+    for Entry { origin, config } in inputs {
+        for to in &config.dial {
+            if let Some((_, other)) = dialled.iter().find(|(seen, _)| *seen == to) {
+                let message = format!(
+                    "{to} is dialled twice, here and by input `{other}`: every frame of it would come twice"
+                );
+                findings.fault(origin, "dial", message);
+            }
+            if let Some((_, input)) = listened.iter().find(|(address, _)| reaches(to, address)) {
+                let message = format!(
+                    "{to} is where input `{input}` of this same tapster listens, which sends no frames"
+                );
+                findings.fault(origin, "dial", message);
+            }
+            dialled.push((to, &config.name));
+        }
+    }
+}
+
 /// A spool has one writer.
 pub(super) fn check_spools(outputs: &[Entry<OutputConfig>], findings: &mut Findings) {
     let mut seen: Vec<(&Path, &str)> = Vec::new();
@@ -110,6 +135,22 @@ pub(super) fn check_spools(outputs: &[Entry<OutputConfig>], findings: &mut Findi
             findings.fault(origin, "spool.dir", message);
         }
         seen.push((&spool.folder, &config.name));
+    }
+}
+
+/// Two outputs that write into one stdout or FIFO would mix their streams.
+pub(super) fn check_files(outputs: &[Entry<OutputConfig>], findings: &mut Findings) {
+    let mut seen: Vec<(&Path, &str)> = Vec::new();
+    for Entry { origin, config } in outputs {
+        let Destination::File(file) = &config.to else { continue };
+        let path = Path::new(&file.pattern);
+        if let Some((_, other)) = seen.iter().find(|(seen, _)| is_one_stream(seen, path)) {
+            let message = format!(
+                "output `{other}` writes there too, and the two streams would mix: give each its own"
+            );
+            findings.fault(origin, "to", message);
+        }
+        seen.push((path, &config.name));
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::value;
 use crate::config::words::ANY_TYPE;
 use crate::input::ContentTypes;
 use crate::input::InputConfig;
+use crate::input::Reconnect;
 use crate::protocol::ContentType;
 use crate::relay::RelayConfig;
 
@@ -35,10 +36,16 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     if !input.name.is_empty() {
         section.set_label(format!("input `{}`", input.name));
     }
-    match section.take_list("listen", value::listen_address) {
-        Some(listen) => input.listen = listen,
-        None if section.has("listen") => {}
-        None => section.fault("listen", "is missing: write listen = [\"tcp://127.0.0.1:6000\"]".to_owned()),
+    let (listen, dial) =
+        (section.take_list("listen", value::listen_address), section.take_list("dial", value::dial_address));
+    if !section.has("listen") && !section.has("dial") {
+        let message = "is missing: write listen = [\"tcp://127.0.0.1:6000\"], or `dial` for producers that listen themselves";
+        section.fault("listen", message.to_owned());
+    }
+    (input.listen, input.dial) = (listen.unwrap_or_default(), dial.unwrap_or_default());
+    take_reconnect(&mut section, &mut input.reconnect);
+    if section.has("reconnect") && !section.has("dial") {
+        section.fault("reconnect", "is for inputs with `dial`: leave this key out".to_owned());
     }
     if let Some(types) = take_content_types(&mut section) {
         input.content_types = types;
@@ -81,6 +88,21 @@ fn take_content_types(section: &mut Section<'_>) -> Option<ContentTypes> {
     Some(ContentTypes::Only(types))
 }
 
+/// Pauses between attempts to connect.
+pub(super) fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
+    let Some(mut keys) = section.table("reconnect", "{ min = \"100ms\", max = \"30s\" }") else { return };
+    let pause = || value::duration(RECONNECT_MIN..=DAY);
+    let (min, max) = (keys.take("min", pause()), keys.take("max", pause()));
+    let written = (min.is_some() || !keys.has("min")) && (max.is_some() || !keys.has("max"));
+    let given = Reconnect { min: min.unwrap_or(reconnect.min), max: max.unwrap_or(reconnect.max) };
+    if given.min <= given.max {
+        *reconnect = given;
+    } else if written {
+        keys.fault("min", "must not be longer than `max`".to_owned());
+    }
+    keys.finish();
+}
+
 /// The longest data frame, payload bytes.
 pub(super) fn take_frame_len_max(section: &mut Section<'_>, target: &mut u32) {
     if let Some(len) = section.take("frame_len_max", value::size(FRAME_LEN_MIN..=FRAME_LEN_MAX)) {
@@ -100,6 +122,7 @@ const FRAME_LEN_USUAL: u32 = 66_560;
 pub(super) const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
 const HANDSHAKE_USUAL: Duration = Duration::from_secs(5);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
+const RECONNECT_MIN: Duration = Duration::from_millis(1);
 /// Ages are looked at once a second.
 const AGE_MIN: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -6,11 +6,11 @@ use crate::config::buffer::take_buffer;
 use crate::config::delivery::DeliveryKeys;
 use crate::config::delivery::Room;
 use crate::config::file::FileKeys;
-use crate::config::keys::DAY;
 use crate::config::keys::Entry;
 use crate::config::keys::HANDSHAKE_MIN;
 use crate::config::keys::HOUR;
 use crate::config::keys::take_frame_len_max;
+use crate::config::keys::take_reconnect;
 use crate::config::raw::Value;
 use crate::config::section::Section;
 use crate::config::value;
@@ -24,7 +24,6 @@ use crate::output::Endpoints;
 use crate::output::FileConfig;
 use crate::output::GroupConfig;
 use crate::output::OutputConfig;
-use crate::output::Reconnect;
 use crate::output::StreamsConfig;
 use crate::transport::Address;
 use crate::transport::ProxyVersion;
@@ -198,25 +197,10 @@ fn send_proxy(value: &Value) -> Result<Option<ProxyVersion>, String> {
     }
 }
 
-fn take_reconnect(section: &mut Section<'_>, reconnect: &mut Reconnect) {
-    let Some(mut keys) = section.table("reconnect", "{ min = \"100ms\", max = \"30s\" }") else { return };
-    let pause = || value::duration(RECONNECT_MIN..=DAY);
-    let (min, max) = (keys.take("min", pause()), keys.take("max", pause()));
-    let written = (min.is_some() || !keys.has("min")) && (max.is_some() || !keys.has("max"));
-    let given = Reconnect { min: min.unwrap_or(reconnect.min), max: max.unwrap_or(reconnect.max) };
-    if given.min <= given.max {
-        *reconnect = given;
-    } else if written {
-        keys.fault("min", "must not be longer than `max`".to_owned());
-    }
-    keys.finish();
-}
-
 const WEIGHT_MAX: usize = 1000;
 /// Shorter pauses happen to readers that are well.
 const STALL_MIN: Duration = Duration::from_millis(100);
 /// Shorter waits end healthy connections: TCP waits 200 ms and more before it sends a lost segment again.
 const USER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-const RECONNECT_MIN: Duration = Duration::from_millis(1);
 /// The length word before every data frame.
 const LENGTH_WORD: u64 = 4;

@@ -115,20 +115,29 @@ fn write_process_keys(document: &mut String, config: &RelayConfig) {
 }
 
 fn write_input(document: &mut String, input: &InputConfig) {
-    let listen: Vec<String> = input.listen.iter().map(|address| quoted(&address.to_string())).collect();
     let types: Vec<String> = match &input.content_types {
         ContentTypes::Any => vec![quoted(ANY_TYPE)],
         ContentTypes::Only(types) => types.iter().map(content_type).collect(),
     };
     document.push_str("\n[[input]]\n");
     line(document, "name", &quoted(&input.name));
-    line(document, "listen", &format!("[{}]", listen.join(", ")));
+    for (key, addresses) in [("listen", &input.listen), ("dial", &input.dial)] {
+        let addresses: Vec<String> = addresses.iter().map(|address| quoted(&address.to_string())).collect();
+        if !addresses.is_empty() {
+            line(document, key, &format!("[{}]", addresses.join(", ")));
+        }
+    }
+    if !input.dial.is_empty() {
+        write_reconnect(document, input.reconnect);
+    }
     line(document, "content_types", &format!("[{}]", types.join(", ")));
     line(document, "unidirectional", &input.unidirectional.to_string());
     line(document, "frame_len_max", &quoted(&format_size(input.frame_len_max.into())));
     line(document, "oversize", &quoted(input.oversize.word()));
     line(document, "handshake_timeout", &quoted(&format_duration(input.handshake_timeout)));
-    line(document, "connections_max", &input.connections_max.to_string());
+    if !input.listen.is_empty() {
+        line(document, "connections_max", &input.connections_max.to_string());
+    }
     if let Some(age) = input.max_connection_age {
         line(document, "max_connection_age", &quoted(&format_duration(age)));
     }

@@ -10,6 +10,7 @@ use crate::config::admin::AdminConfig;
 use crate::config::admin::AdminKeys;
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
+use crate::config::conflicts::check_files;
 use crate::config::conflicts::check_names;
 use crate::config::conflicts::check_passed;
 use crate::config::conflicts::check_spools;
@@ -143,6 +144,7 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     check_addresses(&inputs, &outputs, &mut findings);
     check_content_types(&inputs, &outputs, &mut findings);
     check_spools(&outputs, &mut findings);
+    check_files(&outputs, &mut findings);
     if let Some(passed) = &options.passed {
         check_passed(&inputs, passed, &mut findings);
     }
@@ -239,7 +241,7 @@ fn overlay_table(options: &Options) -> Table {
 const OFF: &str = "off";
 
 fn first_address(input: &InputConfig) -> String {
-    input.listen.first().map(ToString::to_string).unwrap_or_default()
+    input.listen.first().or(input.dial.first()).map(ToString::to_string).unwrap_or_default()
 }
 
 fn command_line(source: &str) -> Origin {

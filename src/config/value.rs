@@ -153,6 +153,20 @@ pub(super) fn admin_address(value: &Value) -> Result<Address, String> {
     }
 }
 
+/// An address of a producer that listens.
+pub(super) fn dial_address(value: &Value) -> Result<Address, String> {
+    match address(value)? {
+        OutputAddress::File(_) => {
+            Err("an input cannot connect to a file: `tapster replay` sends one".to_owned())
+        }
+        OutputAddress::Socket(Address::Systemd(_)) => {
+            Err("a socket that the service manager passes is listened on: write `listen`".to_owned())
+        }
+        OutputAddress::Socket(Address::Tcp { port: 0, .. }) => Err(PORT_0.to_owned()),
+        OutputAddress::Socket(address) => Ok(address),
+    }
+}
+
 /// An address to write to.
 pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
@@ -161,7 +175,7 @@ pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
             Err("a socket that the service manager passes is for an input: write tcp://HOST:PORT, unix:PATH or file:PATH".to_owned())
         }
         OutputAddress::Socket(Address::Tcp { port: 0, .. }) => {
-            Err("nothing can be reached on port 0".to_owned())
+            Err(PORT_0.to_owned())
         }
         OutputAddress::File(pattern) => {
             FileConfig::check_pattern(pattern).map(|()| address).map_err(|error| error.to_string())
@@ -252,6 +266,8 @@ fn check_socket_path(path: &Path) -> Result<(), String> {
     }
 }
 
+const PORT_0: &str = "nothing can be reached on port 0";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,6 +315,7 @@ mod tests {
     fn addresses_that_cannot_serve_are_refused() {
         for address in ["file:a.fstrm", "tls://a:1", "a:1", "unix:", &format!("unix:/{}", "x".repeat(107))] {
             assert!(listen_address(&written(address)).is_err(), "{address}");
+            assert!(dial_address(&written(address)).is_err(), "{address}");
         }
         for address in [
             "tcp://a:0",
@@ -313,6 +330,7 @@ mod tests {
         }
         assert!(listen_address(&written("systemd:a")).is_ok());
         assert!(admin_address(&written("systemd:a")).is_err());
+        assert!(dial_address(&written("tcp://a:0")).is_err() && dial_address(&written("unix:a")).is_ok());
         assert!(output_address(&written("file:tapster-%Y%m%dT%H%M%S.fstrm")).is_ok());
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod action;
 #[path = "age/tests.rs"]
 mod age;
 mod attempts;
+pub(crate) mod backoff;
 pub(crate) mod balance;
 mod checkpoint;
 pub(crate) mod config;

@@ -57,11 +57,11 @@ impl Watch {
         self.probe.as_ref().and_then(AckProbe::look_at)
     }
 
-    /// The time of the next thing that is due while the stream is written to. `brings_nothing`: no byte of the stream was
-    /// written, or is being written.
-    pub(super) fn timeout(&self, brings_nothing: bool) -> Option<Instant> {
+    /// The time of the next thing that is due while the stream is written to. `holds`: the first frame of the stream waits, and
+    /// no byte was written.
+    pub(super) fn timeout(&self, holds: bool) -> Option<Instant> {
         let stall = self.stall.as_ref().and_then(Stall::look_at);
-        let hold = self.hold_until.filter(|_| brings_nothing);
+        let hold = self.hold_until.filter(|_| holds);
         [self.probe_at(), stall, hold, self.stop_at].into_iter().flatten().min()
     }
 

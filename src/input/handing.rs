@@ -10,12 +10,15 @@ use tokio::sync::oneshot;
 use crate::observability::peer_name::PeerName;
 use crate::protocol::ContentType;
 use crate::protocol::ReaderStage;
+use crate::transport::Address;
 
 /// Everything but its socket that another process needs to go on with a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HandedConnection {
     /// Name of its input.
     pub(crate) input: String,
+    /// The address of `dial` that it was opened to; `None` where it was accepted.
+    pub(crate) dial: Option<String>,
     /// The address of its peer: the one that a PROXY header has named, if there was one.
     pub(crate) peer: Option<SocketAddr>,
     /// How far its session is.
@@ -39,7 +42,7 @@ impl Offer {
     /// An offer, and what becomes of it; `None` where the connection cannot be offered.
     pub(crate) fn new(
         socket: io::Result<OwnedFd>,
-        (input, peer): (&str, &PeerName),
+        (input, dial, peer): (&str, Option<&Address>, &PeerName),
         stage: Option<ReaderStage>,
         content_type: Option<&ContentType>,
         received: Bytes,
@@ -47,6 +50,7 @@ impl Offer {
         let (verdict, answer) = oneshot::channel();
         let connection = HandedConnection {
             input: input.to_owned(),
+            dial: dial.map(Address::to_string),
             peer: match peer {
                 PeerName::Tcp(address) => Some(*address),
                 PeerName::Unix(_) => None,

@@ -17,11 +17,11 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::faults;
-use crate::input::InputConfig;
 use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
-use crate::input::gate::Gate;
-use crate::input::gate::Slot;
+use crate::input::connection::Arrival;
+use crate::input::connection::OpenConnection;
+use crate::input::connection::WorkerInput;
 use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
 use crate::lifecycle::Phase;
@@ -35,8 +35,6 @@ use crate::observability::peer_name::PeerName;
 use crate::protocol::ContentType;
 use crate::protocol::ContentTypes;
 use crate::protocol::FrameBatch;
-use crate::protocol::ReaderConfig;
-use crate::protocol::ReaderCounters;
 use crate::protocol::ReaderSession;
 use crate::protocol::ReaderStage;
 use crate::queue::block_limit::BlockLimit;
@@ -49,6 +47,7 @@ use crate::session::read::Reading;
 use crate::session::read::Started;
 use crate::session::read_coalescer::ReadCoalescer;
 use crate::session::read_turns::ReadTurns;
+use crate::transport::Address;
 use crate::transport::Backend;
 use crate::transport::buffer::ReadBuffer;
 use crate::transport::socket::Socket;
@@ -77,17 +76,6 @@ struct Streaming {
     handle: Weak<ReadHandle>,
     account: Arc<InputAccount>,
     scope: Scope,
-}
-
-/// One input, as one worker serves it.
-pub(crate) struct WorkerInput {
-    /// As it is configured now, for new connections.
-    pub(crate) config: RefCell<Arc<InputConfig>>,
-    /// And for the next frame of each.
-    pub(crate) reader: RefCell<Arc<ReaderConfig>>,
-    pub(crate) account: Arc<InputAccount>,
-    /// Connections of this input on all workers.
-    pub(crate) gate: Arc<Gate>,
 }
 
 impl Readers {
@@ -150,7 +138,7 @@ impl Readers {
     /// Offers a connection. Returns whether the next process has it.
     async fn offer(
         &self,
-        (input, peer): (&WorkerInput, &PeerName),
+        (input, dial, peer): (&WorkerInput, Option<&Address>, &PeerName),
         socket: io::Result<OwnedFd>,
         stage: Option<ReaderStage>,
         content_type: Option<&ContentType>,
@@ -158,7 +146,7 @@ impl Readers {
     ) -> bool {
         let name = input.config.borrow().name.clone();
         let Some(offers) = self.offers.borrow().clone() else { return false };
-        match Offer::new(socket, (&name, peer), stage, content_type, received) {
+        match Offer::new(socket, (&name, dial, peer), stage, content_type, received) {
             Some((offer, answer)) => offers.send(offer).is_ok() && answer.await.unwrap_or(false),
             None => false,
         }
@@ -202,8 +190,10 @@ impl Readers {
         batch
     }
 
-    fn register(&self, stream: Stream, input: &WorkerInput, scope: &Scope) -> Rc<ReadHandle> {
-        let retires_at = input.config.borrow().retirement(Instant::now());
+    fn register(&self, stream: Stream, connection: &OpenConnection<'_>, scope: &Scope) -> Rc<ReadHandle> {
+        let input = connection.input;
+        let accepted = connection.dialled.is_none();
+        let retires_at = input.config.borrow().retirement(Instant::now()).filter(|_| accepted);
         let handle = Rc::new(ReadHandle::new(stream, retires_at));
         let account = Arc::clone(&input.account);
         let streaming = Streaming { handle: Rc::downgrade(&handle), account, scope: scope.clone() };
@@ -219,68 +209,18 @@ impl Readers {
     }
 }
 
-/// One connection in the accounts of its input. Dropped, it has ended, in whatever way.
-struct OpenConnection<'a> {
-    input: &'a WorkerInput,
-    log: &'a ListenerLog,
-    peer: PeerName,
-    end: &'static str,
-    counted: ReaderCounters,
-    slot: Slot,
-    // Connections that were open before it.
-    open_before: usize,
-}
-
-impl<'a> OpenConnection<'a> {
-    fn new(input: &'a WorkerInput, log: &'a ListenerLog, peer: PeerName, is_new: bool) -> Self {
-        if is_new {
-            input.account.connected();
-        } else {
-            input.account.taken_over();
-        }
-        let (slot, open_before) = input.gate.enter();
-        // What is not replaced tells of a task that failed.
-        Self { input, log, peer, end: "internal", counted: ReaderCounters::default(), slot, open_before }
-    }
-
-    /// Counts what the session has left out since the last call.
-    fn count(&mut self, now: ReaderCounters) {
-        if now != self.counted {
-            if now.frames_oversize > self.counted.frames_oversize {
-                self.input.account.oversize_from(&self.peer.to_string());
-            }
-            self.input.account.left_out(
-                now.frames_oversize - self.counted.frames_oversize,
-                now.control_frames_ignored - self.counted.control_frames_ignored,
-                now.bytes_after_stop - self.counted.bytes_after_stop,
-            );
-            self.counted = now;
-        }
-    }
-}
-
-impl Drop for OpenConnection<'_> {
-    fn drop(&mut self) {
-        if self.end == ReadEnd::HandedOver.name() {
-            self.input.account.handed_over();
-        } else {
-            self.input.account.ended(self.end);
-        }
-    }
-}
-
-/// Serves one connection from accept, or from where another process has left it, to its end. `scope` is that of its listener,
-/// `peer` names it in the log.
+/// Serves one connection from its beginning, or from where another process has left it, to its end. `scope` is that of its
+/// listener, or of the address that was dialled.
 pub(crate) async fn serve(
     readers: Rc<Readers>,
     input: Rc<WorkerInput>,
     socket: Socket,
     log: Arc<ListenerLog>,
-    peer: PeerName,
+    arrival: Arrival,
     scope: Scope,
-    handed: Option<Box<HandedConnection>>,
 ) {
-    let mut connection = OpenConnection::new(&input, &log, peer, handed.is_none());
+    let Arrival { peer, dialled, handed } = arrival;
+    let mut connection = OpenConnection::new(&input, &log, (peer, dialled), handed.is_none());
     let end = match run_session(&readers, &input, socket, handed, &scope, &mut connection).await {
         Ok(end) | Err(NotAdmitted::Ended(end)) => end,
         Err(NotAdmitted::Refused(refusal)) => {
@@ -298,7 +238,7 @@ pub(crate) async fn serve(
     let event = match &end {
         ReadEnd::MaxAge => Event::Retired,
         end if end.is_whole() => Event::Ended,
-        ReadEnd::NoByte => Event::Probed,
+        ReadEnd::NoByte if connection.dialled.is_none() => Event::Probed,
         ReadEnd::LoopProbe(_) => Event::Asked,
         _ => Event::Failed,
     };
@@ -357,7 +297,8 @@ async fn run_session(
             (ReaderSession::resume(config, stage, Instant::now()), started)
         }
     };
-    let (is_new, mut is_admitted) = (started.is_none(), is_handed);
+    // Who may connect says nothing of those that tapster connects to.
+    let (is_new, mut is_admitted) = (started.is_none(), is_handed || connection.dialled.is_some());
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
@@ -395,7 +336,7 @@ async fn run_session(
             None => {
                 let bytes = Bytes::copy_from_slice(&received);
                 let offer = readers.offer(
-                    (input, &connection.peer),
+                    (input, connection.dial(), &connection.peer),
                     socket.duplicate(),
                     session.stage(),
                     None,
@@ -428,7 +369,8 @@ async fn run_session(
         Err(error) => return Ok(ReadEnd::Connection(error)),
     };
     let started_type = started.content_type.clone();
-    let peer = connection.peer.clone();
+    let (peer, dial) = (connection.peer.clone(), connection.dial().cloned());
+    let dial = dial.as_ref();
     let name = input.config.borrow().name.clone();
     let deliver = async |batch: FrameBatch| {
         faults::point("connection", &name);
@@ -450,14 +392,15 @@ async fn run_session(
     let offer = async |stream: &Stream, stage, received| {
         let content_type = started_type.as_ref();
         let taken =
-            Box::pin(readers.offer((input, &peer), stream.duplicate(), stage, content_type, received)).await;
+            Box::pin(readers.offer((input, dial, &peer), stream.duplicate(), stage, content_type, received))
+                .await;
         if !taken {
             stream.take_back();
         }
         taken
     };
     let wait_for_consumers = async || route.fanout().wait_for_consumers().await;
-    let handle = readers.register(stream, input, scope);
+    let handle = readers.register(stream, connection, scope);
     let (buffer, coalescer) = (&readers.buffer, &readers.coalescer);
     let turns = readers.turns(&started.content_type, !route.fanout().is_empty());
     let turns = &*turns;

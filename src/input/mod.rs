@@ -1,7 +1,11 @@
-//! Ways in: listeners whose connections run Frame Streams readers.
+//! Ways in: connections that run Frame Streams readers, accepted by listeners or opened to producers that listen.
 
 mod access;
 mod admission;
+pub(crate) mod connection;
+mod dial_schedule;
+pub(crate) mod dialled;
+pub(crate) mod dialling;
 pub(crate) mod gate;
 pub(crate) mod handing;
 pub(crate) mod listener;
@@ -11,20 +15,27 @@ use std::time::Instant;
 
 pub use ipnet::IpNet;
 
+pub use crate::delivery::config::Reconnect;
 pub use crate::input::access::Access;
 use crate::protocol::ContentType;
 pub use crate::protocol::ContentTypes;
 pub use crate::protocol::Oversize;
+use crate::protocol::ReaderConfig;
 use crate::transport::Address;
 pub use crate::transport::SocketFileConfig;
 
-/// One input: where it listens and what it takes.
+/// One input: where it listens and dials, and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputConfig {
     /// Name in the ledger and in the log, unique among inputs.
     pub name: String,
-    /// Addresses, at least one, `tcp` or `unix`.
+    /// Addresses that writers connect to, `tcp` or `unix`. At least one, unless there is a `dial`.
     pub listen: Vec<Address>,
+    /// Addresses of producers that listen, `tcp` or `unix`: tapster connects to them as their reader, to every address of a
+    /// name.
+    pub dial: Vec<Address>,
+    /// Pauses between attempts to connect. A name is looked up before each attempt, and at least every `max`.
+    pub reconnect: Reconnect,
     /// Content types taken.
     pub content_types: ContentTypes,
     /// Whether writers that begin with START are taken too.
@@ -33,11 +44,12 @@ pub struct InputConfig {
     pub frame_len_max: u32,
     /// What happens on a longer one.
     pub oversize: Oversize,
-    /// For the whole handshake, from accept to START.
+    /// For the whole handshake, from accept to START. Where tapster connects: for the lookup, for the connection, and for the
+    /// handshake.
     pub handshake_timeout: Duration,
-    /// Connections at the same time; more are closed at once.
+    /// Accepted connections at the same time; more are closed at once.
     pub connections_max: usize,
-    /// A connection that is older, by up to a tenth more or less, is closed when its writer says nothing; `None`: never.
+    /// An accepted connection that is older, by up to a tenth more or less, is closed when its writer says nothing; `None`: never.
     pub max_connection_age: Option<Duration>,
     /// Who may connect.
     pub access: Access,
@@ -50,6 +62,8 @@ impl Default for InputConfig {
         Self {
             name: "input".to_owned(),
             listen: vec![Address::Tcp { host: "127.0.0.1".to_owned(), port: 6000 }],
+            dial: Vec::new(),
+            reconnect: Reconnect::default(),
             content_types: ContentTypes::Only(vec![ContentType::DNSTAP]),
             unidirectional: true,
             frame_len_max: 1 << 20,
@@ -64,6 +78,18 @@ impl Default for InputConfig {
 }
 
 impl InputConfig {
+    /// How its reader sessions are.
+    pub fn reader_config(&self) -> ReaderConfig {
+        ReaderConfig {
+            content_types: self.content_types.clone(),
+            bidirectional: true,
+            unidirectional: self.unidirectional,
+            frame_len_max: self.frame_len_max,
+            oversize: self.oversize,
+            handshake_timeout: self.handshake_timeout,
+        }
+    }
+
     /// When a connection whose stream begins now is as old as it may become. Not the same for all that begin now: writers that
     /// came together do not come again together.
     pub(crate) fn retirement(&self, now: Instant) -> Option<Instant> {

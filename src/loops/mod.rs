@@ -37,6 +37,7 @@ use crate::protocol::ContentType;
 use crate::protocol::FrameBatch;
 use crate::transport::Address;
 use crate::transport::dial::Dial;
+use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::socket::ConnectOptions;
 
 /// What one relay knows about loops that it is on.
@@ -62,6 +63,7 @@ pub(crate) struct Way {
     index: u32,
     content_type: Option<ContentType>,
     address: Address,
+    send_proxy: Option<ProxyVersion>,
     led_back: Mutex<Option<LedBack>>,
 }
 
@@ -103,16 +105,25 @@ impl Loops {
         })
     }
 
-    /// An output of this content type leads there.
-    pub(crate) fn way(&self, content_type: Option<&ContentType>, address: &Address) -> Arc<Way> {
+    /// An output of this content type leads there, and sends a PROXY header where it is told to.
+    pub(crate) fn way(
+        &self,
+        content_type: Option<&ContentType>,
+        address: &Address,
+        send_proxy: Option<ProxyVersion>,
+    ) -> Arc<Way> {
         let mut ways = self.ways.lock().expect(UNPOISONED);
-        if let Some(way) = ways.iter().find(|way| way.takes(content_type) && way.address == *address) {
+        let is_it = |way: &&Arc<Way>| {
+            way.takes(content_type) && way.address == *address && way.send_proxy == send_proxy
+        };
+        if let Some(way) = ways.iter().find(is_it) {
             return Arc::clone(way);
         }
         let way = Arc::new(Way {
             index: ways.len() as u32, // as many as an operator writes
             content_type: content_type.cloned(),
             address: address.clone(),
+            send_proxy,
             led_back: Mutex::default(),
         });
         ways.push(Arc::clone(&way));
@@ -281,19 +292,25 @@ async fn ask_on(ways: Vec<Arc<Way>>, probe: impl Fn(&Way) -> LoopProbe) {
     let mut asking = JoinSet::new();
     for way in ways {
         if let Some(ready) = probe(&way).ready() {
-            asking.spawn_local(async move { timeout(ASKING_MAX, deliver(&way.address, &ready)).await });
+            asking.spawn_local(async move { timeout(ASKING_MAX, deliver(&way, &ready)).await });
         }
     }
     while asking.join_next().await.is_some() {}
 }
 
 /// Connects and asks, at each address that the name has. Another relay ends the connection once it has the question.
-async fn deliver(address: &Address, ready: &[u8]) {
-    let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy: None };
-    let Ok(mut dial) = Dial::new(address, options, None).await else { return };
+async fn deliver(way: &Way, ready: &[u8]) {
+    let send_proxy = way.send_proxy;
+    let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy };
+    let Ok(mut dial) = Dial::new(&way.address, options, None).await else { return };
     while dial.has_more()
         && let Ok(mut socket) = dial.next().await
     {
+        if let Some(version) = send_proxy
+            && socket.send_proxy_header(version).await.is_err()
+        {
+            continue;
+        }
         if socket.write_all(ready).await.is_ok() {
             let _ = timeout(ANSWER_MAX, socket.read_buf(&mut BytesMut::with_capacity(64))).await;
         }

@@ -13,6 +13,7 @@ use crate::observability::rejection::Rejection;
 #[derive(Debug, Default)]
 pub(crate) struct InputAccount {
     connections: AtomicU64,
+    dials_failed: AtomicU64,
     // Connections that another process had before, and those that it has now.
     taken_over: AtomicU64,
     handed_over: AtomicU64,
@@ -34,6 +35,11 @@ pub(crate) struct InputAccount {
 impl InputAccount {
     pub(crate) fn connected(&self) {
         self.connections.fetch_add(1, Relaxed);
+    }
+
+    /// An attempt to connect, or to look up where to, came to nothing.
+    pub(crate) fn dial_failed(&self) {
+        self.dials_failed.fetch_add(1, Relaxed);
     }
 
     /// A connection that another process has accepted and counted.
@@ -97,6 +103,7 @@ impl InputAccount {
         let ended = self.ended.lock().expect(UNPOISONED).clone();
         let connections = self.connections.load(Relaxed);
         ledger.connections += connections;
+        ledger.dials_failed += self.dials_failed.load(Relaxed);
         let gone = ended.values().sum::<u64>() + self.handed_over.load(Relaxed);
         ledger.connections_open += connections + self.taken_over.load(Relaxed) - gone;
         ledger.frames += self.frames.load(Relaxed);

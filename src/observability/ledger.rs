@@ -26,8 +26,11 @@ pub struct Ledger {
 pub struct InputLedger {
     /// Name from the configuration.
     pub name: String,
-    /// Connections accepted since the start.
+    /// Connections accepted, and opened by `dial`, since the start.
     pub connections: u64,
+    /// Attempts of `dial` that came to no connection: nobody listens, a lookup failed, the address led back to this same tapster.
+    #[serde(default)]
+    pub dials_failed: u64,
     /// Connections open now.
     pub connections_open: u64,
     /// Connections that were closed without an answer, by reason: `limit`, `limit_address`, `not_allowed`, `peer`,
@@ -198,6 +201,7 @@ impl InputLedger {
     pub(crate) fn go_on_as(&mut self, now: Self) {
         self.connections += now.connections;
         self.connections_open += now.connections_open;
+        self.dials_failed += now.dials_failed;
         self.frames += now.frames;
         self.bytes += now.bytes;
         self.frames_unrouted += now.frames_unrouted;

@@ -1,9 +1,10 @@
-//! The lines about one listener, from every worker.
+//! The lines about one listener, or one address that an input dials, from every worker.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
 use tracing::debug;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -35,11 +36,15 @@ pub(crate) enum Event {
     LostBetweenWorkers,
     /// No output takes the content type of a stream.
     Unrouted,
+    /// No connection could be opened to where the input dials.
+    Unreachable,
+    /// Where the input dials, this same tapster listens.
+    OwnListener,
 }
 
 impl Event {
     /// All events, in the order of their numbers.
-    const ALL: [Self; 9 + Rejection::ALL.len()] = [
+    const ALL: [Self; 11 + Rejection::ALL.len()] = [
         Self::Began,
         Self::Ended,
         Self::Retired,
@@ -49,6 +54,8 @@ impl Event {
         Self::CannotAccept,
         Self::LostBetweenWorkers,
         Self::Unrouted,
+        Self::Unreachable,
+        Self::OwnListener,
         Self::Refused(Rejection::Limit),
         Self::Refused(Rejection::LimitAddress),
         Self::Refused(Rejection::NotAllowed),
@@ -73,19 +80,31 @@ impl Event {
 #[derive(Debug)]
 pub(crate) struct ListenerLog {
     input: String,
-    listener: String,
+    // One of the two.
+    listener: Option<String>,
+    dial: Option<String>,
     limit: Mutex<EventLimit<PeerKey>>,
 }
 
 impl ListenerLog {
     /// The log of the listener at this address, of this input.
     pub(crate) fn new(input: &str, listener: &str) -> Self {
+        Self::of(input, Some(listener), None)
+    }
+
+    /// The log of an address that this input dials.
+    pub(crate) fn of_dial(input: &str, dial: &str) -> Self {
+        Self::of(input, None, Some(dial))
+    }
+
+    fn of(input: &str, listener: Option<&str>, dial: Option<&str>) -> Self {
         let mut limit = EventLimit::new(&Event::ALL.map(Event::lines_max));
         for reason in Rejection::ALL {
             // A peer that is refused tries again and again, and hears nothing.
             limit = limit.with_lines_per_peer(Event::Refused(reason).number(), 1);
         }
-        Self { input: input.to_owned(), listener: listener.to_owned(), limit: Mutex::new(limit) }
+        let (listener, dial) = (listener.map(str::to_owned), dial.map(str::to_owned));
+        Self { input: input.to_owned(), listener, dial, limit: Mutex::new(limit) }
     }
 
     /// Tells of an event, if there is room for a line. The text may hold what a peer sent, escaped: it is cut where it is long.
@@ -119,7 +138,7 @@ impl ListenerLog {
     }
 
     fn write(&self, event: Event, peer: Option<&PeerName>, left_out: u64, text: &str) {
-        let (input, listener) = (&self.input, &self.listener);
+        let (input, listener, dial) = (&self.input, self.listener.as_deref(), self.dial.as_deref());
         let process = peer.and_then(PeerName::process);
         let (pid, uid) = (process.and_then(|process| process.pid), process.map(|process| process.uid));
         let user = process.and_then(|process| process.user.as_deref());
@@ -128,12 +147,13 @@ impl ListenerLog {
         let left_out = (left_out > 0).then_some(left_out);
         match event {
             Event::Probed | Event::Asked => {
-                debug!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
+                debug!(input, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
             }
             Event::Began | Event::Ended | Event::Retired => {
-                info!(input, listener, peer, pid, uid, user, program, left_out, "{text}");
+                info!(input, listener, dial, peer, pid, uid, user, program, left_out, "{text}");
             }
-            _ => warn!(input, listener, peer, pid, uid, user, program, left_out, "{text}"),
+            Event::OwnListener => error!(input, listener, dial, left_out, "{text}"),
+            _ => warn!(input, listener, dial, peer, pid, uid, user, program, left_out, "{text}"),
         }
     }
 }
@@ -153,6 +173,10 @@ fn summary(event: Event) -> &'static str {
             "more connections were lost between two workers, without a line for each"
         }
         Event::Unrouted => "more streams that no output takes, without a line for each",
+        Event::Unreachable => "more attempts to connect failed, without a line for each",
+        Event::OwnListener => {
+            "more attempts to connect led back to this same tapster, without a line for each"
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod rejection;
 pub(crate) mod spool_account;
 pub mod standing;
 pub mod status;
+pub(crate) mod told_reasons;
 pub(crate) mod wait_log;
 
 pub use ledger::InputLedger;

@@ -24,6 +24,7 @@ use crate::lifecycle::Phases;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
 use crate::observability::output_log::OutputEvent;
+use crate::observability::told_reasons::ToldReasons;
 use crate::output::config::Buffer;
 use crate::output::deadline::Deadline;
 use crate::output::lane::Source;
@@ -145,8 +146,8 @@ struct Driver {
     deadline: Deadline,
     // Of ways that turn out to lead back here.
     loop_news: watch::Receiver<()>,
-    // For each member that cannot be reached: the reasons that were told since it was there.
-    told: Vec<Vec<String>>,
+    // For each member: why it cannot be reached.
+    told: Vec<ToldReasons>,
     // The address of each member whose last connection did not last.
     brief: Vec<Option<SocketAddr>>,
 }
@@ -169,7 +170,7 @@ impl Driver {
         left.into_iter().for_each(|batch| delivery.handle_batch(batch, now));
         let addresses: Vec<_> = settings.streams.endpoints.addresses().cloned().collect();
         Self {
-            told: vec![Vec::new(); addresses.len()],
+            told: addresses.iter().map(|_| ToldReasons::default()).collect(),
             brief: vec![None; addresses.len()],
             addresses,
             writer,
@@ -438,12 +439,8 @@ impl Driver {
         if !self.links.is_open_to(stream.member) {
             account.absences.failed(&to, &words, now);
         }
-        let told = &mut self.told[stream.member];
-        if told.contains(&words) {
+        if !self.told[stream.member].is_new(&words) {
             return;
-        }
-        if told.len() < REASONS_MAX {
-            told.push(words.clone());
         }
         let Some(left_out) = account.log.admit(OutputEvent::Unreachable, &to, now) else { return };
         if is_own_input {
@@ -477,9 +474,6 @@ impl Driver {
         &self.addresses[stream.member]
     }
 }
-
-/// Reasons that are known as told. Others are told as often as the log has room for them.
-const REASONS_MAX: usize = 16;
 
 /// How often what has arrived is looked at: after so many bytes.
 const PROBE_LEN: usize = 256 << 10;

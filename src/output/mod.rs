@@ -13,7 +13,7 @@ mod keep;
 pub(crate) mod lane;
 mod links;
 mod new_file;
-mod place;
+pub(crate) mod place;
 pub(crate) mod settings;
 mod standing;
 mod stream_file;

@@ -88,5 +88,20 @@ pub(crate) fn is_shared(folder: &Path) -> bool {
     folder.mode() & 0o022 != 0 && (folder.uid() != geteuid().as_raw() || folder.mode() & 0o1000 != 0)
 }
 
+/// Whether two outputs with these names would write into one stream: stdout, or the same FIFO. A device such as `/dev/null` has
+/// no reader who could mistake them.
+pub(crate) fn is_one_stream(one: &Path, other: &Path) -> bool {
+    match (Place::at(one), Place::at(other)) {
+        (Ok(Place::Stdout), Ok(Place::Stdout)) => true,
+        (Ok(Place::Device), Ok(Place::Device)) => match (metadata(one), metadata(other)) {
+            (Ok(one), Ok(other)) => {
+                one.file_type().is_fifo() && (one.dev(), one.ino()) == (other.dev(), other.ino())
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 /// Names of the stdout of this process.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];

@@ -94,10 +94,13 @@ impl Accounts {
     /// An output of the process that this one takes over from has ended, with these counts. What it has left on disk, the output
     /// of this process finds there.
     pub(crate) fn set_former_output(&self, mut output: OutputLedger) {
-        output.leave_spooled();
+        if !output.removed {
+            output.leave_spooled();
+        }
         let mut former = self.former.write().expect(UNPOISONED);
-        if let Some(place) = former.outputs.iter_mut().find(|former| former.name == output.name) {
-            *place = output;
+        match former.outputs.iter_mut().find(|former| former.name == output.name) {
+            Some(place) => *place = output,
+            None => former.outputs.push(output),
         }
     }
 

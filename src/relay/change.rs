@@ -8,13 +8,13 @@ use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::relay::Relay;
 use crate::relay::descriptors;
+use crate::relay::dials::WayIn;
 use crate::relay::error::ChangeError;
 use crate::relay::input_entry::InputId;
 use crate::relay::inputs;
 use crate::relay::inputs::Doors;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
-use crate::relay::inputs::RunningListener;
 use crate::relay::outputs;
 use crate::relay::outputs::NewOutput;
 use crate::relay::outputs::OutputParts;
@@ -52,7 +52,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Adds an input, and listens.
+    /// Adds an input, listens, and dials.
     ///
     /// # Errors
     /// [`ChangeError`]; nothing has changed then, unless the system has no thread.
@@ -66,12 +66,16 @@ impl Relay {
         let bound = inputs::bind(addresses, &others, &[], (&self.passed, self.workers.count()));
         let bound = bound.map_err(ChangeError::Listen)?;
         self.begin_input(config)?;
+        for (input, listener) in &bound {
+            self.around.own.add(input, listener.bound());
+        }
         self.begin_listeners(bound)?;
+        self.begin_dials()?;
         Ok(())
     }
 
-    /// Removes an input: it listens no more. Its connections have `drain_timeout` for their end, and are closed then. Does not wait
-    /// for that. The input stays in the ledger.
+    /// Removes an input: it listens and dials no more. Its connections have `drain_timeout` for their end, and are closed then. Does
+    /// not wait for that. The input stays in the ledger.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -96,13 +100,12 @@ impl Relay {
         mut input: RunningInput,
         moved: &[Address],
     ) -> Result<(), ChangeError> {
-        let mut listeners = std::mem::take(&mut input.listeners);
         let mut doors = Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
-        listeners.iter_mut().for_each(|listener| listener.close(moved, &mut doors));
+        input.close(moved, &mut doors);
         let scopes = vec![input.entry.scope.clone()];
         let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
         let then = move || {
-            listeners.iter().for_each(|listener| listener.log.end());
+            input.ways().for_each(|way| way.log.end());
             // A worker that does not answer keeps what it has of the input.
             let _ = input.forget(&workers);
             accounts.end_input(&input.entry);
@@ -111,13 +114,13 @@ impl Relay {
         Ok(())
     }
 
-    /// Lets the connections end that these listeners have accepted.
-    pub(super) fn end_listeners(&self, listeners: Vec<RunningListener>) -> Result<(), ChangeError> {
-        if listeners.is_empty() {
+    /// Lets the connections end that came in on these ways.
+    pub(super) fn end_ways(&self, ways: Vec<WayIn>) -> Result<(), ChangeError> {
+        if ways.is_empty() {
             return Ok(());
         }
-        let scopes = listeners.iter().map(|listener| listener.scope.clone()).collect();
-        let then = move || listeners.iter().for_each(|listener| listener.log.end());
+        let scopes = ways.iter().map(|way| way.scope.clone()).collect();
+        let then = move || ways.iter().for_each(|way| way.log.end());
         removal::of_scopes(scopes, self.around.drain_timeout, then)?;
         Ok(())
     }
@@ -144,6 +147,13 @@ impl Relay {
         }
         self.list_listeners();
         Ok(())
+    }
+
+    /// Lets workers dial what inputs are configured to dial, and nobody dials yet.
+    pub(super) fn begin_dials(&mut self) -> io::Result<()> {
+        let (own, workers) = (&self.around.own, &self.workers);
+        let mut new = self.inputs.iter_mut().flat_map(|input| input.take_new_dials(own));
+        new.try_for_each(|dial| dial.begin(workers))
     }
 
     /// Starts these outputs, and lets workers feed them.

@@ -8,7 +8,7 @@ use crate::output::Destination;
 use crate::output::Lanes;
 use crate::output::OutputConfig;
 
-/// How many descriptors these outputs need at most, with what the listeners of these inputs hold back.
+/// How many descriptors these outputs need at most, with what the listeners of these inputs hold back, and what they dial.
 pub(crate) fn reserve<'a>(
     inputs: impl Iterator<Item = &'a InputConfig>,
     outputs: impl Iterator<Item = &'a OutputConfig>,
@@ -26,8 +26,8 @@ pub(crate) fn reserve<'a>(
         lanes * destination + output.buffer.spool().map_or(0, |_| SPOOL)
     });
     // A listener that finds none but these has one connection in hand.
-    let listeners: usize = inputs.map(|input| input.listen.len()).sum();
-    outputs.sum::<usize>() + listeners * workers + BESIDE
+    let inputs = inputs.map(|input| input.listen.len() * workers + input.dial.len() * STREAM);
+    outputs.sum::<usize>() + inputs.sum::<usize>() + BESIDE
 }
 
 /// A connection and the one that takes its place, each watched for writing with a descriptor of its own on epoll.

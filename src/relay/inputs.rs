@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use crate::faults;
 use crate::input::InputConfig;
+use crate::input::connection::WorkerInput;
 use crate::input::gate::Gate;
-use crate::input::listener::WorkerInput;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
 use crate::protocol::Oversize;
-use crate::protocol::ReaderConfig;
+use crate::relay::dials::RunningDial;
+use crate::relay::dials::WayIn;
 use crate::relay::error::StartError;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::input_entry::InputEntry;
@@ -42,6 +43,7 @@ pub(crate) struct RunningInput {
     accounts: Vec<Arc<InputAccount>>,
     gate: Arc<Gate>,
     pub(crate) listeners: Vec<RunningListener>,
+    pub(crate) dials: Vec<RunningDial>,
 }
 
 /// One address of it.
@@ -66,6 +68,11 @@ pub(crate) struct NewListener {
 }
 
 impl RunningListener {
+    /// What its connections have in common.
+    pub(crate) fn way(&self) -> WayIn {
+        WayIn { scope: self.scope.clone(), log: Arc::clone(&self.log) }
+    }
+
     /// Lets workers accept, one or more listeners each.
     fn accept(&self, input: InputId, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
         let orders = listeners.into_iter().map(|listener| {
@@ -185,13 +192,13 @@ pub(crate) struct Doors<'a> {
 }
 
 impl RunningInput {
-    /// An input without a listener, which no worker knows yet.
+    /// An input without a listener and without a dial, which no worker knows yet.
     pub(crate) fn new(id: InputId, config: InputConfig, workers: usize, inputs: &Scope) -> Self {
         let accounts: Vec<_> = (0..workers).map(|_| Arc::<InputAccount>::default()).collect();
         let scope = inputs.child(&config.name);
         let skips_oversize = config.oversize == Oversize::Skip;
         let entry = Arc::new(InputEntry::new(&config.name, scope, accounts.clone(), skips_oversize));
-        Self { id, config, entry, accounts, gate: Arc::default(), listeners: Vec::new() }
+        Self { id, config, entry, accounts, gate: Arc::default(), listeners: Vec::new(), dials: Vec::new() }
     }
 
     /// Tells every worker of the input, as it is configured now.
@@ -200,14 +207,7 @@ impl RunningInput {
     /// A worker does not answer.
     pub(crate) fn tell(&self, workers: &Workers) -> io::Result<()> {
         let config = Arc::new(self.config.clone());
-        let reader = Arc::new(ReaderConfig {
-            content_types: config.content_types.clone(),
-            bidirectional: true,
-            unidirectional: config.unidirectional,
-            frame_len_max: config.frame_len_max,
-            oversize: config.oversize,
-            handshake_timeout: config.handshake_timeout,
-        });
+        let reader = Arc::new(config.reader_config());
         let input = |account: &Arc<InputAccount>| WorkerInput {
             config: Arc::clone(&config).into(),
             reader: Arc::clone(&reader).into(),
@@ -243,7 +243,33 @@ impl RunningInput {
         listening
     }
 
-    /// Listens again at every address, with the sockets that are bound: the former listeners have ended.
+    /// The addresses that are configured and that nobody dials yet. They are to be begun.
+    pub(crate) fn take_new_dials(&mut self, own: &Arc<OwnListeners>) -> Vec<RunningDial> {
+        let mut new = Vec::new();
+        for to in &self.config.dial {
+            if !self.dials.iter().any(|dial| dial.to() == to) {
+                let input = (self.id, &self.config.name[..]);
+                let dial = RunningDial::new(input, to.clone(), &self.entry.scope, own);
+                self.dials.push(dial.clone());
+                new.push(dial);
+            }
+        }
+        new
+    }
+
+    /// Every way in.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = WayIn> {
+        let listeners = self.listeners.iter().map(RunningListener::way);
+        listeners.chain(self.dials.iter().map(RunningDial::way))
+    }
+
+    /// Takes nothing any more but what has arrived. Another input listens at the addresses that have `moved`.
+    pub(crate) fn close(&mut self, moved: &[Address], doors: &mut Doors<'_>) {
+        self.listeners.iter_mut().for_each(|listener| listener.close(moved, doors));
+        self.dials.iter().for_each(RunningDial::close);
+    }
+
+    /// Listens again at every address, with the sockets that are bound, and dials again: the former listeners have ended.
     ///
     /// # Errors
     /// A worker cannot listen.
@@ -251,7 +277,17 @@ impl RunningInput {
         for listener in &mut self.listeners {
             listener.scope = self.entry.scope.child(&listener.address().to_string());
         }
+        let parent = &self.entry.scope;
+        self.dials.iter_mut().try_for_each(|dial| dial.begin_again(parent, workers))?;
         self.accept_again(sockets, workers)
+    }
+
+    /// Dials again at every address where that was [stopped](RunningDial::stop_dialling).
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub(crate) fn dial_again(&mut self, workers: &Workers) -> io::Result<()> {
+        self.dials.iter_mut().try_for_each(|dial| dial.dial_again(workers))
     }
 
     /// Accepts again at every listener that has [stopped](RunningListener::stop_accepting).
@@ -267,8 +303,9 @@ impl RunningInput {
         Ok(())
     }
 
-    /// Goes on as configured here. Connections that are open go on, those of listeners that are not configured any more excepted.
-    /// Returns these listeners: they accept nothing any more. Another input listens at the addresses that have `moved`.
+    /// Goes on as configured here. Connections that are open go on, those of ways in that are not configured any more excepted.
+    /// Returns these ways: nothing comes in there any more. Another input listens at the addresses that have `moved`. What is to be
+    /// dialled from now on is not begun yet.
     ///
     /// # Errors
     /// A worker does not answer.
@@ -277,10 +314,13 @@ impl RunningInput {
         config: InputConfig,
         moved: &[Address],
         doors: &mut Doors<'_>,
-    ) -> io::Result<Vec<RunningListener>> {
+    ) -> io::Result<Vec<WayIn>> {
         let goes = |listener: &mut RunningListener| !config.listen.contains(&listener.configured);
         let mut gone: Vec<_> = self.listeners.extract_if(.., goes).collect();
         gone.iter_mut().for_each(|listener| listener.close(moved, doors));
+        let not_dialled = self.dials.extract_if(.., |dial| !config.dial.contains(dial.to()));
+        let not_dialled: Vec<_> = not_dialled.map(|dial| dial.way()).collect();
+        not_dialled.iter().for_each(|way| way.scope.drain());
         if config.socket_file != self.config.socket_file {
             for listener in &self.listeners {
                 if let Address::Unix(path) = listener.address() {
@@ -291,7 +331,8 @@ impl RunningInput {
         self.entry.set_skips_oversize(config.oversize == Oversize::Skip);
         self.config = config;
         self.tell(doors.workers)?;
-        Ok(gone)
+        self.dials.iter().for_each(RunningDial::look_again);
+        Ok(gone.iter().map(RunningListener::way).chain(not_dialled).collect())
     }
 }
 

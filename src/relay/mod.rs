@@ -4,6 +4,7 @@ mod account_watch;
 mod accounts;
 mod change;
 mod descriptors;
+mod dials;
 mod error;
 mod handover;
 mod inherited;
@@ -48,6 +49,8 @@ pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
 pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
+#[doc(hidden)]
+pub use crate::relay::handover::message_again;
 use crate::relay::handover::store::Left;
 use crate::relay::handover::store::Store;
 pub use crate::relay::inherited::Inherited;
@@ -304,13 +307,19 @@ impl Relay {
         Ok(())
     }
 
-    /// What takes over connections of another process.
-    fn adoption(&self) -> Adoption {
-        let inputs = self.inputs.iter().filter_map(|input| {
-            let first = input.listeners.first()?;
-            Some((input.config.name.clone(), (input.id, first.scope.clone(), Arc::clone(&first.log))))
+    /// What takes over connections of another process, and dials then.
+    fn adoption(&mut self) -> Adoption {
+        let own = &self.around.own;
+        let dials = self.inputs.iter_mut().flat_map(|input| {
+            let name = input.config.name.clone();
+            let new = input.take_new_dials(own).into_iter();
+            new.map(move |dial| ((name.clone(), dial.to().to_string()), dial))
         });
-        Adoption { workers: Arc::clone(&self.workers), inputs: inputs.collect() }
+        let dials = dials.collect();
+        let inputs = self.inputs.iter().filter_map(|input| {
+            Some((input.config.name.clone(), (input.id, input.listeners.first()?.way())))
+        });
+        Adoption { workers: Arc::clone(&self.workers), inputs: inputs.collect(), dials }
     }
 
     /// How many processes there were in the chain of upgrades, this one included.
@@ -410,7 +419,7 @@ impl Relay {
         relay.end();
         relay.wait_for_end(Instant::now() + FORCE);
         self.accounts.outputs().iter().for_each(|output| output.abandon());
-        self.inputs.iter().flat_map(|input| &input.listeners).for_each(|listener| listener.log.end());
+        self.inputs.iter().flat_map(RunningInput::ways).for_each(|way| way.log.end());
         self.accounts.tell_end();
     }
 }

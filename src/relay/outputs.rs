@@ -221,7 +221,8 @@ fn make_settings(
     };
     let members = entry.set_members(members);
     let content_type = config.stream_type();
-    let ways = streams.endpoints.addresses().map(|address| around.loops.way(content_type.as_ref(), address));
+    let way = |address| around.loops.way(content_type.as_ref(), address, streams.send_proxy);
+    let ways = streams.endpoints.addresses().map(way);
     Arc::new(LaneSettings {
         buffer: config.buffer.clone(),
         streams: streams.clone(),

@@ -236,7 +236,7 @@ impl Relay {
                         Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
                     let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
                     let closed = input.reconfigure(config, &moved, &mut doors)?;
-                    self.end_listeners(closed)?;
+                    self.end_ways(closed)?;
                 }
                 None => self.begin_input(config)?,
             }
@@ -250,6 +250,7 @@ impl Relay {
             self.around.own.add(input, listener.bound());
         }
         self.begin_listeners(listeners)?;
+        self.begin_dials()?;
         Ok(())
     }
 }

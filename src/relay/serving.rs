@@ -1,4 +1,4 @@
-//! Accepting on one worker, and giving each connection to the worker that has the fewest.
+//! Accepting and dialling on one worker, and giving each connection to the worker that has the fewest.
 
 use std::cell::Cell;
 use std::cell::RefCell;
@@ -15,9 +15,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_local;
 use tokio_util::task::TaskTracker;
 
-use crate::input::handing::HandedConnection;
+use crate::input::connection::Arrival;
+use crate::input::connection::WorkerInput;
+use crate::input::dialled::Dialled;
+use crate::input::dialling::Dialling;
 use crate::input::listener::Readers;
-use crate::input::listener::WorkerInput;
 use crate::input::listener::serve;
 use crate::lifecycle::Guard;
 use crate::lifecycle::Phase;
@@ -31,6 +33,7 @@ use crate::relay::placement::Place;
 use crate::relay::placement::Placement;
 use crate::transport::detached::Detached;
 use crate::transport::listener::Listener;
+use crate::transport::own_listeners::OwnListeners;
 use crate::transport::process::AcceptedPeer;
 use crate::transport::process::Process;
 use crate::transport::socket::Socket;
@@ -53,18 +56,31 @@ pub(crate) struct Serving {
     pub(crate) logs: RefCell<Vec<Weak<ListenerLog>>>,
 }
 
-/// A connection that was accepted.
+/// A connection that is to be served.
 pub(crate) struct Accepted<S> {
     pub(crate) input: InputId,
     pub(crate) socket: S,
     pub(crate) log: Arc<ListenerLog>,
-    pub(crate) peer: PeerName,
+    pub(crate) arrival: Arrival,
     pub(crate) place: Place,
-    /// The scope of the listener, and the connection as one of its tasks.
+    /// The scope of the listener, or of the address that was dialled, and the connection as one of its tasks.
     pub(crate) scope: Scope,
     pub(crate) guard: Guard,
-    /// Where another process has left it.
-    pub(crate) handed: Option<Box<HandedConnection>>,
+}
+
+/// An address that an input dials.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerDial {
+    pub(crate) input: InputId,
+    /// Its connections, on all workers.
+    pub(crate) dialled: Arc<Dialled>,
+    /// Where no input dials.
+    pub(crate) own: Arc<OwnListeners>,
+    pub(crate) log: Arc<ListenerLog>,
+    /// Of whoever dials, and of the connections.
+    pub(crate) scope: Scope,
+    /// Below it: of whoever dials.
+    pub(crate) dialling: Scope,
 }
 
 /// A connection on its way to another worker.
@@ -82,16 +98,67 @@ impl Serving {
         self.logs.borrow_mut().push(Arc::downgrade(&log));
         let accept = accept(Rc::clone(self), input, listener, log, (scope.clone(), accepting.clone()));
         let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
+        // What waits in the backlog comes before the end of what was accepted.
+        self.end_with(scope, async move { drop(accepting.await) });
+    }
+
+    /// Serves connections of an address that the input dials until its scope drains. Where this worker is the one that `dials`, it
+    /// does so until `dialling` drains, a scope below.
+    pub(crate) fn dial(self: &Rc<Self>, order: WorkerDial, dials: bool) {
+        let WorkerDial { input: id, dialled, own, log, scope, dialling } = order;
+        self.logs.borrow_mut().push(Arc::downgrade(&log));
+        if dials && let Some(input) = self.input(id) {
+            let run = Dialling { input, dialled, own, log: Arc::clone(&log) };
+            let (serving, scope) = (Rc::clone(self), scope.clone());
+            let serve = move |(socket, peer), dialled| {
+                let arrival = Arrival { peer: peer_name(peer), dialled: Some(dialled), handed: None };
+                serving.place(id, socket, &log, arrival, &scope);
+            };
+            let run = self.tasks.track_future(run.run(dialling.clone(), serve));
+            dialling.spawn_local("dialling", run);
+        }
+        self.end_with(scope, async {});
+    }
+
+    /// Tells connections when their scope drains, once `before` has ended, and when it is over.
+    fn end_with(&self, scope: Scope, before: impl Future<Output = ()> + 'static) {
         let readers = Rc::clone(&self.readers);
         spawn_local(async move {
             let mut phases = scope.phases();
             phases.reached(Phase::Draining).await;
-            // What waits in the backlog comes before the end of what was accepted.
-            let _ = accepting.await;
+            before.await;
             readers.enter(&scope, Phase::Draining);
             phases.reached(Phase::Over).await;
             readers.enter(&scope, Phase::Over);
         });
+    }
+
+    /// Gives a connection to the worker with the fewest.
+    fn place(
+        self: &Rc<Self>,
+        input: InputId,
+        socket: Socket,
+        log: &Arc<ListenerLog>,
+        arrival: Arrival,
+        scope: &Scope,
+    ) {
+        let place = self.placement.take(self.index);
+        let guard = scope.guard("connection");
+        let worker = place.worker();
+        let (log, scope) = (Arc::clone(log), scope.clone());
+        if worker == self.index {
+            self.serve(Accepted { input, socket, log, arrival, place, scope, guard });
+            return;
+        }
+        let (lost_log, lost_peer) = (Arc::clone(&log), arrival.peer.clone());
+        let handed_over = socket.detach().and_then(|socket| {
+            let handover = Accepted { input, socket, log, arrival, place, scope, guard };
+            // A worker that is gone gives the place back, and the guard.
+            self.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
+        });
+        if let Err(error) = handed_over {
+            self.lost(input, &lost_log, &lost_peer, &error);
+        }
     }
 
     /// Tells what the log left out, of each listener.
@@ -122,7 +189,7 @@ impl Serving {
 
     /// Serves a connection that has a place on this worker.
     fn serve(self: &Rc<Self>, accepted: Accepted<Socket>) {
-        let Accepted { input, socket, log, peer, place, scope, guard, handed } = accepted;
+        let Accepted { input, socket, log, arrival, place, scope, guard } = accepted;
         // An input is forgotten when its last task has ended.
         let Some(input) = self.input(input) else { return };
         let ended = Ended(Rc::clone(self));
@@ -130,7 +197,7 @@ impl Serving {
         let token = self.tasks.token();
         spawn_local(guard.supervise(async move {
             let _ended = (place, ended, token);
-            serve(readers, input, socket, log, peer, scope, handed).await;
+            serve(readers, input, socket, log, arrival, scope).await;
         }));
     }
 
@@ -195,24 +262,8 @@ async fn accept(
                 continue;
             }
         };
-        let place = serving.placement.take(serving.index);
-        let guard = scope.guard("connection");
-        let worker = place.worker();
-        let (log, scope) = (Arc::clone(&log), scope.clone());
-        if worker == serving.index {
-            serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed: None });
-            continue;
-        }
-        let (lost_log, lost_peer) = (Arc::clone(&log), peer.clone());
         let is_over = scope.phase() == Phase::Over;
-        let handed_over = socket.detach().and_then(|socket| {
-            let handover = Accepted { input, socket, log, peer, place, scope, guard, handed: None };
-            // A worker that is gone gives the place back, and the guard.
-            serving.mailboxes[worker].send(handover).map_err(|_| io::Error::other("the other worker is gone"))
-        });
-        if let Err(error) = handed_over {
-            serving.lost(input, &lost_log, &lost_peer, &error);
-        }
+        serving.place(input, socket, &log, Arrival { peer, dialled: None, handed: None }, &scope);
         if is_over {
             return;
         }
@@ -244,12 +295,12 @@ pub(crate) async fn receive(serving: Rc<Serving>, mut mailbox: UnboundedReceiver
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(MAILBOX_QUIET), if draining => return,
         };
-        let Some(Accepted { input, socket, log, peer, place, scope, guard, handed }) = handover else {
+        let Some(Accepted { input, socket, log, arrival, place, scope, guard }) = handover else {
             return;
         };
         match Socket::attach(socket) {
-            Ok(socket) => serving.serve(Accepted { input, socket, log, peer, place, scope, guard, handed }),
-            Err(error) => serving.lost(input, &log, &peer, &error),
+            Ok(socket) => serving.serve(Accepted { input, socket, log, arrival, place, scope, guard }),
+            Err(error) => serving.lost(input, &log, &arrival.peer, &error),
         }
     }
 }

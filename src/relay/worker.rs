@@ -16,9 +16,9 @@ use tokio::task::spawn_local;
 use tokio_util::task::TaskTracker;
 
 use crate::faults;
+use crate::input::connection::WorkerInput;
 use crate::input::handing::Offer;
 use crate::input::listener::Readers;
-use crate::input::listener::WorkerInput;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
@@ -30,6 +30,7 @@ use crate::relay::placement::Placement;
 use crate::relay::placement::pin;
 use crate::relay::serving::Handover;
 use crate::relay::serving::Serving;
+use crate::relay::serving::WorkerDial;
 use crate::relay::serving::receive;
 use crate::relay::ticks::Ticker;
 use crate::route::Inlet;
@@ -83,6 +84,8 @@ pub(crate) enum Order {
     ForgetInput(InputId),
     /// Accept connections.
     Listen(WorkerListener),
+    /// Serve the connections of this address that an input dials, and dial it or not.
+    Dial(WorkerDial, bool),
     /// Run this lane.
     Lane(Box<WorkerLane>),
     /// Feed these lanes, and no others.
@@ -213,6 +216,10 @@ async fn obey(
             Order::Listen(WorkerListener { input, listener, log, scope, accepting }) => {
                 Listener::new(listener, reserve.clone())
                     .map(|listener| serving.listen(input, listener, log, (scope, &accepting)))
+            }
+            Order::Dial(dial, dials) => {
+                serving.dial(dial, dials);
+                Ok(())
             }
             Order::Lane(lane) => {
                 let WorkerLane { lane, scope } = *lane;

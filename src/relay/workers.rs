@@ -10,11 +10,10 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::mpsc::unbounded_channel;
 use tracing::warn;
 
-use crate::input::handing::HandedConnection;
+use crate::input::connection::Arrival;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
 use crate::observability::listener_log::ListenerLog;
-use crate::observability::peer_name::PeerName;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::error::StartError;
 use crate::relay::input_entry::InputId;
@@ -107,19 +106,23 @@ impl Workers {
         self.orders.len()
     }
 
+    /// The worker with the fewest connections; any of these.
+    pub(crate) fn least_busy(&self) -> usize {
+        self.placement.take(fastrand::usize(..self.count())).worker()
+    }
+
     /// Gives a connection that another process had to the worker with the fewest. Returns whether a worker takes it.
     pub(crate) fn serve(
         &self,
         input: InputId,
-        (socket, peer): (Detached, PeerName),
+        socket: Detached,
         (log, scope): (&Arc<ListenerLog>, &Scope),
-        connection: HandedConnection,
+        arrival: Arrival,
     ) -> bool {
         let place = self.placement.take(0);
         let mailbox = &self.mailboxes[place.worker()];
         let (log, scope, guard) = (Arc::clone(log), scope.clone(), scope.guard("connection"));
-        let handed = Some(Box::new(connection));
-        mailbox.send(Accepted { input, socket, log, peer, place, scope, guard, handed }).is_ok()
+        mailbox.send(Accepted { input, socket, log, arrival, place, scope, guard }).is_ok()
     }
 
     /// Gives these orders, each to the worker of this index, and waits until all of them are carried out. A worker that has

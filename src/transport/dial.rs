@@ -8,13 +8,18 @@
 //!
 //! An address that fails at once does not keep the next one waiting. Whoever shakes hands on a connection and fails asks for
 //! the next one: the addresses that are left are tried then.
+//!
+//! Whoever wants a connection to every address of a name, and not to one of them, asks for its [`sites`] and connects to
+//! [each](connect).
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -45,6 +50,66 @@ pub(crate) struct Dial {
     failed: Vec<(SocketAddr, io::Error)>,
 }
 
+/// One place that an address leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// An address of a name, or one that was written.
+    Tcp(SocketAddr),
+    /// A path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Every site that an address leads to now, each once, in the order of the answer. Cancel-safe.
+///
+/// # Errors
+/// Of the lookup; `TimedOut` when it takes longer than `limit`.
+pub(crate) async fn sites(address: &Address, limit: Duration) -> io::Result<Vec<Site>> {
+    let mut sites = Vec::new();
+    match address {
+        Address::Unix(path) => sites.push(Site::Unix(path.clone())),
+        Address::Systemd(_) => {}
+        Address::Tcp { host, port } => {
+            for address in look_up(host, *port, limit).await?.iter() {
+                let site = Site::Tcp(*address);
+                if !sites.contains(&site) {
+                    sites.push(site);
+                }
+            }
+        }
+    }
+    Ok(sites)
+}
+
+/// Connects to one site. Cancel-safe.
+///
+/// # Errors
+/// What the system says; `TimedOut` when an answer takes longer than the time of the options.
+pub(crate) async fn connect(site: &Site, options: &ConnectOptions) -> io::Result<Socket> {
+    match site {
+        Site::Unix(path) => Socket::connect_unix(path).await,
+        Site::Tcp(address) => Ok(Socket::connected_tcp(attempt(*address, options.timeout).await?, options)),
+    }
+}
+
+async fn look_up(host: &str, port: u16, limit: Duration) -> io::Result<Arc<[SocketAddr]>> {
+    timeout(limit, resolve(host, port)).await.unwrap_or_else(|_| {
+        let text = format!("the name servers did not answer for {limit:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    })
+}
+
+/// What is tried at the same time, each under its key.
+pub(crate) type Attempts<K, T> = Vec<(K, Pin<Box<dyn Future<Output = T>>>)>;
+
 type Attempt = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
 impl Dial {
@@ -67,11 +132,7 @@ impl Dial {
                 ));
             }
             Address::Tcp { host, port } => {
-                let Ok(resolved) = timeout(options.timeout, resolve(host, *port)).await else {
-                    let text = format!("the name servers did not answer for {:?}", options.timeout);
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-                };
-                dial.addresses = in_turn(&resolved?, last);
+                dial.addresses = in_turn(&look_up(host, *port, options.timeout).await?, last);
             }
         }
         Ok(dial)
@@ -101,7 +162,7 @@ impl Dial {
         if let Some(path) = self.path.take() {
             return Socket::connect_unix(&path).await;
         }
-        let mut attempts: Vec<(SocketAddr, Attempt)> = Vec::new();
+        let mut attempts: Attempts<SocketAddr, io::Result<TcpStream>> = Vec::new();
         let mut next_at = Instant::now();
         loop {
             if (attempts.is_empty() || next_at <= Instant::now())
@@ -208,13 +269,13 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The attempt that ends first; the others go on.
-async fn first(attempts: &mut Vec<(SocketAddr, Attempt)>) -> (SocketAddr, io::Result<TcpStream>) {
+/// The attempt that ends first, and what it came to; the others go on. Cancel-safe. Never ready where there is none.
+pub(crate) async fn first<K, T>(attempts: &mut Attempts<K, T>) -> (K, T) {
     poll_fn(|context| {
         for index in 0..attempts.len() {
             if let Poll::Ready(result) = attempts[index].1.as_mut().poll(context) {
-                let (address, _) = attempts.remove(index);
-                return Poll::Ready((address, result));
+                let (key, _) = attempts.remove(index);
+                return Poll::Ready((key, result));
             }
         }
         Poll::Pending
@@ -228,6 +289,7 @@ mod tests {
 
     use super::*;
     use crate::transport::epoll;
+    use crate::transport::process::AcceptedPeer;
 
     const OPTIONS: ConnectOptions = ConnectOptions {
         timeout: Duration::from_secs(2),
@@ -282,6 +344,30 @@ mod tests {
             let error = dial(&[refused, refused_too]).next().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
             assert!(error.to_string().contains(&refused_too.to_string()), "{error}");
+        });
+    }
+
+    #[test]
+    fn every_site_of_an_address_can_be_connected_to_by_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let (_bound, refused) = nowhere();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let _local = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        epoll::runtime().unwrap().block_on(async {
+            let limit = OPTIONS.timeout;
+            let sites_of = async |text: &str| sites(&text.parse().unwrap(), limit).await.unwrap();
+            assert_eq!(sites_of(&format!("tcp://{there}")).await, [Site::Tcp(there)]);
+            assert_eq!(sites_of(&format!("unix:{}", path.display())).await, [Site::Unix(path.clone())]);
+            let local = sites_of("tcp://localhost:53").await;
+            assert!(local.iter().all(|site| local.iter().filter(|other| site == *other).count() == 1));
+            let connected = connect(&Site::Tcp(there), &OPTIONS).await.unwrap();
+            assert_eq!(connected.far_end().unwrap(), AcceptedPeer::Tcp(there));
+            let connected = connect(&Site::Unix(path.clone()), &OPTIONS).await.unwrap();
+            assert!(matches!(connected.far_end().unwrap(), AcceptedPeer::Unix(Some(_))));
+            let error = connect(&Site::Tcp(refused), &OPTIONS).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         });
     }
 

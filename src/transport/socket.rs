@@ -108,6 +108,17 @@ impl Socket {
         }
     }
 
+    /// The far end: on a unix connection that was opened, the process that listens.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub(crate) fn far_end(&self) -> io::Result<AcceptedPeer> {
+        match &self.io {
+            Io::Tcp(stream) => stream.peer_addr().map(AcceptedPeer::Tcp),
+            Io::Unix(stream) => Ok(AcceptedPeer::Unix(stream.peer_cred().ok().map(Process::of))),
+        }
+    }
+
     /// Sends a PROXY header that tells of this connection, before anything else.
     pub(crate) async fn send_proxy_header(&mut self, version: ProxyVersion) -> io::Result<()> {
         let ends = match &self.io {

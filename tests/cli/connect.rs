@@ -1,5 +1,7 @@
-//! `tapster check --connect`, with a relay as the reader.
+//! `tapster check --connect`, with a relay as the reader, and producers that listen.
 
+use std::io::Read;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Child;
@@ -82,4 +84,52 @@ fn readers_that_are_there_get_a_session_without_frames_and_others_are_named() {
     let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     let input = &summary["inputs"][0];
     assert_eq!((&input["frames"], &input["sessions_ended"]["finished"]), (&0.into(), &3.into()), "{input}");
+}
+
+/// A producer that listens: it sends this to whoever connects, and hands out what it gets in answer.
+fn producer(sends: &'static [u8]) -> (String, std::thread::JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
+    let serve = move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(sends).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        answer
+    };
+    (address, std::thread::spawn(serve))
+}
+
+#[test]
+fn producers_that_are_dialled_are_heard_and_nothing_is_answered() {
+    const READY: &[u8] = b"\0\0\0\0\0\0\0\x22\0\0\0\x04\0\0\0\x01\0\0\0\x16protobuf:dnstap.Dnstap";
+    const START: &[u8] = b"\0\0\0\0\0\0\0\x22\0\0\0\x02\0\0\0\x01\0\0\0\x16protobuf:dnstap.Dnstap";
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("tapster.toml");
+    let check = |dial: &[&str]| {
+        let text = format!("[[input]]\nname = \"in\"\ndial = {dial:?}\nhandshake_timeout = \"5s\"\n");
+        std::fs::write(&config, text).unwrap();
+        tapster(&["check", "--connect", "-c", config.to_str().unwrap()])
+    };
+    let (ready, start) = (producer(READY), producer(START));
+    let found = check(&[&ready.0, &start.0]);
+    assert_exit(&found, 0);
+    let words = stderr(&found);
+    for part in [
+        "offers content type protobuf:dnstap.Dnstap (READY",
+        "sends content type protobuf:dnstap.Dnstap (START",
+    ] {
+        assert!(words.contains(part) && words.contains("input `in`"), "{part}: {words}");
+    }
+    assert!(ready.1.join().unwrap().is_empty() && start.1.join().unwrap().is_empty());
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let away = format!("tcp://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let http = producer(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    let lost = check(&[&away, &http.0]);
+    assert_exit(&lost, 1);
+    let words = stderr(&lost);
+    assert!(words.contains(&format!("{away}: ")) && words.contains("no connection"), "{words}");
+    assert!(words.contains(&format!("{}: ", http.0)), "{words}");
+    http.1.join().unwrap();
 }

@@ -20,6 +20,7 @@ use crate::support::relay::to;
 use crate::support::relay::to_address;
 use crate::support::relay::to_file;
 use crate::support::relay::to_peer;
+use crate::support::stream::Listener;
 use crate::support::stream::Stream;
 use crate::support::stream::Transport;
 use crate::support::stream::folder;
@@ -143,6 +144,29 @@ on_both_backends! {
         let ledger = relay.drain();
         assert!(ledger.outputs.iter().all(|output| output.balances() && output.frames_spooled == 0), "{ledger:?}");
         assert_eq!(reader.close().frames(), 1500);
+    }
+
+    fn the_address_of_an_input_that_goes_is_free_while_its_connections_are_held_up(backend) {
+        let folder = folder();
+        let stalled = PeerListener::tcp();
+        let mut relay = relay(backend)
+            .output(to_peer(&stalled).queue(1 << 20).when_full(WhenFull::Block))
+            .drain_timeout(Duration::from_secs(60))
+            .start();
+        let mut reader = stalled.accept();
+        reader.open_as_reader();
+        for transport in [Transport::Tcp, Transport::Unix] {
+            let address = relay.add_input("goes", listening(transport, folder.path()));
+            let mut held_up = Peer::writer(&address);
+            held_up.send_until_stalled(&numbered::frames_of_len(0, 0..200_000, 200), millis(500));
+            relay.remove_input("goes");
+            eventually("nobody listens any more", || Stream::connect(&address).is_err());
+            held_up.expect_silence(millis(100));
+            let _next = Listener::bind(&address).expect("the address is free");
+        }
+        let served = thread::spawn(move || reader.serve());
+        relay.drain();
+        served.join().expect("a reader");
     }
 
     fn inputs_come_and_go_and_the_connections_of_others_stay(backend) {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use tapster::transport::Address;
 use tapster::transport::Backend;
+use tapster::transport::ProxyVersion;
 
 use crate::support::collector::CollectingReader;
 use crate::support::numbered;
@@ -24,6 +25,7 @@ use crate::support::relay::ended;
 use crate::support::relay::listening;
 use crate::support::relay::listening_on;
 use crate::support::relay::relay;
+use crate::support::relay::tcp;
 use crate::support::relay::to;
 use crate::support::relay::to_address;
 use crate::support::relay::to_peer;
@@ -181,6 +183,29 @@ on_both_backends! {
                 reader.close();
             }
         }
+    }
+
+    /// The question stands behind a header, as the frames do.
+    fn a_loop_through_inputs_that_want_a_proxy_header_is_found(backend) {
+        let (reader, folder) = (CollectingReader::tcp(), folder());
+        let [first, second] = [(); 2].map(|()| free_address(Transport::Tcp, folder.path()));
+        let proxied = |address: &Address| {
+            listening_on(vec![address.clone()]).access(|access| access.proxy_from = Some(Vec::new()))
+        };
+        let next = |address: &Address| {
+            to_address(address.clone()).send_proxy(ProxyVersion::V2).reconnect(millis(10), millis(100))
+        };
+        let relays = [
+            relay(backend).input(tcp()).input(proxied(&first)).output(next(&second)).output(to(&reader)).start(),
+            relay(backend).input(proxied(&second)).output(next(&first)).start(),
+        ];
+        eventually("the loop is closed", || relays.iter().all(connected));
+        let mut writer = relays[0].writer();
+        writer.send(&numbered::frames(0, 0..10));
+        eventually("the loop is found", || relays.iter().any(|relay| found(relay) >= 1));
+        writer.finish();
+        relays.into_iter().for_each(|relay| drop(relay.drain()));
+        reader.close();
     }
 
     fn a_way_that_leads_back_no_longer_is_used_again(backend) {

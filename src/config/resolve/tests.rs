@@ -260,6 +260,36 @@ fn addresses_must_not_be_listened_on_twice_nor_feed_back() {
 }
 
 #[test]
+fn an_input_listens_or_dials_or_does_both() {
+    let input = |keys: &str| from_file(&format!("[[input]]\n{keys}\n"));
+    let resolved =
+        input("dial = [\"tcp://coredns.example:6000\", \"unix:/a\"]\nreconnect = { max = \"5s\" }").unwrap();
+    let dialling = &resolved.config.inputs[0];
+    assert_eq!((dialling.name.as_str(), dialling.listen.len()), ("tcp://coredns.example:6000", 0));
+    let reconnect = Reconnect { min: Duration::from_millis(100), max: Duration::from_secs(5) };
+    assert_eq!((dialling.dial.len(), dialling.reconnect), (2, reconnect));
+    assert_eq!(from_file(&to_toml(&resolved.config)).unwrap(), resolved);
+    let both = input("listen = \"unix:/b\"\ndial = \"unix:/a\"\nconnections_max = 7").unwrap();
+    assert_eq!(from_file(&to_toml(&both.config)).unwrap(), both);
+    for (keys, at) in [
+        ("name = \"a\"", "listen (input `a`)"),
+        ("listen = \"unix:/a\"\nreconnect = { min = \"1s\" }", "reconnect"),
+        ("dial = \"unix:/a\"\nreconnect = { min = \"1h\" }", "reconnect.min"),
+        ("dial = []", "dial"),
+        ("dial = \"tls://a:1\"", "dial"),
+        ("dial = \"file:a.fstrm\"", "dial"),
+        ("dial = \"tcp://a:0\"", "dial"),
+        ("dial = [\"tcp://a:1\", \"tcp://a:1\"]\nname = \"a\"", "dial (input `a`)"),
+        ("dial = \"tcp://localhost:1\"\nlisten = \"tcp://0.0.0.0:1\"", "dial"),
+        ("dial = \"tcp://a:1\"\nconnections_max = 7", "connections_max"),
+    ] {
+        let faults = input(keys).unwrap_err();
+        let places: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(places, [format!("input[0].{at}").as_str()], "{keys}: {faults}");
+    }
+}
+
+#[test]
 fn what_is_not_there_yet_is_recognised() {
     let faults = to("tls://a:1").unwrap_err().to_string();
     assert!(faults.contains("TLS is not built in yet"), "{faults}");
@@ -307,6 +337,22 @@ fn a_spool_has_its_keys_and_its_limits() {
     assert_eq!(keys(from_options(&[], &twice)), ["spool.dir"]);
     let small = to("tcp://a:1?buffer=disk&spool.dir=/s&spool.max=1MiB").unwrap_err().to_string();
     assert!(small.contains("it needs 4210864 = 4 segments of 1052716 bytes"), "{small}");
+}
+
+#[test]
+fn two_outputs_do_not_write_into_one_stdout_or_fifo() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&fifo, &link).unwrap();
+    let [fifo, link] = [fifo, link].map(|path| format!("file:{}", path.display()));
+    for twice in [["file:-", "file:/dev/stdout"], [&fifo, &fifo], [&fifo, &link]] {
+        assert_eq!(keys(from_options(&[], &twice)), ["to"], "{twice:?}");
+    }
+    for apart in [["file:-", fifo.as_str()], ["file:/dev/null", "file:/dev/null"], ["file:a", "file:b"]] {
+        assert!(from_options(&[], &apart).is_ok(), "{apart:?}");
+    }
 }
 
 #[test]

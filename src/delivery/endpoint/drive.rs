@@ -19,7 +19,9 @@ impl Endpoint {
             Link::Connecting { deadline, .. } => [Some(deadline), None],
             Link::Up { .. } => {
                 let brings_nothing = self.flight.stream_written() == 0 && !self.flight.is_writing();
-                [self.watch.timeout(brings_nothing), self.checkpoint_due(shared)]
+                // What was held back may have become too old meanwhile.
+                let holds = brings_nothing && self.flight.has_pending();
+                [self.watch.timeout(holds), self.checkpoint_due(shared)]
             }
             Link::Stopping { deadline, arriving, .. } => {
                 [Some(deadline), self.watch.probe_at().filter(|_| arriving)]

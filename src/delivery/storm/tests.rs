@@ -45,8 +45,9 @@ const FRAME_LEN: usize = 12;
 
 /// Runs where a test does not ask for others: some seconds in a debug build.
 const RUNS: u64 = 5_000;
-/// Seeds beyond them that have found a fault, and run each time: a batch that came back during a write, behind a younger one.
-const FOUND: [u64; 2] = [1_077_439, 1_122_478];
+/// Seeds beyond them that have found a fault, and run each time: a batch that came back during a write, behind a younger one;
+/// a frame that was held back until it was too old.
+const FOUND: [u64; 4] = [1_077_439, 1_122_478, 2_113_319, 2_159_867];
 
 #[test]
 fn every_frame_ends_once_whatever_connections_do() {

@@ -19,6 +19,7 @@ use crate::input::handing::Offer;
 use crate::lifecycle::Scope;
 use crate::observability::Ledger;
 use crate::relay::Relay;
+use crate::relay::dials::RunningDial;
 use crate::relay::handover::message::ConnectionRecord;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
@@ -93,12 +94,18 @@ impl Relay {
         // The next process listens there.
         self.sockets.leave();
         let listeners = || self.inputs.iter().flat_map(|input| &input.listeners);
+        let dials = || self.inputs.iter().flat_map(|input| &input.dials);
         listeners().for_each(RunningListener::stop_accepting);
+        dials().for_each(RunningDial::stop_dialling);
         let by = Instant::now() + ACCEPT_TIME;
-        while Instant::now() < by && !listeners().all(RunningListener::has_stopped_accepting) {
+        let have_stopped = || {
+            listeners().all(RunningListener::has_stopped_accepting)
+                && dials().all(RunningDial::has_stopped_dialling)
+        };
+        while Instant::now() < by && !have_stopped() {
             thread::sleep(LOOK);
         }
-        let scopes: Vec<_> = listeners().map(|listener| listener.scope.clone()).collect();
+        let scopes: Vec<_> = self.ways().map(|way| way.scope).collect();
         let (connections, behind) = (Vec::new(), Vec::new());
         let mut leaving = Leaving { store, message, connections, behind, behind_len: 0, is_full: false };
         let (offers, mut offered) = unbounded_channel();
@@ -116,7 +123,7 @@ impl Relay {
     }
 
     /// Goes on with connections that a process has left which has ended.
-    pub(crate) fn go_on_with(&self, connections: Vec<Stored<HandedConnection>>, is_left: bool) {
+    pub(crate) fn go_on_with(&mut self, connections: Vec<Stored<HandedConnection>>, is_left: bool) {
         // From the first byte on that is read here, nobody else can go on with them.
         match &self.store {
             Some(store) => {
@@ -129,14 +136,17 @@ impl Relay {
             None if is_left => store::clear(),
             None => {}
         }
-        if connections.is_empty() {
-            return;
+        let mut adoption = self.adoption();
+        if !connections.is_empty() {
+            info!(
+                connections = connections.len(),
+                "this process goes on with the connections of the former one"
+            );
         }
-        let adoption = self.adoption();
-        info!(connections = connections.len(), "this process goes on with the connections of the former one");
         for (connection, socket) in connections {
             adoption.serve(socket, connection);
         }
+        adoption.dial();
     }
 }
 

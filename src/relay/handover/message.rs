@@ -83,6 +83,8 @@ pub(crate) struct HandedListener {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionRecord {
     input: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dial: Option<String>,
     peer: Option<SocketAddr>,
     stage: Stage,
     content_type: Option<Vec<u8>>,
@@ -154,6 +156,7 @@ impl ConnectionRecord {
         };
         Self {
             input: connection.input.clone(),
+            dial: connection.dial.clone(),
             peer: connection.peer,
             stage,
             content_type: bytes(&connection.content_type),
@@ -184,8 +187,21 @@ impl ConnectionRecord {
         // Not the memory of the whole message.
         let received = BytesMut::from(&behind.split_to(self.received)[..]).freeze();
         let content_type = content_type(self.content_type)?;
-        Ok(HandedConnection { input: self.input, peer: self.peer, stage, content_type, received })
+        let Self { input, dial, peer, .. } = self;
+        Ok(HandedConnection { input, dial, peer, stage, content_type, received })
     }
+}
+
+/// For fuzzers: takes a message with all that is in it, and encodes it again; `None` where it is refused.
+#[doc(hidden)]
+pub fn message_again(bytes: Vec<u8>) -> Option<Vec<u8>> {
+    let (message, mut behind) = Message::decode(bytes).ok()?;
+    let Message::Connections { connections } = message else { return Some(message.encode(&[])) };
+    let taken = connections.into_iter().map(|record| record.take(&mut behind));
+    let taken = taken.collect::<Result<Vec<_>, _>>().ok()?;
+    let connections = taken.iter().map(ConnectionRecord::of).collect();
+    let received: Vec<_> = taken.into_iter().map(|connection| connection.received).collect();
+    Some(Message::Connections { connections }.encode(&received))
 }
 
 /// The version of these messages.
@@ -199,7 +215,8 @@ mod tests {
         let content_type = Some(ContentType::DNSTAP);
         let peer = Some("[2001:db8::1]:7".parse().unwrap());
         let received = Bytes::from_static(received);
-        HandedConnection { input: "a".to_owned(), peer, stage, content_type, received }
+        let dial = (received.is_empty()).then(|| "tcp://a:1".to_owned());
+        HandedConnection { input: "a".to_owned(), dial, peer, stage, content_type, received }
     }
 
     #[test]

@@ -18,6 +18,8 @@ use bytes::Bytes;
 
 use crate::relay::handover::message::Message;
 use crate::relay::handover::message::MessageError;
+#[doc(hidden)]
+pub use crate::relay::handover::message::message_again;
 pub(crate) use crate::relay::handover::new::Adoption;
 pub(crate) use crate::relay::handover::new::Estate;
 pub use crate::relay::handover::new::Predecessor;

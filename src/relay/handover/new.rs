@@ -12,13 +12,14 @@ use tracing::info;
 use tracing::warn;
 
 use crate::input::InputConfig;
+use crate::input::connection::Arrival;
 use crate::input::handing::HandedConnection;
-use crate::lifecycle::Scope;
 use crate::observability::Ledger;
 use crate::observability::OutputLedger;
-use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
 use crate::relay::accounts::Accounts;
+use crate::relay::dials::RunningDial;
+use crate::relay::dials::WayIn;
 use crate::relay::handover::ANSWER_TIME;
 use crate::relay::handover::HandoverError;
 use crate::relay::handover::hear;
@@ -35,6 +36,7 @@ use crate::relay::outputs::OutputParts;
 use crate::relay::serving::peer_name;
 use crate::relay::workers::Workers;
 use crate::transport::Address;
+use crate::transport::dial::Site;
 use crate::transport::passed::PassedListeners;
 use crate::transport::passing::Passing;
 use crate::transport::socket::Socket;
@@ -209,7 +211,9 @@ impl Estate {
 pub(crate) struct Adoption {
     pub(crate) workers: Arc<Workers>,
     /// Of each input the number, and the first of its listeners.
-    pub(crate) inputs: BTreeMap<String, (InputId, Scope, Arc<ListenerLog>)>,
+    pub(crate) inputs: BTreeMap<String, (InputId, WayIn)>,
+    /// Of each input, by its name, each address that it dials: from when the connections of the old process are there.
+    pub(crate) dials: BTreeMap<(String, String), RunningDial>,
 }
 
 /// What takes over connections and outputs while the relay runs already.
@@ -227,6 +231,7 @@ impl TakingOver {
         if let Err(error) = self.take() {
             warn!("the old process ended before everything was handed over: {error}");
         }
+        self.adoption.dial();
         for (name, parts) in std::mem::take(&mut self.held) {
             self.begin(&name, parts);
         }
@@ -245,6 +250,7 @@ impl TakingOver {
                     say(&self.predecessor.passing, &Message::Reading)?;
                 }
                 Message::AllConnections => {
+                    self.adoption.dial();
                     info!(connections = taken, "this process reads the connections of the old one");
                 }
                 Message::OutputFree { ledger } => {
@@ -273,21 +279,49 @@ impl TakingOver {
 impl Adoption {
     /// Goes on with a connection that another process has had.
     pub(crate) fn serve(&self, socket: OwnedFd, connection: HandedConnection) {
-        let Some((id, scope, log)) = self.inputs.get(&connection.input) else {
+        let name = connection.input.clone();
+        // The peer may have gone meanwhile.
+        let (socket, peer) = match Socket::adopt(socket) {
+            Ok(adopted) => adopted,
+            Err(error) => return info!(input = name, "a connection ended in the hand-over: {error}"),
+        };
+        let peer = connection.peer.map_or_else(|| peer_name(peer), PeerName::Tcp);
+        let way = match &connection.dial {
+            None => self.inputs.get(&name).map(|(id, way)| (*id, way.clone(), None)),
+            Some(to) => self.dials.get(&(name.clone(), to.clone())).and_then(|dial| {
+                let dialled = dial.adopt(site(dial.to(), &peer)?);
+                Some((dial.input(), dial.way(), Some(dialled)))
+            }),
+        };
+        let Some((id, WayIn { scope, log }, dialled)) = way else {
+            let dial = connection.dial;
             warn!(
-                input = connection.input,
-                "a connection of the old process is closed: its input is not configured any more"
+                input = name,
+                dial,
+                "a connection of the old process is closed: the way that it came in is not configured any more"
             );
             return;
         };
-        match Socket::adopt(socket) {
-            Ok((socket, peer)) => {
-                let peer = connection.peer.map_or_else(|| peer_name(peer), PeerName::Tcp);
-                self.workers.serve(*id, (socket, peer), (log, scope), connection);
+        let arrival = Arrival { peer, dialled, handed: Some(Box::new(connection)) };
+        self.workers.serve(id, socket, (&log, &scope), arrival);
+    }
+
+    /// Dials what the old process does not dial any more, and what it had no connection to.
+    pub(crate) fn dial(&mut self) {
+        for ((input, to), dial) in std::mem::take(&mut self.dials) {
+            if let Err(error) = dial.begin(&self.workers) {
+                warn!(input, dial = to, "the input cannot dial: {error}");
             }
-            // The peer has gone meanwhile.
-            Err(error) => info!(input = connection.input, "a connection ended in the hand-over: {error}"),
         }
+    }
+}
+
+/// Where a connection leads that was opened to this address.
+fn site(to: &Address, peer: &PeerName) -> Option<Site> {
+    match (to, peer) {
+        (Address::Unix(path), _) => Some(Site::Unix(path.clone())),
+        (Address::Tcp { .. }, PeerName::Tcp(peer)) => Some(Site::Tcp(*peer)),
+        (Address::Tcp { .. }, PeerName::Unix(_)) | (Address::Systemd(_), _) => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The old process: it gives what it has to the new one, and goes on where that fails.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -16,6 +17,8 @@ use crate::relay::FORCE;
 use crate::relay::INPUTS_PART;
 use crate::relay::LANES_PART;
 use crate::relay::Relay;
+use crate::relay::dials::RunningDial;
+use crate::relay::dials::WayIn;
 use crate::relay::handover::ANSWER_TIME;
 use crate::relay::handover::BEGIN_TIME;
 use crate::relay::handover::HandoverError;
@@ -26,7 +29,9 @@ use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
 use crate::relay::handover::say_with;
 use crate::relay::handover::unexpected;
+use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
+use crate::relay::output_entry::OutputEntry;
 use crate::relay::worker::Order;
 use crate::transport::Address;
 use crate::transport::passing::Passing;
@@ -112,19 +117,25 @@ impl Relay {
         say(&to.passing, &Message::Listed)
     }
 
-    /// Stops accepting, and gives away one connection after the other.
+    /// Stops accepting and dialling, and gives away one connection after the other.
     fn give_connections(&mut self, to: &Successor) -> Result<(), HandoverError> {
         let listeners = || self.inputs.iter().flat_map(|input| &input.listeners);
+        let dials = || self.inputs.iter().flat_map(|input| &input.dials);
         listeners().for_each(RunningListener::stop_accepting);
+        dials().for_each(RunningDial::stop_dialling);
         let by = Instant::now() + ACCEPT_TIME;
-        while Instant::now() < by && !listeners().all(RunningListener::has_stopped_accepting) {
+        let have_stopped = || {
+            listeners().all(RunningListener::has_stopped_accepting)
+                && dials().all(RunningDial::has_stopped_dialling)
+        };
+        while Instant::now() < by && !have_stopped() {
             thread::sleep(LOOK);
         }
         let (offers, mut offered) = unbounded_channel();
         let all = 0..self.workers.count();
         self.workers.order(all.clone().map(|worker| (worker, Order::Offer(Some(offers.clone())))))?;
         drop(offers);
-        let scopes: Vec<_> = listeners().map(|listener| listener.scope.clone()).collect();
+        let scopes: Vec<_> = self.ways().map(|way| way.scope).collect();
         let given = give_offered(to, &mut offered, &scopes);
         // Before what is offered now is turned down: nobody offers it once more.
         self.workers.order(all.map(|worker| (worker, Order::Offer(None))))?;
@@ -132,31 +143,40 @@ impl Relay {
         say(&to.passing, &Message::AllConnections)
     }
 
-    /// The new process did not take over: accepts again. Connections go on by themselves.
+    pub(super) fn ways(&self) -> impl Iterator<Item = WayIn> {
+        self.inputs.iter().flat_map(RunningInput::ways)
+    }
+
+    /// The new process did not take over: accepts and dials again. Connections go on by themselves.
     fn go_on(&mut self) {
         for input in &mut self.inputs {
             if let Err(error) = input.accept_again(&self.sockets, &self.workers) {
                 warn!(input = input.config.name, "the input cannot listen again: {error}");
+            }
+            if let Err(error) = input.dial_again(&self.workers) {
+                warn!(input = input.config.name, "the input cannot dial again: {error}");
             }
         }
     }
 
     fn end_for(&mut self, to: &Successor) -> Result<Ledger, HandoverError> {
         let (began, timeout) = (Instant::now(), self.around.drain_timeout);
-        let scopes: Vec<_> =
-            self.inputs.iter().flat_map(|input| &input.listeners).map(|listener| &listener.scope).collect();
+        let scopes: Vec<_> = self.ways().map(|way| way.scope).collect();
         // Connections that could not pass.
-        scopes.iter().for_each(|scope| scope.drain());
+        scopes.iter().for_each(Scope::drain);
         let by = began + timeout.mul_f64(INPUTS_PART);
         for scope in &scopes {
             scope.wait_for_end(by);
         }
-        scopes.iter().for_each(|scope| scope.end());
+        scopes.iter().for_each(Scope::end);
         for output in &self.outputs {
             output.entry.scope.drain();
             output.entry.close();
         }
-        let mut left: Vec<_> = self.outputs.iter().map(|output| output.entry.clone()).collect();
+        // Those that are being removed end by themselves, and count until then.
+        let removed =
+            |entry: &Arc<OutputEntry>| !self.outputs.iter().any(|own| Arc::ptr_eq(&own.entry, entry));
+        let mut left = self.accounts.outputs();
         let (mut lanes_ended, mut over) = (false, false);
         while !left.is_empty() {
             let now = Instant::now();
@@ -169,9 +189,22 @@ impl Relay {
                 left.iter().for_each(|entry| entry.scope.end());
             }
             let given_up = now >= began + timeout + FORCE;
-            for entry in left.extract_if(.., |entry| given_up || entry.scope.has_ended()) {
+            let there = self.accounts.outputs();
+            let has_ended = |entry: &mut Arc<OutputEntry>| {
+                given_up
+                    || if removed(entry) {
+                        !there.iter().any(|other| Arc::ptr_eq(other, entry))
+                    } else {
+                        entry.scope.has_ended()
+                    }
+            };
+            let ended: Vec<_> = left.extract_if(.., has_ended).collect();
+            for entry in ended {
                 entry.abandon();
-                // With what former processes of the chain had counted.
+                if left.iter().any(|other| other.name == entry.name) {
+                    continue;
+                }
+                // With what former processes of the chain had counted, and former outputs of this name.
                 let ledger = self.ledger().outputs.into_iter().find(|output| output.name == entry.name);
                 if let Some(ledger) = ledger.map(Box::new) {
                     say(&to.passing, &Message::OutputFree { ledger })?;

@@ -289,6 +289,7 @@ mod tests {
         let connection = |number| HandedConnection {
             input: format!("input{number}"),
             peer: None,
+            dial: None,
             stage: ReaderStage::Streaming { bidirectional: true, skip: 0 },
             content_type: None,
             received: format!("residue {number}").into(),

@@ -166,6 +166,12 @@ impl TestRelay {
         address.clone()
     }
 
+    /// Adds an input of this name that need not listen.
+    #[track_caller]
+    pub(crate) fn add_input_that_dials(&mut self, name: &str, input: InputBuilder) {
+        self.relay.add_input(input.config(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
     #[track_caller]
     pub(crate) fn remove_input(&mut self, name: &str) {
         self.relay.remove_input(name).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -222,6 +228,13 @@ impl TestRelay {
         let mut outputs = self.ledger().outputs;
         let place = outputs.iter().position(|output| output.name == name);
         outputs.swap_remove(place.unwrap_or_else(|| panic!("no output {name}: {outputs:?}")))
+    }
+
+    /// The input of this name in the ledger.
+    #[track_caller]
+    pub(crate) fn input_named(&self, name: &str) -> InputLedger {
+        let input = self.ledger().inputs.into_iter().find(|input| input.name == name);
+        input.unwrap_or_else(|| panic!("no input {name}"))
     }
 
     pub(crate) fn input(&self) -> InputLedger {
@@ -346,6 +359,12 @@ pub(crate) fn listening_on(listen: Vec<Address>) -> InputBuilder {
     InputBuilder(InputConfig { listen, ..InputConfig::default() })
 }
 
+/// An input that listens nowhere and dials these addresses, again after some milliseconds.
+pub(crate) fn dialling(dial: &[Address]) -> InputBuilder {
+    let reconnect = Reconnect { min: Duration::from_millis(5), max: Duration::from_millis(50) };
+    InputBuilder(InputConfig { listen: Vec::new(), dial: dial.to_vec(), reconnect, ..InputConfig::default() })
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct InputBuilder(InputConfig);
 
@@ -368,6 +387,12 @@ impl InputBuilder {
 
     pub(crate) fn bidirectional_only(mut self) -> Self {
         self.0.unidirectional = false;
+        self
+    }
+
+    /// Dials these addresses, too.
+    pub(crate) fn and_dialling(mut self, dial: &[Address]) -> Self {
+        self.0.dial = dial.to_vec();
         self
     }
 
