@@ -205,6 +205,7 @@ impl RelayArgs {
             workers: self.workers.clone(),
             backend: self.backend.clone(),
             drain_timeout: self.drain_timeout.clone(),
+            passed: None,
             admin: self.admin.clone(),
         }
     }

@@ -46,7 +46,7 @@ impl Rules {
         let mut hosts = config.hosts.clone();
         hosts.extend(config.addresses().into_iter().filter_map(|address| match address {
             Address::Tcp { host, .. } => Some(host.to_ascii_lowercase()),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Systemd(_) => None,
         }));
         Self { hosts, token: config.token.clone() }
     }

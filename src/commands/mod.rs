@@ -7,9 +7,11 @@ use std::process::ExitCode;
 
 use tapster::config::Fault;
 use tapster::config::Faults;
+use tapster::config::Options;
 use tapster::config::Resolved;
 use tapster::config::resolve;
 use tapster::observability::printable;
+use tapster::transport::PassedSocket;
 
 use crate::cli::RelayArgs;
 use crate::cli::time::TimeRange;
@@ -25,6 +27,7 @@ pub(crate) mod events;
 pub(crate) mod file;
 pub(crate) mod file_sink;
 pub(crate) mod inspect;
+pub(crate) mod manager;
 pub(crate) mod pace;
 pub(crate) mod reload;
 pub(crate) mod reloading;
@@ -71,10 +74,11 @@ impl CommandError {
     }
 }
 
-/// The configuration that the options make, or everything that is wrong with them.
-pub(crate) fn resolve_args(args: &RelayArgs) -> Result<Resolved, Faults> {
+/// The configuration that the options make, or everything that is wrong with them. The service manager has `passed` these sockets;
+/// `None` where nobody knows.
+pub(crate) fn resolve_args(args: &RelayArgs, passed: Option<Vec<PassedSocket>>) -> Result<Resolved, Faults> {
     let summary_fault = args.summary.as_deref().and_then(summary_fault);
-    match (resolve(&args.options()), summary_fault) {
+    match (resolve(&Options { passed, ..args.options() }), summary_fault) {
         (result, None) => result,
         (Ok(_), Some(fault)) => Err(Faults(vec![fault])),
         (Err(Faults(mut faults)), Some(fault)) => {

@@ -77,7 +77,8 @@ fn prepare(
     present: &[Address],
 ) -> Result<Prepared, Refusal> {
     let Resolved { config, admin, warnings, places } =
-        resolve_args(args).map_err(|faults| Refusal::Faults(lines(&faults.0)))?;
+        // The relay has what the service manager passes, and looks for it there.
+        resolve_args(args, None).map_err(|faults| Refusal::Faults(lines(&faults.0)))?;
     let mut changes = differences(planner.present(), &config);
     changes.extend(admin_differences(former_admin, &admin));
     let shown = to_json(&config, &admin);

@@ -21,6 +21,7 @@ use tapster::config::units::format_size;
 use tapster::observability::Ledger;
 use tapster::observability::Log;
 use tapster::observability::LogFormat;
+use tapster::relay::Inherited;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::return_freed_memory;
@@ -31,12 +32,13 @@ use crate::cli::RelayArgs;
 use crate::commands::CommandError;
 use crate::commands::events::Begun;
 use crate::commands::events::Event;
+use crate::commands::manager::Manager;
 use crate::commands::resolve_args;
 use crate::commands::service::Ended;
 use crate::commands::service::Service;
 use crate::commands::signals::Signals;
 use crate::commands::stages::Stages;
-use crate::commands::start::Former;
+use crate::commands::start::Origin;
 use crate::commands::start::Start;
 use crate::commands::start::start;
 use crate::commands::successor;
@@ -46,9 +48,13 @@ use crate::commands::summary::write_summary;
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     return_freed_memory();
     let failed = |error: io::Error| CommandError::Failed(error.to_string());
+    // Before anything is opened.
+    let inherited = Inherited::take().map_err(|error| CommandError::Usage(error.to_string()))?;
     let mut signals = Signals::handle_stray().map_err(failed)?;
     let former = successor::predecessor().map_err(failed)?;
-    let resolved = resolve_args(args);
+    // Those of an old process come from there.
+    let passed = former.is_none().then(|| inherited.sockets());
+    let resolved = resolve_args(args, passed);
     if let (Err(faults), Some((predecessor, _))) = (&resolved, &former) {
         let lines: Vec<_> = faults.0.iter().map(ToString::to_string).collect();
         predecessor.refuse(true, &lines.join("\n"));
@@ -60,7 +66,7 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     for warning in &resolved.warnings {
         warn!("{warning}");
     }
-    let result = relay(args, &resolved, former, signals, &log);
+    let result = relay(args, &resolved, (inherited, former), signals, &log);
     log.flush();
     result
 }
@@ -68,11 +74,12 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
 fn relay(
     args: &RelayArgs,
     Resolved { config, admin, .. }: &Resolved,
-    former: Option<Former>,
+    origin: Origin,
     signals: Signals,
     log: &Log,
 ) -> Result<ExitCode, CommandError> {
     raise_descriptor_limit();
+    let manager = Manager::of_environment();
     let (sender, events) = mpsc::channel();
     let wishes = sender.clone();
     // Where nobody hears a wish any more, the process is about to end, and the answer says so.
@@ -80,7 +87,7 @@ fn relay(
     signals
         .watch(sender.clone(), Arc::clone(&desk), log.clone())
         .map_err(|error| CommandError::Failed(format!("cannot start a thread for signals: {error}")))?;
-    let ledger = match start(config, admin, former, sender.clone(), &events)? {
+    let ledger = match start(config, admin, origin, sender.clone(), &events)? {
         Start::GivenUp => Ledger::default(),
         Start::Running { begun: Begun { relay, opened }, end } => {
             announce(&relay, config, &opened);
@@ -91,7 +98,7 @@ fn relay(
             let service = Service {
                 relay: *relay,
                 server,
-                stages: Stages::new(Arc::clone(&desk)),
+                stages: Stages::new(Arc::clone(&desk), manager),
                 desk,
                 args,
                 sender,

@@ -94,7 +94,7 @@ impl Service<'_> {
     /// Serves until a signal asks for the end, or another process has taken over. `end`: a signal that has asked for it already.
     /// Meanwhile keeps the status line up to date, if there is one.
     pub(crate) fn run(mut self, end: Option<&'static str>, terminal: Option<&Log>) -> Ended {
-        self.stages.ready();
+        self.stages.ready(self.relay.view());
         let mut status = StatusLine::new(Instant::now());
         let mut end = end;
         while end.is_none() {
@@ -193,8 +193,8 @@ impl Service<'_> {
     /// Lets a new process take over. Returns whether it has, and this one is to end.
     fn upgrade(&mut self, by: Asker<u64>, binary: Option<&Path>) -> bool {
         self.stages.upgrade_begins(&by.to_string());
-        let successor = match successor::hand_over(&mut self.relay, binary, &self.server) {
-            Ok(successor) => successor,
+        let (successor, process) = match successor::hand_over(&mut self.relay, binary, &self.server) {
+            Ok(begun) => begun,
             Err(error) => {
                 self.stages.upgrade_fails(&error.to_string());
                 by.answer(Err(refusal(error)));
@@ -211,7 +211,7 @@ impl Service<'_> {
             }
             return false;
         }
-        self.stages.handed_over();
+        self.stages.handed_over(process);
         true
     }
 

@@ -1,4 +1,5 @@
-//! The stages in the life of `tapster run`. Each is told here, and nowhere else: in the log, and to the admin addresses.
+//! The stages in the life of `tapster run`. Each is told here, and nowhere else: in the log, to the admin addresses, and
+//! to the service manager.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,30 +9,38 @@ use tapster::admin::Phase;
 use tapster::admin::Refusal;
 use tapster::admin::Reloaded;
 use tapster::config::units::format_duration;
+use tapster::relay::View;
 use tracing::info;
 use tracing::warn;
+
+use crate::commands::manager::Manager;
 
 /// Whoever has to learn of the stages.
 #[derive(Debug)]
 pub(crate) struct Stages {
     desk: Arc<Desk>,
+    manager: Manager,
 }
 
 impl Stages {
-    pub(crate) fn new(desk: Arc<Desk>) -> Self {
-        Self { desk }
+    pub(crate) fn new(desk: Arc<Desk>, manager: Manager) -> Self {
+        Self { desk, manager }
     }
 
     /// Everything listens.
-    pub(crate) fn ready(&self) {
+    pub(crate) fn ready(&self, view: View) {
         self.desk.enter(Phase::Running);
+        self.manager.ready(view);
     }
 
     /// The configuration is about to be read again.
-    pub(crate) fn reload_begins(&self) {}
+    pub(crate) fn reload_begins(&self) {
+        self.manager.reloading();
+    }
 
     /// It was read again: the relay runs as before, or with what has changed.
     pub(crate) fn reload_ends(&self, by: &str, outcome: &Result<Reloaded, Refusal>) {
+        self.manager.reloaded();
         match outcome {
             Ok(Reloaded { changes, .. }) if changes.is_empty() => {
                 info!("{by}: the configuration was read again, and nothing has changed");
@@ -50,6 +59,7 @@ impl Stages {
     /// The relay ends.
     pub(crate) fn drain_begins(&self, by: &str, timeout: Duration) {
         self.desk.enter(Phase::Draining);
+        self.manager.stopping(timeout);
         let timeout = format_duration(timeout);
         info!("{by}: draining, at most {timeout}; a signal that comes a second later or more ends at once");
     }
@@ -65,8 +75,9 @@ impl Stages {
         info!("the new process reads every connection that can pass; this one ends its outputs");
     }
 
-    /// This process has nothing any more.
-    pub(crate) fn handed_over(&self) {
+    /// This process has nothing any more, and the one of this number goes on.
+    pub(crate) fn handed_over(&self, process: u32) {
+        self.manager.main_pid(process);
         info!("the new process has taken over everything; this one ends");
     }
 

@@ -15,6 +15,7 @@ use tapster::admin::Phase;
 use tapster::admin::Refusal;
 use tapster::admin::Wish;
 use tapster::config::AdminConfig;
+use tapster::relay::Inherited;
 use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
@@ -38,18 +39,21 @@ pub(crate) enum Start {
 /// The process to take over from, and the sockets of its admin addresses.
 pub(crate) type Former = (Predecessor, Vec<(String, OwnedFd)>);
 
+/// What the service manager passes, and the process to take over from, if there is one.
+pub(crate) type Origin = (Inherited, Option<Former>);
+
 /// Starts the relay on a thread of its own: looking up a name to listen on takes as long as the name servers let it, and a
 /// signal has to end that, too.
 pub(crate) fn start(
     config: &RelayConfig,
     admin: &AdminConfig,
-    former: Option<Former>,
+    origin: Origin,
     sender: Sender<Event>,
     events: &Receiver<Event>,
 ) -> Result<Start, CommandError> {
     let (config, admin) = (config.clone(), admin.clone());
     let run = move || {
-        let started = catch_unwind(AssertUnwindSafe(|| begin(config, &admin, former)));
+        let started = catch_unwind(AssertUnwindSafe(|| begin(config, &admin, origin)));
         // Where nobody hears it any more, the process is about to end.
         let _ = sender.send(Event::Started(started));
     };
@@ -83,7 +87,11 @@ pub(crate) fn start(
 }
 
 /// The admin addresses come first: a process that cannot have them leaves everything as it was.
-fn begin(config: RelayConfig, admin: &AdminConfig, former: Option<Former>) -> Result<Begun, CommandError> {
+fn begin(
+    config: RelayConfig,
+    admin: &AdminConfig,
+    (inherited, former): Origin,
+) -> Result<Begun, CommandError> {
     let (predecessor, lent) = former.unzip();
     let opened = Opened::open(admin, &[], lent.unwrap_or_default()).map_err(|faults| {
         let faults = faults.join("\n");
@@ -91,7 +99,7 @@ fn begin(config: RelayConfig, admin: &AdminConfig, former: Option<Former>) -> Re
         CommandError::Failed(faults)
     })?;
     let relay = match predecessor {
-        None => Relay::start(config),
+        None => Relay::start_with(config, inherited),
         Some(predecessor) => Relay::take_over(config, predecessor),
     };
     let relay = relay.map_err(|error| CommandError::Failed(error.to_string()))?;

@@ -17,6 +17,7 @@ use tapster::relay::HandoverError;
 use tapster::relay::Predecessor;
 use tapster::relay::Relay;
 use tapster::relay::Successor;
+use tapster::transport::PASSED_VARIABLES;
 
 use crate::commands::start::Former;
 
@@ -40,7 +41,7 @@ pub(crate) fn predecessor() -> io::Result<Option<Former>> {
 }
 
 /// Starts the program anew, from `binary` or the path that this process was started with, and hands over to it. When this returns,
-/// the new process reads every connection that can pass. Takes 15 s at most.
+/// the new process reads every connection that can pass. Takes 15 s at most. Returns that process, and its number.
 ///
 /// # Errors
 /// The new process did not take over. It has ended, and this one goes on.
@@ -48,7 +49,7 @@ pub(crate) fn hand_over(
     relay: &mut Relay,
     binary: Option<&Path>,
     server: &Server,
-) -> Result<Successor, HandoverError> {
+) -> Result<(Successor, u32), HandoverError> {
     let (successor, inherited) = Successor::new()?;
     let lent = server.lend()?;
     let lent: Vec<_> = lent.iter().map(|(name, socket)| (name.clone(), socket.as_fd())).collect();
@@ -56,13 +57,19 @@ pub(crate) fn hand_over(
     let mut arguments = env::args_os();
     let own = arguments.next().unwrap_or_else(|| "tapster".into());
     let program = binary.map_or(own, |path| path.as_os_str().to_owned());
-    let begun =
-        Command::new(&program).args(arguments).env(TAKE_OVER, "1").stdin(Stdio::from(inherited)).spawn();
-    let mut child = begun.map_err(|error| {
+    let mut command = Command::new(&program);
+    command.args(arguments).env(TAKE_OVER, "1").stdin(Stdio::from(inherited));
+    // They are for this process. The other one gets the sockets from here.
+    for name in PASSED_VARIABLES {
+        command.env_remove(name);
+    }
+    // The watchdog goes on with the process that takes over.
+    command.env_remove("WATCHDOG_PID");
+    let mut child = command.spawn().map_err(|error| {
         io::Error::new(error.kind(), format!("cannot start {}: {error}", program.display()))
     })?;
     match relay.hand_over(&successor) {
-        Ok(()) => Ok(successor),
+        Ok(()) => Ok((successor, child.id())),
         Err(error) => {
             drop(successor);
             end(&mut child);

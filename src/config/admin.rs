@@ -72,7 +72,7 @@ impl AdminKeys {
         if top.is_empty_list("admin") {
             top.take("admin", |_| Ok(()));
             self.config.listen = Some(Vec::new());
-        } else if let Some(listen) = top.take_list("admin", value::listen_address) {
+        } else if let Some(listen) = top.take_list("admin", value::admin_address) {
             self.config.listen = Some(listen);
         }
         if let Some((path, token)) = top.take("admin_token_file", token_file) {
@@ -121,7 +121,7 @@ pub fn admin_addresses(files: &[PathBuf]) -> Vec<Address> {
         if top.is_empty_list("admin") {
             listen = Some(Vec::new());
         }
-        listen = top.take_list("admin", value::listen_address).or(listen);
+        listen = top.take_list("admin", value::admin_address).or(listen);
     }
     AdminConfig { listen, ..AdminConfig::default() }.addresses()
 }
@@ -130,6 +130,7 @@ pub fn admin_addresses(files: &[PathBuf]) -> Vec<Address> {
 pub fn is_local(address: &Address) -> bool {
     match address {
         Address::Unix(_) => true,
+        Address::Systemd(_) => false,
         Address::Tcp { host, .. } => {
             host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
         }

@@ -114,6 +114,7 @@ fn write_process_keys(document: &mut String, config: &RelayConfig) {
     line(document, "workers", &config.workers.to_string());
     line(document, "backend", &quoted(config.backend.word()));
     line(document, "drain_timeout", &quoted(&format_duration(config.drain_timeout)));
+    line(document, "descriptor_store", &config.descriptor_store.to_string());
 }
 
 fn write_input(document: &mut String, input: &InputConfig) {

@@ -12,6 +12,7 @@ use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
 use crate::config::conflicts::check_files;
 use crate::config::conflicts::check_names;
+use crate::config::conflicts::check_passed;
 use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
@@ -35,6 +36,7 @@ use crate::config::section::Section;
 use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::relay::RelayConfig;
+use crate::transport::PassedSocket;
 
 /// What was given on the command line, as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Options {
     pub backend: Option<String>,
     /// `--drain-timeout`; replaces the key of the file.
     pub drain_timeout: Option<String>,
+    /// What the service manager passes; `None` where nobody knows it: listeners of its are not looked for then.
+    pub passed: Option<Vec<PassedSocket>>,
     /// `--admin`, each an address; replaces the key of the file. `off` alone: none.
     pub admin: Vec<String>,
 }
@@ -146,9 +150,12 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     check_addresses(&inputs, &outputs, &mut findings);
     check_content_types(&inputs, &outputs, &mut findings);
     check_spools(&outputs, &mut findings);
+    check_files(&outputs, &mut findings);
+    if let Some(passed) = &options.passed {
+        check_passed(&inputs, passed, &mut findings);
+    }
     let listening: Vec<_> = inputs.iter().map(|entry| &entry.config).collect();
     let admin = admin.finish(&listening, &mut findings);
-    check_files(&outputs, &mut findings);
 
     inputs.iter().for_each(|entry| places.note_input(&entry.config.name, &entry.origin));
     outputs.iter().for_each(|entry| places.note_output(&entry.config.name, &entry.origin));

@@ -326,6 +326,8 @@ async fn run_session(
     };
     let mut drained = pin!(drained);
     while started.is_none() {
+        // Until then this process alone decides.
+        let may_be_offered = is_admitted;
         let opening = async {
             if !is_admitted {
                 let config = Arc::clone(&input.config.borrow());
@@ -337,20 +339,20 @@ async fn run_session(
                 };
                 entrant.admit(&mut socket, &mut session).await?;
                 is_admitted = true;
+                return Ok(None);
             }
-            read::handshake(&mut socket, &mut session, &mut received).await.map_err(NotAdmitted::Ended)
+            let began = read::handshake(&mut socket, &mut session, &mut received).await;
+            began.map(Some).map_err(NotAdmitted::Ended)
         };
         let result = tokio::select! {
             biased;
             result = opening => Some(result),
             () = &mut drained => return Ok(ReadEnd::Drained),
-            () = readers.offers_asked() => None,
+            () = readers.offers_asked(), if may_be_offered => None,
         };
         connection.count(session.counters());
         match result {
-            Some(result) => started = Some(result?),
-            // A connection that is not let in yet is let in, or not, by this process.
-            None if !is_admitted => {}
+            Some(result) => started = result?,
             None => {
                 let bytes = Bytes::copy_from_slice(&received);
                 let offer = readers.offer(

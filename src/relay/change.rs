@@ -37,8 +37,9 @@ impl Relay {
             return Err(ChangeError::NameTaken(config.name));
         }
         let others = self.listened_at(&config);
-        let bound = inputs::bind(ListenAt::output(&config), &others, &[], self.workers.count())
-            .map_err(ChangeError::Listen)?;
+        let bound =
+            inputs::bind(ListenAt::output(&config), &others, &[], (&self.passed, self.workers.count()))
+                .map_err(ChangeError::Listen)?;
         self.begin_outputs(vec![config])?;
         self.begin_output_listeners(bound)?;
         Ok(())
@@ -79,8 +80,8 @@ impl Relay {
         let others = others.chain(self.outputs.iter().flat_map(|output| output.config.listen()));
         let others = others.collect::<Vec<_>>();
         let addresses = config.listen.iter().map(|address| ListenAt::input(&config, address));
-        let bound =
-            inputs::bind(addresses, &others, &[], self.workers.count()).map_err(ChangeError::Listen)?;
+        let bound = inputs::bind(addresses, &others, &[], (&self.passed, self.workers.count()));
+        let bound = bound.map_err(ChangeError::Listen)?;
         self.begin_input(config)?;
         for (input, listener) in &bound {
             self.around.own.add(input, listener.bound());

@@ -4,6 +4,7 @@
 //! anything changes, so a configuration with one fault changes nothing.
 
 use std::mem::discriminant;
+use std::sync::Arc;
 
 use crate::input::InputConfig;
 use crate::output::Buffer;
@@ -21,6 +22,7 @@ use crate::relay::inputs::RunningListener;
 use crate::relay::sockets::Owner;
 use crate::spool::Folder;
 use crate::transport::Address;
+use crate::transport::passed::PassedListeners;
 
 /// What a reload does to one output of the configuration.
 #[derive(Debug)]
@@ -59,6 +61,7 @@ pub struct Planner {
     // Where each output listens, likewise.
     serving: Vec<(String, Address)>,
     workers: usize,
+    passed: Arc<PassedListeners>,
 }
 
 impl Planner {
@@ -104,8 +107,9 @@ impl Planner {
         let at_inputs = at_inputs(&new.inputs).filter(|at| !self.listens_on(at.owner.name(), at.address));
         let at_outputs =
             at_outputs(&new.outputs).filter(|at| !self.serves_at(at.owner.name(), at.address, &outputs));
-        let bound = inputs::bind(at_inputs, &all, &going, self.workers)
-            .and_then(|inputs| Ok((inputs, inputs::bind(at_outputs, &all, &going, self.workers)?)));
+        let from = (&*self.passed, self.workers);
+        let bound = inputs::bind(at_inputs, &all, &going, from)
+            .and_then(|inputs| Ok((inputs, inputs::bind(at_outputs, &all, &going, from)?)));
         match bound {
             Ok((listeners, output_listeners)) => {
                 Ok(Plan { present: self.present, new, outputs, listeners, output_listeners })
@@ -182,6 +186,7 @@ impl Relay {
             listening: of_inputs.collect(),
             serving: of_outputs.collect(),
             workers: self.workers.count(),
+            passed: Arc::clone(&self.passed),
         }
     }
 
@@ -198,8 +203,11 @@ impl Relay {
             return Err(ChangeError::Outdated);
         }
         self.around.drain_timeout = plan.new.drain_timeout;
+        self.set_store(plan.new.descriptor_store);
         self.change_outputs(plan.outputs, plan.output_listeners)?;
-        self.change_inputs(plan.new.inputs, plan.listeners)
+        self.change_inputs(plan.new.inputs, plan.listeners)?;
+        self.keep_listeners();
+        Ok(())
     }
 
     /// The configuration that the relay runs with.
@@ -207,6 +215,7 @@ impl Relay {
         RelayConfig {
             workers: self.asked_workers,
             backend: self.asked_backend,
+            descriptor_store: self.asked_store,
             drain_timeout: self.around.drain_timeout,
             inputs: self.inputs.iter().map(|input| input.config.clone()).collect(),
             outputs: self.outputs.iter().map(|output| output.config.clone()).collect(),

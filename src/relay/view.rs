@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::observability::Ledger;
+use crate::observability::Standing;
 use crate::relay::accounts::Accounts;
 use crate::relay::ticks::Ticks;
 
@@ -22,6 +23,11 @@ impl View {
     /// The ledger as it stands.
     pub fn ledger(&self) -> Ledger {
         self.accounts.ledger()
+    }
+
+    /// How the relay stands, in short.
+    pub fn standing(&self) -> Standing {
+        self.accounts.standing()
     }
 
     /// When each worker ticked last.

@@ -1,4 +1,4 @@
-//! Addresses as users write them: `tcp://HOST:PORT`, `unix:PATH`.
+//! Addresses as users write them: `tcp://HOST:PORT`, `unix:PATH`, `systemd:NAME`.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -19,6 +19,9 @@ pub enum Address {
     },
     /// `unix:PATH`, a stream socket.
     Unix(PathBuf),
+    /// `systemd:NAME`: the listeners of that name, which the service manager passes. `None`, written `systemd`: the first one that
+    /// it passes. Nothing connects there.
+    Systemd(Option<String>),
 }
 
 /// Why a text is not an address.
@@ -27,7 +30,7 @@ pub enum Address {
 pub enum AddressError {
     /// None of the known schemes.
     #[error(
-        "`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH or file:PATH"
+        "`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH, systemd:NAME or file:PATH"
     )]
     Scheme(String),
     /// No port, or not a number up to 65535.
@@ -39,6 +42,11 @@ pub enum AddressError {
     /// No path.
     #[error("`{0}` needs a path, as in unix:/run/tapster/dnstap.sock or file:tapster-%Y%m%d.fstrm")]
     Path(String),
+    /// No name, or one that no socket unit can give.
+    #[error(
+        "`{0}` needs the name of a socket, as in systemd:dnstap for FileDescriptorName=dnstap; `systemd` alone is the first one"
+    )]
+    Name(String),
     /// `tls://HOST:PORT`.
     #[error("TLS is not built in yet: use tcp://, through stunnel or haproxy where the way is not trusted")]
     Tls,
@@ -57,7 +65,7 @@ impl Address {
     pub(crate) fn port(&self) -> Option<u16> {
         match self {
             Self::Tcp { port, .. } => Some(*port).filter(|port| *port != 0),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Systemd(_) => None,
         }
     }
 
@@ -93,6 +101,16 @@ impl FromStr for Address {
         if let Some(rest) = text.strip_prefix("file:") {
             return Err(AddressError::File(path(rest)?));
         }
+        if text == "systemd" {
+            return Ok(Self::Systemd(None));
+        }
+        if let Some(name) = text.strip_prefix("systemd:") {
+            return if is_descriptor_name(name) {
+                Ok(Self::Systemd(Some(name.to_owned())))
+            } else {
+                Err(AddressError::Name(text.to_owned()))
+            };
+        }
         Err(AddressError::Scheme(text.to_owned()))
     }
 }
@@ -103,8 +121,18 @@ impl fmt::Display for Address {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd(Some(name)) => write!(f, "systemd:{name}"),
+            Self::Systemd(None) => write!(f, "systemd"),
         }
     }
+}
+
+/// Whether a socket unit can give this name: ASCII without control characters and colons, at most 255 bytes.
+///
+/// Source: systemd `fdname_is_valid`.
+fn is_descriptor_name(name: &str) -> bool {
+    let usual = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+    (1..=255).contains(&name.len()) && name.bytes().all(usual)
 }
 
 fn split_host_port(text: &str, rest: &str) -> Result<(String, u16), AddressError> {
@@ -135,6 +163,8 @@ mod tests {
             "tcp://siem.example:65535",
             "unix:/run/tapster/dnstap.sock",
             "unix:relative.sock",
+            "systemd:dnstap",
+            "systemd",
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -154,6 +184,9 @@ mod tests {
         }
         for text in ["unix:", "file:"] {
             assert!(matches!(error(text), AddressError::Path(_)), "{text}");
+        }
+        for text in ["systemd:", "systemd:a:b", "systemd:caf\u{e9}"] {
+            assert!(matches!(error(text), AddressError::Name(_)), "{text}");
         }
         assert_eq!(error("tls://[2001:db8::1]:6443"), AddressError::Tls);
         assert_eq!(error("file:a.fstrm"), AddressError::File("a.fstrm".to_owned()));

@@ -3,9 +3,11 @@
 //! The old process goes on until the new one reads. Whatever fails before that leaves everything where it was. No byte is
 //! read by both: the old process stops reading a connection, offers it, and lets go of it when the new one has it.
 
+mod leave;
 pub(crate) mod message;
 mod new;
 mod old;
+pub(crate) mod store;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -18,6 +20,7 @@ use crate::relay::handover::message::Message;
 use crate::relay::handover::message::MessageError;
 #[doc(hidden)]
 pub use crate::relay::handover::message::message_again;
+pub(crate) use crate::relay::handover::new::Adoption;
 pub(crate) use crate::relay::handover::new::Estate;
 pub use crate::relay::handover::new::Predecessor;
 pub(crate) use crate::relay::handover::new::TakingOver;

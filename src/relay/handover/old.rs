@@ -25,7 +25,6 @@ use crate::relay::handover::HandoverError;
 use crate::relay::handover::Successor;
 use crate::relay::handover::hear;
 use crate::relay::handover::message::ConnectionRecord;
-use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
 use crate::relay::handover::say_with;
@@ -34,6 +33,7 @@ use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::output_entry::OutputEntry;
 use crate::relay::worker::Order;
+use crate::transport::Address;
 use crate::transport::passing::Passing;
 
 impl Relay {
@@ -87,21 +87,18 @@ impl Relay {
 
     fn offer(&self, to: &Successor) -> Result<(), HandoverError> {
         let ledger = self.ledger();
+        // The new process finds these among those that the service manager has passed.
+        let listeners = self.all_listeners();
+        let listeners = listeners.filter(|listener| !matches!(listener.configured, Address::Systemd(_)));
         let mut sockets = Vec::new();
-        for listener in self.all_listeners() {
+        for listener in listeners {
             for socket in listener.sockets(&self.sockets)? {
-                let record = HandedListener {
-                    configured: listener.configured.to_string(),
-                    address: listener.address().to_string(),
-                    dual_stack: listener.is_dual_stack(),
-                    of_output: listener.is_of_output(),
-                };
-                sockets.push((record, socket));
+                sockets.push((listener.record(), socket));
             }
         }
         let offer = Message::Offer {
             connections: ledger.inputs.iter().map(|input| input.connections_open).sum(),
-            listeners: sockets.len() as u64,
+            listeners: (sockets.len() + self.passed.all().len()) as u64,
             generation: self.generation,
             started_at: self.started_at,
             ledger: Box::new(ledger),
@@ -111,6 +108,11 @@ impl Relay {
             let listeners = group.iter().map(|(record, _)| record.clone()).collect();
             let descriptors: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
             say_with(&to.passing, &Message::Listeners { listeners }, &[], &descriptors)?;
+        }
+        for group in self.passed.all().chunks(Passing::DESCRIPTORS_MAX) {
+            let names = group.iter().map(|(name, _)| name.clone()).collect();
+            let descriptors: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
+            say_with(&to.passing, &Message::Passed { names }, &[], &descriptors)?;
         }
         say(&to.passing, &Message::Listed)
     }
@@ -140,7 +142,7 @@ impl Relay {
         say(&to.passing, &Message::AllConnections)
     }
 
-    fn ways(&self) -> impl Iterator<Item = WayIn> {
+    pub(super) fn ways(&self) -> impl Iterator<Item = WayIn> {
         self.inputs.iter().flat_map(RunningInput::ways)
     }
 

@@ -104,6 +104,7 @@ impl Unbound {
         let to = match dnstap {
             Address::Unix(path) => format!("dnstap-socket-path: \"{}\"", path.display()),
             Address::Tcp { host, port } => format!("dnstap-ip: \"{host}@{port}\"\n  dnstap-tls: no"),
+            Address::Systemd(_) => panic!("{dnstap} is no address of a peer"),
         };
         let bidirectional = if bidirectional { "yes" } else { "no" };
         let config = format!(

@@ -11,6 +11,7 @@ pub(crate) mod flow;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod http;
+pub(crate) mod manager;
 pub(crate) mod numbered;
 pub(crate) mod peer;
 pub(crate) mod peers;

@@ -72,6 +72,7 @@ fn fstrm_address(command: &mut Command, address: &Address) {
     match address {
         Address::Unix(path) => command.arg("-u").arg(path),
         Address::Tcp { host, port } => command.args(["-a", host, "-p", &port.to_string()]),
+        Address::Systemd(_) => panic!("{address} is no address of a peer"),
     };
 }
 
@@ -148,6 +149,7 @@ fn dnstap_address(command: &mut Command, tcp: &str, unix: &str, address: &Addres
     match address {
         Address::Unix(path) => command.arg(unix).arg(path),
         Address::Tcp { host, port } => command.arg(tcp).arg(format!("{host}:{port}")),
+        Address::Systemd(_) => panic!("{address} is no address of a peer"),
     };
 }
 

@@ -69,6 +69,7 @@ impl Stream {
                 Ok(Self::Tcp(stream))
             }
             Address::Unix(path) => uninterrupted(|| UnixStream::connect(path)).map(Self::Unix),
+            Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -174,6 +175,7 @@ impl Listener {
             Address::Unix(path) => {
                 UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone()))
             }
+            Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
