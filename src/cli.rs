@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use tapster::config::Options;
 use tapster::config::units::parse_duration;
 use tapster::config::units::parse_size;
+use tapster::transport::Address;
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::spool::SPOOL_EXAMPLES;
@@ -44,12 +45,18 @@ pub(crate) enum Command {
     /// Send files or spools to a reader, then STOP, and wait for FINISH
     #[command(after_help = REPLAY_EXAMPLES)]
     Replay(ReplayArgs),
+    /// Let a process that runs read its configuration again; print what changed, or every fault
+    #[command(after_help = RELOAD_NOTES)]
+    Reload(AdminArgs),
+    /// Let a new process take over from one that runs, with its connections
+    #[command(after_help = UPGRADE_NOTES)]
+    Upgrade(UpgradeArgs),
     /// Look into spools, take frames out of them, or empty them
     #[command(subcommand, after_help = SPOOL_EXAMPLES)]
     Spool(SpoolCommand),
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct RelayArgs {
     /// TOML file, or a folder of which every *.toml is read in order of name; may be repeated: inputs and outputs add up, and
     /// what is given here beside it is added to it
@@ -72,6 +79,10 @@ pub(crate) struct RelayArgs {
     /// How long a drain may take [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub(crate) drain_timeout: Option<String>,
+    /// Answer `tapster reload`, `upgrade` and HTTP here: unix:PATH or tcp://HOST:PORT; may be repeated; `off`: nowhere
+    /// [default: admin.sock in /run/tapster or the run-time folder of the user, and tcp://127.0.0.1:9653]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Vec<String>,
     /// How the log is written, on stderr
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
@@ -91,6 +102,29 @@ pub(crate) struct CheckArgs {
     /// frames
     #[arg(long)]
     pub(crate) connect: bool,
+}
+
+/// How a process that runs is found.
+#[derive(Args, Debug)]
+pub(crate) struct AdminArgs {
+    /// Its admin address: unix:PATH or tcp://HOST:PORT [default: that of --config, else the default ones]
+    #[arg(long, conflicts_with = "config", value_name = "ADDR")]
+    pub(crate) admin: Option<Address>,
+    /// The configuration that it runs with, whose `admin` says where it is
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub(crate) config: Vec<PathBuf>,
+    /// The file that `admin_token_file` names there, for an address on TCP
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpgradeArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// The program that takes over [default: the path that the process was started with, looked up again]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -171,6 +205,8 @@ impl RelayArgs {
             workers: self.workers.clone(),
             backend: self.backend.clone(),
             drain_timeout: self.drain_timeout.clone(),
+            passed: None,
+            admin: self.admin.clone(),
         }
     }
 }
@@ -207,6 +243,8 @@ Examples:
       Are these files clean, truncated or damaged?
   tapster replay old.fstrm --to tcp://siem.example:6000 --rate 1000
       Send a file again, 1000 frames a second.
+  tapster reload && tapster upgrade
+      A process that runs takes a new configuration, then a new program.
   tapster spool list /var/spool/tapster/*
       What waits on disk, and since when?
 
@@ -249,6 +287,26 @@ const DOCTOR_NOTES: &str = "\
 Nothing is changed. What is printed after `->` mends what is written before it.
 The exit status is 0: what is not allowed here costs speed or room, and the
 relay runs all the same.";
+
+const RELOAD_NOTES: &str = "\
+The process reads the files and options again that it was started with. Where
+one key cannot be taken, nothing changes, and every fault is named.
+
+Exit status: 0 done; 64 the configuration has faults, or keys that cannot
+change while tapster runs; 1 the process was not reached, or is draining.";
+
+const UPGRADE_NOTES: &str = "\
+Examples:
+  apt install ./tapster.deb && tapster upgrade
+  tapster upgrade --binary ./target/release/tapster
+      What was started with another path goes on with this one.
+
+The new process reads the files and options of the old one. If it does not
+take over, the old one goes on.
+
+Exit status: 0 the new process reads every connection that can pass (the old
+one may still drain its outputs); 64 the new process found faults in the
+configuration; 1 anything else, after at most 15 s.";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:

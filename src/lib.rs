@@ -12,7 +12,7 @@
 //!                                                     │      checkpoint
 //!                                                     └──► spool ──┘
 //!
-//!  beside it: main ─ cli ─ commands ─ config ─ relay        everywhere: observability, lifecycle
+//!  beside it: main ─ cli ─ commands ─ config ─ relay ─ admin      everywhere: observability, lifecycle
 //! ```
 //!
 //! The unit is the [`FrameBatch`](protocol::FrameBatch): whole, still encoded data frames, in the memory they were read
@@ -39,12 +39,13 @@
 //! | [`output`] | Ways out: one loop each that runs a delivery, over connections or into files. |
 //! | [`relay`] | Assembly and life cycle: workers, placement, the end. |
 //! | [`config`] | From text to values that cannot be wrong. |
+//! | [`admin`] | What a process answers to those who operate it: HTTP on a thread of its own, never on a worker. |
 //! | [`observability`] | Accounts, ages, the ledger, the log, the status line. |
 //! | [`dnstap`] | Just enough of dnstap to know when a message was seen. |
 //! | `faults` | Debug builds only: faults that a test asks for. |
 //!
 //! Imports point one way: `protocol dnstap lifecycle faults observability transport` ← `admission batch loops` ← `queue delivery session` ←
-//! `spool` ← `route` ← `input output` ← `config` ← `relay` ← the binary. `tests/tidy` holds it; nor do files import each
+//! `spool` ← `route` ← `input output` ← `config` ← `relay` ← `admin` ← the binary. `tests/tidy` holds it; nor do files import each
 //! other in a circle.
 //!
 //! # What stays true
@@ -87,6 +88,8 @@
 
 pub mod protocol;
 
+#[cfg(feature = "relay")]
+pub mod admin;
 #[cfg(feature = "relay")]
 mod admission;
 #[cfg(feature = "relay")]

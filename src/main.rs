@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         Command::Doctor => commands::doctor::doctor(),
         Command::Inspect(args) => commands::inspect::inspect(args),
         Command::Replay(args) => commands::replay::replay(args),
+        Command::Reload(args) => commands::reload::reload(args),
+        Command::Upgrade(args) => commands::upgrade::upgrade(args),
         Command::Spool(command) => commands::spool::spool(command),
     };
     result.unwrap_or_else(|error| {

@@ -3,6 +3,7 @@
 use tapster::config::Faults;
 use tapster::config::Options;
 use tapster::config::Resolved;
+use tapster::config::admin_to_toml;
 use tapster::config::resolve;
 use tapster::config::resolve_toml;
 use tapster::config::to_toml;
@@ -15,12 +16,14 @@ pub(crate) fn config(input: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let resolved = if kind % 2 == 0 { resolve_toml(&text) } else { resolve(&addresses(&text)) };
     match resolved {
-        Ok(Resolved { config, warnings, .. }) => {
+        Ok(Resolved { config, admin, warnings, .. }) => {
             assert!(warnings.len() <= 101, "{} warnings", warnings.len());
             warnings.iter().for_each(|warning| assert_prints(&warning.to_string()));
-            let document = to_toml(&config);
+            let document = admin_to_toml(&admin) + &to_toml(&config);
             let again = resolve_toml(&document).unwrap_or_else(|faults| panic!("{faults}\n{document}"));
-            assert_eq!(to_toml(&again.config), document, "what is printed is what it comes to");
+            let printed = admin_to_toml(&again.admin) + &to_toml(&again.config);
+            assert_eq!(printed, document, "what is printed is what it comes to");
+            assert_eq!(again.admin, admin, "{document}");
             assert_eq!(again.config, config, "{document}");
         }
         Err(Faults(faults)) => {

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
+use anyhow::bail;
 use socket2::Domain;
 use socket2::SockAddr;
 use socket2::Socket;
@@ -44,6 +45,7 @@ impl Listener {
                 socket.bind(&SockAddr::unix(path)?).with_context(context)?;
                 Self { socket, address: address.clone() }
             }
+            Address::Systemd(_) => bail!("{address} is for tapster"),
         };
         bound.socket.listen(BACKLOG).with_context(context)?;
         Ok(bound)
@@ -101,6 +103,7 @@ fn try_connect(address: &Address) -> io::Result<Socket> {
             socket.connect(&SockAddr::unix(path)?)?;
             Ok(socket)
         }
+        Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

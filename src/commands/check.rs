@@ -5,14 +5,18 @@ use std::io::stdout;
 use std::process::ExitCode;
 
 use tapster::config::Faults;
+use tapster::config::admin_to_toml;
 use tapster::config::to_toml;
 use tapster::config::units::format_size;
+use tapster::input::InputConfig;
 use tapster::observability::printable;
 use tapster::output::OutputConfig;
+use tapster::relay::Inherited;
 use tapster::spool::Folder;
 use tapster::spool::SpoolError;
 use tapster::spool::SpoolSettings;
 use tapster::spool::inspect;
+use tapster::transport::Address;
 
 use crate::cli::CheckArgs;
 use crate::commands::CommandError;
@@ -23,14 +27,20 @@ use crate::commands::tell::tell;
 /// Prints the configuration with every key filled in, and warnings beside it on stderr. Fails, with exit status 1, where
 /// a spool could not be used now, or a reader or producer that was to be looked for is not there. The relay that uses it may be running: that is a remark.
 pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, CommandError> {
-    let resolved = resolve_args(&args.relay)?;
+    let inherited = Inherited::take().map_err(|error| CommandError::Usage(error.to_string()))?;
+    let passed = inherited.sockets();
+    let is_passed = !passed.is_empty();
+    let resolved = resolve_args(&args.relay, is_passed.then_some(passed))?;
+    if !is_passed {
+        note_passed(&resolved.config.inputs);
+    }
     for warning in &resolved.warnings {
         tell(&format_args!("warning: {warning}"));
     }
     if !resolved.expired.is_empty() {
         return Err(Faults(resolved.expired).into());
     }
-    let document = to_toml(&resolved.config);
+    let document = admin_to_toml(&resolved.admin) + &to_toml(&resolved.config);
     stdout()
         .write_all(document.as_bytes())
         .map_err(|error| CommandError::Failed(format!("stdout: {error}")))?;
@@ -41,6 +51,20 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, CommandError> {
         faults.extend(check_peers(&resolved.config.inputs, outputs)?);
     }
     if faults.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(CommandError::Failed(faults.join("\n"))) }
+}
+
+/// The service manager passes sockets to the relay alone, so that nobody knows here whether it will.
+fn note_passed(inputs: &[InputConfig]) {
+    for input in inputs {
+        for address in input.listen.iter().filter(|address| matches!(address, Address::Systemd(_))) {
+            // A name of the service manager has no control characters.
+            let input = printable(&input.name);
+            eprintln!(
+                "tapster: note: input `{input}`: {address} is a socket that the service manager passes when it starts tapster; \
+                 whether it does cannot be seen here"
+            );
+        }
+    }
 }
 
 /// Says what an operator should know of the spool of an output. Returns what keeps the spool from being used.

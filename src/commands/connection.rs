@@ -241,6 +241,7 @@ async fn connect(to: &Address) -> io::Result<(Box<dyn Stream>, Ends)> {
             Ok((Box::new(stream), Some(ends)))
         }
         Address::Unix(path) => Ok((Box::new(UnixStream::connect(path).await?), None)),
+        Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

@@ -1,14 +1,17 @@
 //! What the subcommands do.
 
 use std::io;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use tapster::config::Fault;
 use tapster::config::Faults;
+use tapster::config::Options;
 use tapster::config::Resolved;
 use tapster::config::resolve;
 use tapster::observability::printable;
+use tapster::transport::PassedSocket;
 
 use crate::cli::RelayArgs;
 use crate::cli::time::TimeRange;
@@ -20,17 +23,26 @@ pub(crate) mod connection;
 pub(crate) mod contents;
 pub(crate) mod count;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod file;
 pub(crate) mod file_sink;
 pub(crate) mod inspect;
+pub(crate) mod manager;
 pub(crate) mod pace;
+pub(crate) mod reload;
+pub(crate) mod reloading;
+pub(crate) mod remote;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod select;
+pub(crate) mod service;
 pub(crate) mod signals;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod spool;
+pub(crate) mod stages;
+pub(crate) mod start;
+pub(crate) mod successor;
 pub(crate) mod summary;
 pub(crate) mod tell;
 pub(crate) mod upgrade;
@@ -62,16 +74,25 @@ impl CommandError {
     }
 }
 
-/// The configuration that the options make, or everything that is wrong with them.
-pub(crate) fn resolve_args(args: &RelayArgs) -> Result<Resolved, Faults> {
+/// The configuration that the options make, or everything that is wrong with them. The service manager has `passed` these sockets;
+/// `None` where nobody knows.
+pub(crate) fn resolve_args(args: &RelayArgs, passed: Option<Vec<PassedSocket>>) -> Result<Resolved, Faults> {
     let summary_fault = args.summary.as_deref().and_then(summary_fault);
-    match (resolve(&args.options()), summary_fault) {
+    match (resolve(&Options { passed, ..args.options() }), summary_fault) {
         (result, None) => result,
         (Ok(_), Some(fault)) => Err(Faults(vec![fault])),
         (Err(Faults(mut faults)), Some(fault)) => {
             faults.push(fault);
             Err(Faults(faults))
         }
+    }
+}
+
+/// Prints lines on stdout.
+pub(crate) fn print_lines(lines: &[String]) -> Result<ExitCode, CommandError> {
+    match io::stdout().write_all(format!("{}\n", lines.join("\n")).as_bytes()) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => stdout_failed(&error),
     }
 }
 

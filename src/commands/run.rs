@@ -1,31 +1,27 @@
 //! `tapster run`: relay until a signal, then drain.
 
+use std::collections::VecDeque;
 use std::io;
-use std::panic::AssertUnwindSafe;
-use std::panic::catch_unwind;
-use std::panic::resume_unwind;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc;
-use std::sync::mpsc::Receiver;
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::mpsc::Sender;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use rustix::process::Resource;
 use rustix::process::Rlimit;
 use rustix::process::getrlimit;
 use rustix::process::setrlimit;
+use tapster::admin::Desk;
+use tapster::admin::Opened;
+use tapster::admin::Server;
+use tapster::config::AdminConfig;
 use tapster::config::Resolved;
 use tapster::config::buffer_words;
-use tapster::config::units::format_duration;
+use tapster::config::to_json;
 use tapster::config::units::format_size;
 use tapster::observability::Ledger;
 use tapster::observability::Log;
 use tapster::observability::LogFormat;
-use tapster::observability::StatusLine;
-use tapster::relay::Predecessor;
+use tapster::relay::Inherited;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::return_freed_memory;
@@ -35,67 +31,91 @@ use tracing::warn;
 
 use crate::cli::RelayArgs;
 use crate::commands::CommandError;
+use crate::commands::events::Begun;
+use crate::commands::events::Event;
+use crate::commands::manager::Manager;
 use crate::commands::resolve_args;
-use crate::commands::signals::Event;
+use crate::commands::service::Ended;
+use crate::commands::service::Service;
 use crate::commands::signals::Signals;
+use crate::commands::stages::Stages;
+use crate::commands::start::Origin;
+use crate::commands::start::Start;
+use crate::commands::start::start;
+use crate::commands::successor;
 use crate::commands::summary::write_summary;
-use crate::commands::upgrade;
 
 /// Relays until SIGTERM or SIGINT, drains, and tells where every frame went.
 pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     return_freed_memory();
     let failed = |error: io::Error| CommandError::Failed(error.to_string());
+    // Before anything is opened.
+    let inherited = Inherited::take().map_err(|error| CommandError::Usage(error.to_string()))?;
     let mut signals = Signals::handle_stray().map_err(failed)?;
-    let predecessor = upgrade::predecessor().map_err(failed)?;
-    let resolved = resolve_args(args);
-    if let (Err(faults), Some(predecessor)) = (&resolved, &predecessor) {
-        predecessor.refuse(true, &faults.to_string());
+    let former = successor::predecessor().map_err(failed)?;
+    // Those of an old process come from there.
+    let passed = former.is_none().then(|| inherited.sockets());
+    let resolved = resolve_args(args, passed);
+    if let (Err(faults), Some((predecessor, _))) = (&resolved, &former) {
+        let lines: Vec<_> = faults.0.iter().map(ToString::to_string).collect();
+        predecessor.refuse(true, &lines.join("\n"));
     }
-    let Resolved { config, expired, warnings } = resolved?;
+    let resolved = resolved?;
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;
     // Before anything is bound: a signal from now on drains.
     signals.handle_end().map_err(failed)?;
-    for expired in expired {
+    for expired in &resolved.expired {
         error!("{expired}");
     }
-    for warning in warnings {
+    for warning in &resolved.warnings {
         warn!("{warning}");
     }
-    let result = relay(args, &config, predecessor, signals, &log);
+    let result = relay(args, &resolved, (inherited, former), signals, &log);
     log.flush();
     result
 }
 
 fn relay(
     args: &RelayArgs,
-    config: &RelayConfig,
-    predecessor: Option<Predecessor>,
+    Resolved { config, admin, .. }: &Resolved,
+    origin: Origin,
     signals: Signals,
     log: &Log,
 ) -> Result<ExitCode, CommandError> {
     raise_descriptor_limit();
+    let manager = Manager::of_environment();
     let (sender, events) = mpsc::channel();
+    let wishes = sender.clone();
+    // Where nobody hears a wish any more, the process is about to end, and the answer says so.
+    let desk = Arc::new(Desk::new(move |wish| drop(wishes.send(Event::Wish(wish)))));
     signals
-        .watch(sender.clone(), log.clone())
+        .watch(sender.clone(), Arc::clone(&desk), log.clone())
         .map_err(|error| CommandError::Failed(format!("cannot start a thread for signals: {error}")))?;
-    let ledger = match start(config, predecessor, sender, &events)? {
+    let ledger = match start(config, admin, origin, sender.clone(), &events)? {
         Start::GivenUp => Ledger::default(),
-        Start::Running { mut relay, end } => {
-            announce(&relay, config);
-            let status_line = log.is_terminal() && args.log_format == crate::cli::LogFormat::Text;
-            let name = match end {
-                Some(name) => name,
-                None => match wait_for_end(&events, &mut relay, status_line.then_some(log)) {
-                    End::Drain(name) => name,
-                    // The process that ends the chain tells where every frame went.
-                    End::HandedOver => return Ok(ExitCode::SUCCESS),
-                },
+        Start::Running { begun: Begun { relay, opened }, end } => {
+            announce(&relay, config, &opened);
+            desk.show(relay.view());
+            desk.show_config(to_json(config, admin));
+            let mut server = Server::new(Arc::clone(&desk));
+            answer(&mut server, admin, opened)?;
+            let service = Service {
+                relay: *relay,
+                server,
+                stages: Stages::new(Arc::clone(&desk), manager),
+                desk,
+                args,
+                sender,
+                events,
+                tasks: VecDeque::new(),
+                reloading: None,
             };
-            let timeout = format_duration(config.drain_timeout);
-            info!(
-                "{name}: draining, at most {timeout}; a signal that comes a second later or more ends at once"
-            );
-            relay.drain()
+            let status_line = log.is_terminal() && args.log_format == crate::cli::LogFormat::Text;
+            match service.run(end, status_line.then_some(log)) {
+                Ended::Drained(ledger) => ledger,
+                // The process that ends the chain tells where every frame went.
+                Ended::HandedOver => return Ok(ExitCode::SUCCESS),
+            }
         }
     };
     log_ledger(&ledger);
@@ -105,126 +125,33 @@ fn relay(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What became of the start.
-enum Start {
-    Running {
-        relay: Box<Relay>,
-        /// The signal that asked for the end meanwhile.
-        end: Option<&'static str>,
-    },
-    /// A signal asked for the end, and the start did not come to one.
-    GivenUp,
-}
-
-/// Starts the relay on a thread of its own: looking up a name to listen on takes as long as the name servers let it, and a
-/// signal has to end that, too.
-fn start(
-    config: &RelayConfig,
-    predecessor: Option<Predecessor>,
-    sender: Sender<Event>,
-    events: &Receiver<Event>,
-) -> Result<Start, CommandError> {
-    let config = config.clone();
-    let run = move || {
-        let begin = || match predecessor {
-            None => Relay::start(config),
-            Some(predecessor) => Relay::take_over(config, predecessor),
-        };
-        let started = catch_unwind(AssertUnwindSafe(|| begin().map(Box::new)));
-        // Where nobody hears it any more, the process is about to end.
-        let _ = sender.send(Event::Started(started));
-    };
-    thread::Builder::new()
-        .name("start".to_owned())
-        .spawn(run)
-        .map_err(|error| CommandError::Failed(format!("cannot start a thread for the start: {error}")))?;
-    let mut end = None;
-    loop {
-        // Both senders live longer than this loop.
-        let event = match end {
-            None => events.recv().ok(),
-            Some(_) => events.recv_timeout(START_GRACE).ok(),
-        };
-        match event {
-            Some(Event::Started(Ok(Ok(relay)))) => return Ok(Start::Running { relay, end }),
-            Some(Event::Started(Ok(Err(error)))) => return Err(CommandError::Failed(error.to_string())),
-            Some(Event::Started(Err(panic))) => resume_unwind(panic),
-            Some(Event::End(name)) => end = Some(name),
-            Some(Event::Reopen(_) | Event::Upgrade(_)) => {}
-            None => {
-                let name = end.unwrap_or("the end");
-                warn!(
-                    "{name}: tapster ends before it relays; most likely a name to listen on is still looked up"
-                );
-                return Ok(Start::GivenUp);
-            }
+/// Answers at the admin addresses. Those that were configured must be had.
+fn answer(server: &mut Server, admin: &AdminConfig, opened: Opened) -> Result<(), CommandError> {
+    let is_default = admin.listen.is_none();
+    let answered = server.adopt(admin.clone(), opened);
+    server.own();
+    match answered {
+        Err(error) if is_default => warn!("nobody answers at the admin addresses: {error}"),
+        Err(error) => {
+            return Err(CommandError::Failed(format!("nobody answers at the admin addresses: {error}")));
         }
+        Ok(()) => {}
     }
+    Ok(())
 }
 
-/// Why a relay ends.
-enum End {
-    /// The signal of this name asks for it.
-    Drain(&'static str),
-    /// Another process has taken over.
-    HandedOver,
-}
-
-/// Waits for the signal that ends the relay, and does what others ask for. Meanwhile keeps the status line up to date, if
-/// there is one.
-fn wait_for_end(events: &Receiver<Event>, relay: &mut Relay, terminal: Option<&Log>) -> End {
-    let mut status = StatusLine::new(Instant::now());
-    loop {
-        let event = match terminal {
-            None => events.recv().map_err(RecvTimeoutError::from),
-            Some(_) => events.recv_timeout(STATUS_INTERVAL),
-        };
-        match (event, terminal) {
-            (Ok(Event::End(name)), _) => {
-                terminal.inspect(|log| log.show_status(String::new()));
-                return End::Drain(name);
-            }
-            (Ok(Event::Reopen(name)), _) => reopen(name, relay),
-            (Ok(Event::Upgrade(name)), _) => {
-                if take_over(name, relay) {
-                    return End::HandedOver;
-                }
-            }
-            (Ok(Event::Started(_)), _) => {}
-            (Err(RecvTimeoutError::Timeout), Some(log)) => {
-                log.show_status(status.text(Instant::now(), &relay.ledger()));
-            }
-            (Err(_), _) => unreachable!("the thread that hears signals has no end"),
-        }
+fn announce(relay: &Relay, config: &RelayConfig, opened: &Opened) {
+    for address in opened.addresses() {
+        info!(%address, "admin");
     }
-}
-
-/// Lets a new process take over. Returns whether it has, and this one is to end.
-fn take_over(signal: &str, relay: &mut Relay) -> bool {
-    info!("{signal}: a new process of the program takes over");
-    let handed_over = upgrade::hand_over(relay).and_then(|successor| {
-        info!("the new process reads every connection that can pass; this one ends its outputs");
-        relay.let_go(&successor)
-    });
-    match &handed_over {
-        Ok(_) => info!("the new process has taken over everything; this one ends"),
-        Err(error) => warn!("no upgrade: {error}; this process goes on"),
+    for address in &opened.busy {
+        info!(
+            "another process has the default admin address {address}: `admin` or --admin gives this one its own"
+        );
     }
-    handed_over.is_ok()
-}
-
-/// Lets every file output begin a new file, for a program that has moved the present one away.
-fn reopen(signal: &str, relay: &Relay) {
-    relay.reopen_files();
-    let not_read = if signal == "SIGHUP" {
-        "; the configuration is not read again: restart tapster for a new one"
-    } else {
-        ""
-    };
-    info!("{signal}: file outputs begin a new file{not_read}");
-}
-
-fn announce(relay: &Relay, config: &RelayConfig) {
+    for warning in &opened.warnings {
+        warn!("{warning}; `admin` or --admin names another address, or none");
+    }
     for (input, address) in relay.listeners() {
         info!(input, %address, "listening");
     }
@@ -307,7 +234,3 @@ impl From<crate::cli::LogFormat> for LogFormat {
         }
     }
 }
-
-const STATUS_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a start goes on after a signal that asks for the end.
-const START_GRACE: Duration = Duration::from_secs(1);

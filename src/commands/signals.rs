@@ -5,14 +5,15 @@
 
 use std::io;
 use std::process;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use tapster::admin::Desk;
+use tapster::admin::Phase;
 use tapster::observability::Log;
-use tapster::relay::Relay;
-use tapster::relay::StartError;
 use tokio::runtime;
 use tokio::runtime::Runtime;
 use tokio::select;
@@ -22,18 +23,7 @@ use tokio::signal::unix::signal;
 use tracing::error;
 use tracing::info;
 
-/// What the thread that controls the relay waits for.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The relay has begun, or cannot; the outer error is a panic.
-    Started(thread::Result<Result<Box<Relay>, StartError>>),
-    /// A signal of this name asks for the end.
-    End(&'static str),
-    /// A signal of this name asks for new output files.
-    Reopen(&'static str),
-    /// A signal of this name asks for a new process in place of this one.
-    Upgrade(&'static str),
-}
+use crate::commands::events::Event;
 
 /// The handlers of this process.
 #[derive(Debug)]
@@ -85,7 +75,7 @@ impl Signals {
     ///
     /// # Errors
     /// The system has no thread for it.
-    pub(crate) fn watch(self, events: Sender<Event>, log: Log) -> io::Result<()> {
+    pub(crate) fn watch(self, events: Sender<Event>, desk: Arc<Desk>, log: Log) -> io::Result<()> {
         let Self { runtime, mut hangup, mut user1, mut user2, _unheard, terminate, interrupt } = self;
         let watch = async move {
             let _unheard = _unheard;
@@ -95,7 +85,7 @@ impl Signals {
                 let (name, asks) = select! {
                     () = next(&mut terminate) => ("SIGTERM", Asks::End),
                     () = next(&mut interrupt) => ("SIGINT", Asks::End),
-                    _ = hangup.recv() => ("SIGHUP", Asks::Reopen),
+                    _ = hangup.recv() => ("SIGHUP", Asks::Reload),
                     _ = user1.recv() => ("SIGUSR1", Asks::Reopen),
                     _ = user2.recv() => ("SIGUSR2", Asks::Upgrade),
                 };
@@ -114,6 +104,17 @@ impl Signals {
                         info!("{name}: tapster is draining and begins no new output files");
                     }
                     Asks::Reopen => drop(events.send(Event::Reopen(name))),
+                    Asks::Reload if ending.began() => {
+                        info!(
+                            "{name}: tapster is draining, reads no configuration and begins no new output files"
+                        );
+                    }
+                    Asks::Reload | Asks::Upgrade if desk.phase() == Phase::Upgrading => {
+                        info!(
+                            "{name}: a new process is taking over, and tapster does nothing else meanwhile"
+                        );
+                    }
+                    Asks::Reload => drop(events.send(Event::Reload(name))),
                     Asks::Upgrade if ending.began() => {
                         info!("{name}: tapster is draining, and no new process takes over");
                     }
@@ -137,6 +138,7 @@ async fn next(signal: &mut Option<Signal>) {
 enum Asks {
     End,
     Reopen,
+    Reload,
     Upgrade,
 }
 

@@ -1,71 +1,27 @@
-//! A new process of the program takes over from this one.
+//! `tapster upgrade`: a new process takes over from one that runs.
 
-use std::env;
-use std::io;
-use std::io::stdin;
-use std::os::fd::AsFd;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
-use std::thread;
+use std::path::absolute;
+use std::process::ExitCode;
 use std::time::Duration;
-use std::time::Instant;
 
-use tapster::relay::HandoverError;
-use tapster::relay::Predecessor;
-use tapster::relay::Relay;
-use tapster::relay::Successor;
+use serde_json::json;
 
-/// The process that this one is to take over from; `None` where it was started in the ordinary way.
+use crate::cli::UpgradeArgs;
+use crate::commands::CommandError;
+use crate::commands::print_lines;
+use crate::commands::remote::Remote;
+
+/// Returns when the new process reads every connection that can pass. The old one may still drain its outputs.
 ///
 /// # Errors
-/// Stdin is not what that process gives.
-pub(crate) fn predecessor() -> io::Result<Option<Predecessor>> {
-    if env::var_os(TAKE_OVER).is_none() {
-        return Ok(None);
-    }
-    Predecessor::inherited(stdin().as_fd().try_clone_to_owned()?).map(Some)
+/// The new process has not taken over: its faults in the configuration, or another reason. No process is reached.
+pub(crate) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode, CommandError> {
+    let binary = args.binary.as_ref().map(absolute).transpose();
+    let binary = binary.map_err(|error| CommandError::Usage(format!("--binary: {error}")))?;
+    let body = json!({ "binary": binary });
+    let answer = Remote::new(&args.admin)?.post("/api/v1/upgrade", &body, TIME)?.into_result()?;
+    print_lines(&[format!("a new process has taken over, number {} of the chain", answer["generation"])])
 }
 
-/// Starts the program anew, from the path that this process was started with, and hands over to it. When this returns, the new
-/// process reads every connection that can pass.
-///
-/// # Errors
-/// The new process did not take over. It has ended, and this one goes on.
-pub(crate) fn hand_over(relay: &mut Relay) -> Result<Successor, HandoverError> {
-    let (successor, inherited) = Successor::new()?;
-    let mut arguments = env::args_os();
-    let program = arguments.next().unwrap_or_else(|| "tapster".into());
-    let begun =
-        Command::new(&program).args(arguments).env(TAKE_OVER, "1").stdin(Stdio::from(inherited)).spawn();
-    let mut child = begun.map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot start {}: {error}", program.display()))
-    })?;
-    match relay.hand_over(&successor) {
-        Ok(()) => Ok(successor),
-        Err(error) => {
-            drop(successor);
-            end(&mut child);
-            Err(error)
-        }
-    }
-}
-
-/// Waits a moment for a process that has nothing more to do, and ends it then.
-fn end(child: &mut Child) {
-    let by = Instant::now() + PATIENCE;
-    while Instant::now() < by {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    // Both fail for a process that has ended meanwhile.
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-/// In the environment of a process that takes over: its stdin leads to the old one.
-const TAKE_OVER: &str = "TAPSTER_TAKE_OVER";
-/// A process that does not take over ends by itself within this time.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The process answers within 15 s.
+const TIME: Duration = Duration::from_secs(15);

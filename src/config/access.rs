@@ -55,9 +55,22 @@ fn take_proxy(section: &mut Section<'_>) -> Option<Vec<IpNet>> {
 /// Keys that mean nothing for these addresses would be obeyed in vain.
 fn check_kinds(section: &mut Section<'_>, listen: &[Address], access: &Access) {
     let (some_unix, all_unix) = (listen.iter().any(is_unix), listen.iter().all(is_unix));
-    if !some_unix {
-        let keys = ["socket_mode", "socket_user", "socket_group", "allow_users", "allow_groups"];
-        refuse(section, &keys, "is for unix sockets, and none is listened on here");
+    // It may be of either kind.
+    let some_passed = listen.iter().any(|address| matches!(address, Address::Systemd(_)));
+    let (file, peers) = (["socket_mode", "socket_user", "socket_group"], ["allow_users", "allow_groups"]);
+    match (some_unix, some_passed) {
+        (true, _) => {}
+        (false, true) => {
+            refuse(
+                section,
+                &file,
+                "is for sockets that tapster makes: the socket unit has SocketMode=, SocketUser= and SocketGroup=",
+            );
+        }
+        (false, false) => {
+            let keys = [&file[..], &peers].concat();
+            refuse(section, &keys, "is for unix sockets, and none is listened on here");
+        }
     }
     // A PROXY header gives a peer an address.
     if all_unix && access.proxy_from.is_none() {

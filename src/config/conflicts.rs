@@ -16,6 +16,8 @@ use crate::output::Destination;
 use crate::output::OutputConfig;
 use crate::output::place::is_one_stream;
 use crate::transport::Address;
+use crate::transport::PassedSocket;
+use crate::transport::passed_fault;
 
 /// Names that were written must differ; the others are made from the address, and made to differ.
 pub(super) fn check_names<T>(
@@ -104,6 +106,19 @@ pub(super) fn check_addresses(
                 let message =
                     format!("{to} is where output `{output}` waits for readers: nobody reads there");
                 findings.fault(origin, "to", message);
+            }
+        }
+    }
+}
+
+/// What inputs take from the service manager, it has to pass.
+pub(super) fn check_passed(inputs: &[Entry<InputConfig>], passed: &[PassedSocket], findings: &mut Findings) {
+    for Entry { origin, config } in inputs {
+        for address in &config.listen {
+            if let Address::Systemd(name) = address
+                && let Some(fault) = passed_fault(passed, name.as_deref())
+            {
+                findings.fault(origin, "listen", format!("{address}: {fault}"));
             }
         }
     }

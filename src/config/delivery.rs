@@ -145,17 +145,6 @@ impl Room {
     }
 }
 
-/// Whether the longest frame finds room.
-pub(super) fn check_queue(section: &mut Section<'_>, room: &Room) {
-    if room.queue <= room.longest {
-        let part = if room.behind_spool { ", in each half of it" } else { "" };
-        let message = format!(
-            "must be larger than `frame_len_max` and 4 bytes more{part}: the longest frame must find room"
-        );
-        section.fault("queue", message);
-    }
-}
-
 /// A time or a size.
 fn checkpoint(written: &Value) -> Result<Checkpoint, String> {
     let bytes = value::size(CHECKPOINT_BYTES_MIN..=QUEUE_MAX);

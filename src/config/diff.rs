@@ -1,5 +1,7 @@
 //! In what two configurations differ, in words: a line for each key, or for an input or output that comes or goes.
 
+use crate::config::admin::AdminConfig;
+use crate::config::render::admin_to_toml;
 use crate::config::render::input_keys;
 use crate::config::render::output_keys;
 use crate::config::render::process_keys;
@@ -16,6 +18,15 @@ pub fn differences(from: &RelayConfig, to: &RelayConfig) -> Vec<String> {
     };
     lines.extend(changed_parts("input", &inputs(from), &inputs(to)));
     lines.extend(changed_parts("output", &outputs(from), &outputs(to)));
+    lines
+}
+
+/// What changes in the keys of the admin addresses. A file that holds another token counts, too.
+pub fn admin_differences(from: &AdminConfig, to: &AdminConfig) -> Vec<String> {
+    let mut lines = changed_keys("", &admin_to_toml(from), &admin_to_toml(to));
+    if from.token_file == to.token_file && from.token != to.token {
+        lines.push("admin_token_file: holds another token".to_owned());
+    }
     lines
 }
 

@@ -26,6 +26,7 @@ pub(super) struct Entry<T> {
 pub(super) fn take_process_keys(top: &mut Section<'_>, config: &mut RelayConfig) {
     top.set("workers", value::integer(0..=WORKERS_MAX), &mut config.workers);
     top.set("backend", value::word, &mut config.backend);
+    top.set("descriptor_store", value::integer(0..=STORE_MAX), &mut config.descriptor_store);
     top.set("drain_timeout", value::duration(Duration::ZERO..=DAY), &mut config.drain_timeout);
 }
 
@@ -112,6 +113,8 @@ pub(super) fn take_frame_len_max(section: &mut Section<'_>, target: &mut u32) {
 }
 
 const WORKERS_MAX: usize = 1024;
+/// More descriptors than a service manager keeps for a unit.
+const STORE_MAX: usize = 1 << 20;
 /// The least that the reference's `fstrm_reader_options_set_max_frame_size` takes.
 const FRAME_LEN_MIN: u64 = 512;
 /// Longer lengths are told from broken streams by nobody.

@@ -6,7 +6,6 @@ use crate::config::buffer::take_buffer;
 use crate::config::delivery::DeliveryKeys;
 use crate::config::delivery::LENGTH_WORD;
 use crate::config::delivery::Room;
-use crate::config::delivery::check_queue;
 use crate::config::file::FileKeys;
 use crate::config::keys::Entry;
 use crate::config::keys::HANDSHAKE_MIN;
@@ -85,7 +84,6 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
         longest,
         members: group.as_ref().map_or(1, |group| group.members.len().max(1)) as u64,
     };
-    check_queue(&mut section, &room);
     delivery.check(&mut section, &room);
     let first = to.and_then(|to| to.into_iter().next());
     output.to = match (group, first) {

@@ -4,6 +4,11 @@ use std::fmt::Display;
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::config::admin::AdminConfig;
+use crate::config::raw::Node;
+use crate::config::raw::Table;
+use crate::config::raw::Value;
+use crate::config::raw::from_toml;
 use crate::config::units::format_duration;
 use crate::config::units::format_size;
 use crate::config::words::ANY_TYPE;
@@ -69,10 +74,50 @@ pub fn to_toml(config: &RelayConfig) -> String {
     document
 }
 
+/// The keys of the admin addresses as the beginning of a TOML document, without the token. Default addresses are left out: they
+/// are those of the user who reads the document.
+pub fn admin_to_toml(AdminConfig { listen, token_file, hosts, .. }: &AdminConfig) -> String {
+    let mut document = String::new();
+    if let Some(listen) = listen {
+        let listen: Vec<String> = listen.iter().map(|address| quoted(&address.to_string())).collect();
+        line(&mut document, "admin", &format!("[{}]", listen.join(", ")));
+    }
+    if let Some(path) = token_file {
+        line(&mut document, "admin_token_file", &quoted(&path.to_string_lossy()));
+    }
+    if !hosts.is_empty() {
+        let hosts: Vec<String> = hosts.iter().map(|host| quoted(host)).collect();
+        line(&mut document, "admin_hosts", &format!("[{}]", hosts.join(", ")));
+    }
+    document
+}
+
+/// The configuration as JSON, with the names of the TOML document. Secrets are in files, of which it has the paths alone.
+pub fn to_json(config: &RelayConfig, admin: &AdminConfig) -> serde_json::Value {
+    let (table, _) = from_toml(&(admin_to_toml(admin) + &to_toml(config)));
+    json_of_table(table)
+}
+
+fn json_of_table(table: Table) -> serde_json::Value {
+    serde_json::Value::Object(table.into_iter().map(|(key, node)| (key, json_of(node))).collect())
+}
+
+fn json_of(node: Node) -> serde_json::Value {
+    match node.value {
+        Value::Text(text) => text.into(),
+        Value::Integer(number) => number.into(),
+        Value::Boolean(flag) => flag.into(),
+        Value::List(items) => items.into_iter().map(json_of).collect(),
+        Value::Table(table) => json_of_table(table),
+        Value::Other(kind) => kind.into(),
+    }
+}
+
 fn write_process_keys(document: &mut String, config: &RelayConfig) {
     line(document, "workers", &config.workers.to_string());
     line(document, "backend", &quoted(config.backend.word()));
     line(document, "drain_timeout", &quoted(&format_duration(config.drain_timeout)));
+    line(document, "descriptor_store", &config.descriptor_store.to_string());
 }
 
 fn write_input(document: &mut String, input: &InputConfig) {

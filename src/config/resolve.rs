@@ -6,10 +6,13 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::admin::AdminConfig;
+use crate::config::admin::AdminKeys;
 use crate::config::conflicts::check_addresses;
 use crate::config::conflicts::check_content_types;
 use crate::config::conflicts::check_files;
 use crate::config::conflicts::check_names;
+use crate::config::conflicts::check_passed;
 use crate::config::conflicts::check_spools;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
@@ -20,6 +23,7 @@ use crate::config::keys::Entry;
 use crate::config::keys::take_input;
 use crate::config::keys::take_process_keys;
 use crate::config::output::take_output;
+use crate::config::places::Places;
 use crate::config::raw::Node;
 use crate::config::raw::Table;
 use crate::config::raw::Value;
@@ -32,6 +36,7 @@ use crate::config::section::Section;
 use crate::input::InputConfig;
 use crate::output::OutputConfig;
 use crate::relay::RelayConfig;
+use crate::transport::PassedSocket;
 
 /// What was given on the command line, as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +53,10 @@ pub struct Options {
     pub backend: Option<String>,
     /// `--drain-timeout`; replaces the key of the file.
     pub drain_timeout: Option<String>,
+    /// What the service manager passes; `None` where nobody knows it: listeners of its are not looked for then.
+    pub passed: Option<Vec<PassedSocket>>,
+    /// `--admin`, each an address; replaces the key of the file. `off` alone: none.
+    pub admin: Vec<String>,
 }
 
 /// A configuration that is right.
@@ -55,10 +64,14 @@ pub struct Options {
 pub struct Resolved {
     /// Every key filled in.
     pub config: RelayConfig,
+    /// Where the process answers those who operate it.
+    pub admin: AdminConfig,
     /// Certificates that have expired. What does not need them works: a relay starts with them, and a check fails.
     pub expired: Vec<Fault>,
     /// What is allowed and yet unlikely to be meant.
     pub warnings: Vec<Fault>,
+    /// Where its parts were written.
+    pub places: Places,
 }
 
 /// Reads the files, if there are any, and lays the command line over them.
@@ -86,6 +99,8 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     let mut config = RelayConfig { inputs: Vec::new(), outputs: Vec::new(), ..RelayConfig::default() };
     let mut inputs = Vec::new();
     let mut outputs = Vec::new();
+    let mut admin = AdminKeys::default();
+    let mut places = Places::default();
 
     let mut seen = SeenKeys::default();
     for Document { origin, text } in documents {
@@ -93,6 +108,8 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
         seen.add(&origin, &table, &mut findings);
         let mut top = Section::new(origin, table, &mut findings);
         take_process_keys(&mut top, &mut config);
+        admin.take(&mut top);
+        places.note_keys(&top);
         let (input_tables, output_tables) = (top.tables("input"), top.tables("output"));
         top.finish();
         for (origin, table) in input_tables {
@@ -105,6 +122,8 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
 
     let mut overlay = Section::new(command_line("command line"), overlay_table(options), &mut findings);
     take_process_keys(&mut overlay, &mut config);
+    admin.take(&mut overlay);
+    places.note_keys(&overlay);
     for text in &options.listen {
         let (origin, table) = read_address("--listen", "listen", text, &mut findings);
         inputs.push(take_input(Section::new(origin, table, &mut findings)));
@@ -134,11 +153,22 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     check_content_types(&inputs, &outputs, &mut findings);
     check_spools(&outputs, &mut findings);
     check_files(&outputs, &mut findings);
+    if let Some(passed) = &options.passed {
+        check_passed(&inputs, passed, &mut findings);
+    }
+    let listening: Vec<_> = inputs.iter().map(|entry| &entry.config).collect();
+    let admin = admin.finish(&listening, &mut findings);
 
+    inputs.iter().for_each(|entry| places.note_input(&entry.config.name, &entry.origin));
+    outputs.iter().for_each(|entry| places.note_output(&entry.config.name, &entry.origin));
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
     let (faults, expired, warnings) = findings.into_sorted();
-    if faults.is_empty() { Ok(Resolved { config, expired, warnings }) } else { Err(Faults(faults)) }
+    if faults.is_empty() {
+        Ok(Resolved { config, admin, expired, warnings, places })
+    } else {
+        Err(Faults(faults))
+    }
 }
 
 /// The output of an address, and what cannot be seen in its configuration.
@@ -205,15 +235,24 @@ fn read_address(option: &str, key: &str, text: &str, findings: &mut Findings) ->
 }
 
 fn overlay_table(options: &Options) -> Table {
+    let given_admin = &options.admin;
     let options = [
         ("workers", &options.workers),
         ("backend", &options.backend),
         ("drain_timeout", &options.drain_timeout),
     ];
-    let given =
-        options.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Node::text(text.as_ref()?))));
-    given.collect()
+    let given = options.into_iter().filter_map(|(key, text)| Some((key, Node::text(text.as_ref()?))));
+    let admin = match &given_admin[..] {
+        [] => None,
+        [off] if off == OFF => Some(Vec::new()),
+        addresses => Some(addresses.iter().map(|address| Node::text(address)).collect()),
+    };
+    let admin = admin.map(|addresses| ("admin", Node { line: None, value: Value::List(addresses) }));
+    given.chain(admin).map(|(key, node)| (key.to_owned(), node)).collect()
 }
+
+/// In place of an address: none.
+const OFF: &str = "off";
 
 fn first_address(input: &InputConfig) -> String {
     input.listen.first().or(input.dial.first()).map(ToString::to_string).unwrap_or_default()

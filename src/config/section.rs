@@ -103,6 +103,16 @@ impl<'f> Section<'f> {
         matches!(self.node(key), Some(Node { value: Value::List(_), .. }))
     }
 
+    /// Whether the value of `key` is a list of nothing.
+    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+        matches!(self.node(key), Some(Node { value: Value::List(items), .. }) if items.is_empty())
+    }
+
+    /// Where `key` was written.
+    pub(super) fn origin_of(&self, key: &str) -> Origin {
+        Origin { line: self.line_of(key), path: self.origin.path_of(key), ..self.origin.clone() }
+    }
+
     /// The value of `key`; `None` if it is absent or wrong.
     pub(super) fn take<T>(
         &mut self,

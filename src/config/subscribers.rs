@@ -4,9 +4,6 @@ use crate::config::access::CONNECTIONS_MAX;
 use crate::config::access::take_access;
 use crate::config::buffer::QUEUE_MAX;
 use crate::config::buffer::QUEUE_MIN;
-use crate::config::delivery::LENGTH_WORD;
-use crate::config::delivery::Room;
-use crate::config::delivery::check_queue;
 use crate::config::keys::Entry;
 use crate::config::keys::HANDSHAKE_MIN;
 use crate::config::keys::HOUR;
@@ -41,13 +38,6 @@ pub(super) fn take_subscribers(mut section: Section<'_>, mut output: OutputConfi
     section.set("subscribers_max", value::integer(1..=CONNECTIONS_MAX), &mut subscribers.subscribers_max);
     let SubscribersConfig { listen, access, socket_file, .. } = &mut subscribers;
     take_access(&mut section, listen, access, socket_file);
-    let room = Room {
-        queue: output.buffer.memory() as u64,
-        behind_spool: false,
-        longest: u64::from(output.frame_len_max) + LENGTH_WORD,
-        members: 1,
-    };
-    check_queue(&mut section, &room);
     // An address that is wrong has its fault already.
     let listens = !subscribers.listen.is_empty();
     output.to = Destination::Subscribers(subscribers);

@@ -152,11 +152,29 @@ pub(super) fn listen_address(value: &Value) -> Result<Address, String> {
     }
 }
 
+/// An address to answer at.
+pub(super) fn admin_address(value: &Value) -> Result<Address, String> {
+    match listen_address(value)? {
+        Address::Systemd(_) => {
+            Err("a socket that the service manager passes is for inputs: write tcp://HOST:PORT or unix:PATH"
+                .to_owned())
+        }
+        Address::Tls { .. } => {
+            Err("admin addresses do not speak TLS yet: write tcp://HOST:PORT or unix:PATH, and let a proxy in front of it speak TLS"
+                .to_owned())
+        }
+        address => Ok(address),
+    }
+}
+
 /// An address of a producer that listens.
 pub(super) fn dial_address(value: &Value) -> Result<Address, String> {
     match address(value)? {
         OutputAddress::File(_) => {
             Err("an input cannot connect to a file: `tapster replay` sends one".to_owned())
+        }
+        OutputAddress::Socket(Address::Systemd(_)) => {
+            Err("a socket that the service manager passes is listened on: write `listen`".to_owned())
         }
         OutputAddress::Socket(address) if address.has_any_port() => Err(PORT_0.to_owned()),
         OutputAddress::Socket(address) if address.is_tls() => {
@@ -170,6 +188,9 @@ pub(super) fn dial_address(value: &Value) -> Result<Address, String> {
 pub(super) fn output_address(value: &Value) -> Result<OutputAddress, String> {
     let address = address(value)?;
     match &address {
+        OutputAddress::Socket(Address::Systemd(_)) => {
+            Err("a socket that the service manager passes is for an input: write tcp://HOST:PORT, unix:PATH or file:PATH".to_owned())
+        }
         OutputAddress::Socket(socket) if socket.has_any_port() => Err(PORT_0.to_owned()),
         OutputAddress::File(pattern) => {
             FileConfig::check_pattern(pattern).map(|()| address).map_err(|error| error.to_string())
@@ -311,10 +332,20 @@ mod tests {
             assert!(dial_address(&written(address)).is_err(), "{address}");
         }
         assert!(dial_address(&written("tls://a:1")).is_err());
-        for address in ["tcp://a:0", "tls://a:0", "tcp://a:1?queue=1MiB", "file:100%", "file:a/", "unix:a\0b"]
-        {
+        for address in [
+            "tcp://a:0",
+            "tls://a:0",
+            "tcp://a:1?queue=1MiB",
+            "file:100%",
+            "file:a/",
+            "unix:a\0b",
+            "systemd:a",
+        ] {
             assert!(output_address(&written(address)).is_err(), "{address}");
         }
+        assert!(listen_address(&written("systemd:a")).is_ok());
+        assert!(admin_address(&written("systemd:a")).is_err());
+        assert!(admin_address(&written("tls://a:1")).is_err());
         assert!(dial_address(&written("tcp://a:0")).is_err() && dial_address(&written("unix:a")).is_ok());
         assert!(output_address(&written("file:tapster-%Y%m%dT%H%M%S.fstrm")).is_ok());
     }

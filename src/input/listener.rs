@@ -323,7 +323,7 @@ async fn run_session(
     // Who may connect says nothing of those that tapster connects to.
     let (is_new, mut is_admitted) = (started.is_none(), is_handed || connection.dialled.is_some());
     // With TLS its keys stay in this process.
-    let mut may_pass = handshake.is_none();
+    let may_pass = handshake.is_none();
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
@@ -343,24 +343,26 @@ async fn run_session(
         is_admitted = true;
     }
     while started.is_none() {
+        // Until then this process alone decides.
+        let may_be_offered = is_admitted && may_pass;
         let opening = async {
             if !is_admitted {
                 connection.admit(&mut socket, &mut session).await?;
                 is_admitted = true;
+                return Ok(None);
             }
-            read::handshake(&mut socket, &mut session, &mut received).await.map_err(NotAdmitted::Ended)
+            let began = read::handshake(&mut socket, &mut session, &mut received).await;
+            began.map(Some).map_err(NotAdmitted::Ended)
         };
         let result = tokio::select! {
             biased;
             result = opening => Some(result),
             () = &mut drained => return Ok(ReadEnd::Drained),
-            () = readers.offers_asked(), if may_pass => None,
+            () = readers.offers_asked(), if may_be_offered => None,
         };
         connection.count(session.counters());
         match result {
-            Some(result) => started = Some(result?),
-            // A connection that is not let in yet is let in, or not, by this process.
-            None if !is_admitted => may_pass = false,
+            Some(result) => started = result?,
             None => {
                 let bytes = Bytes::copy_from_slice(&received);
                 let offer = readers.offer(

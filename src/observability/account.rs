@@ -235,6 +235,17 @@ impl OutputAccount {
         let _ = self.acknowledged.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_sub(again)));
     }
 
+    /// About how many bytes the frames on disk have: files have more, until they are removed.
+    pub(crate) fn bytes_spooled_now(&self) -> u64 {
+        let (spooled, sent) = (self.spooled_now(), self.sent.load(Relaxed));
+        let on_disk = self.spool.get().map_or(0, |spool| spool.bytes.load(Relaxed));
+        match (spooled, sent) {
+            (0, _) => 0,
+            (_, 0) => on_disk,
+            _ => on_disk.min(spooled.saturating_mul(self.bytes_sent.load(Relaxed)) / sent),
+        }
+    }
+
     /// Frames that wait for their acknowledgement now.
     pub(crate) fn unacknowledged_now(&self) -> u64 {
         u64::try_from(self.unacknowledged.load(Relaxed)).unwrap_or_default()

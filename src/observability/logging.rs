@@ -3,10 +3,13 @@
 //! Workers never wait for a terminal or a pipe that nobody reads: an event becomes a line in a bounded queue, and
 //! one thread writes them all. The same thread draws the status line, so the two never tear each other. Lines
 //! that found the queue full are counted, and the count is logged.
+//!
+//! Where stderr is the journal of systemd, which knows the time, a line begins with its priority instead.
 
 use std::io;
 use std::io::IsTerminal;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -51,6 +54,8 @@ enum Style {
     Text,
     /// The same, with colours of ours.
     Coloured,
+    /// The same behind the priority, `<4>`, and without the time. Source: sd-daemon(3).
+    Journal,
     /// Escaped as JSON does.
     Json,
 }
@@ -76,20 +81,26 @@ impl Log {
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let style = match format {
             LogFormat::Json => Style::Json,
+            LogFormat::Text if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr()) => {
+                Style::Journal
+            }
             LogFormat::Text if colours => Style::Coloured,
             LogFormat::Text => Style::Text,
         };
         let log = Self { sender, lines_lost: Arc::clone(&lines_lost), terminal, style };
-        thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&receiver, &lines_lost))?;
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_lines(&receiver, &lines_lost, style))?;
 
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
             .with_target(false)
             .with_ansi(false)
             .with_writer(log.clone());
-        match format {
-            LogFormat::Text => subscriber.try_init(),
-            LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+        match style {
+            Style::Journal => subscriber.without_time().with_level(false).try_init(),
+            Style::Text | Style::Coloured => subscriber.try_init(),
+            Style::Json => subscriber.json().flatten_event(true).try_init(),
         }
         .map_err(io::Error::other)?;
         Ok(log)
@@ -136,16 +147,38 @@ impl Style {
         for character in text.chars() {
             match self {
                 _ if !is_command(character) => escaped.push(character),
-                Self::Text | Self::Coloured => escaped.extend(character.escape_default()),
+                Self::Text | Self::Coloured | Self::Journal => escaped.extend(character.escape_default()),
                 // Every one of them is below U+FFFF.
                 Self::Json => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
             }
         }
-        if self == Self::Coloured {
-            escaped = coloured(&escaped, level);
+        match self {
+            Self::Coloured => escaped = coloured(&escaped, level),
+            Self::Journal => escaped = format!("<{}>{escaped}", priority(level)),
+            Self::Text | Self::Json => {}
         }
         escaped.push('\n');
         escaped
+    }
+}
+
+/// Whether this is the stream that `JOURNAL_STREAM` names, by device and inode. Source: systemd.exec(5).
+fn is_journal(variable: Option<&str>, stream: impl AsFd) -> bool {
+    let named = variable.and_then(|text| {
+        let (device, inode) = text.split_once(':')?;
+        Some((device.parse().ok()?, inode.parse().ok()?))
+    });
+    let stat = named.and_then(|named: (u64, u64)| Some((named, rustix::fs::fstat(stream).ok()?)));
+    stat.is_some_and(|(named, stat)| named == (stat.st_dev, stat.st_ino))
+}
+
+/// As syslog numbers it.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
     }
 }
 
@@ -192,7 +225,8 @@ impl Write for LineWriter<'_> {
     }
 }
 
-fn write_lines(receiver: &Receiver<Message>, lines_lost: &AtomicU64) {
+fn write_lines(receiver: &Receiver<Message>, lines_lost: &AtomicU64, style: Style) {
+    let warning = if style == Style::Journal { "<4>" } else { "" };
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
     // There is nowhere to report that stderr cannot be written.
@@ -217,7 +251,8 @@ fn write_lines(receiver: &Receiver<Message>, lines_lost: &AtomicU64) {
         let lost = lines_lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             print(
-                format!("tapster: {lost} log lines were lost: stderr was not read fast enough\n").as_bytes(),
+                format!("{warning}tapster: {lost} log lines were lost: stderr was not read fast enough\n")
+                    .as_bytes(),
             );
         }
     }
@@ -273,6 +308,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn stderr_is_the_journal_if_the_variable_names_it() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        let named = |device: u64, inode: u64| is_journal(Some(&format!("{device}:{inode}")), &file);
+        assert!(named(stat.st_dev, stat.st_ino));
+        assert!(!named(stat.st_dev, stat.st_ino + 1) && !named(stat.st_dev + 1, stat.st_ino));
+        assert!(!is_journal(None, &file) && !is_journal(Some("8"), &file) && !is_journal(Some("a:b"), &file));
+    }
+
+    #[test]
     fn nothing_in_a_line_is_a_command_to_a_terminal_or_begins_another_line() {
         let line = "0s  WARN caf\u{e9} a\nb\r\x1b[2J\u{9b}2J\x7f\u{202e}\n";
         let text = "0s  WARN caf\u{e9} a\\nb\\r\\u{1b}[2J\\u{9b}2J\\u{7f}\\u{202e}\n";
@@ -280,6 +325,7 @@ pub(crate) mod tests {
         assert_eq!(written(Style::Text), text);
         let colours = text.replace("0s  WARN", "\x1b[2m0s  \x1b[0m\x1b[33mWARN\x1b[0m");
         assert_eq!(written(Style::Coloured), colours);
+        assert_eq!(written(Style::Journal), format!("<4>{text}"));
         let json: String = serde_json::from_str(&format!("\"{}\"", written(Style::Json).trim_end())).unwrap();
         assert_eq!(format!("{json}\n"), line);
         assert_eq!(Style::Text.line(b"\xff\n", Level::INFO), "\u{fffd}\n");

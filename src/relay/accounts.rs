@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::observability::InputLedger;
 use crate::observability::Ledger;
 use crate::observability::OutputLedger;
+use crate::observability::Standing;
 use crate::observability::wait_log::InputWait;
 use crate::relay::input_entry::InputEntry;
 use crate::relay::output_entry::OutputEntry;
@@ -143,6 +144,17 @@ impl Accounts {
             }
         }
         ledger
+    }
+
+    /// How the inputs and outputs stand that are there, in short.
+    pub(crate) fn standing(&self) -> Standing {
+        let inputs: Vec<_> = self.inputs().iter().map(|input| input.ledger()).collect();
+        let outputs = self.outputs();
+        Standing {
+            writers: inputs.iter().map(|input| input.connections_open).sum(),
+            frames: inputs.iter().map(|input| input.frames).sum(),
+            outputs: outputs.iter().map(|output| output.standing()).collect(),
+        }
     }
 
     /// Writes the lines that are due.

@@ -17,7 +17,10 @@ use tracing::info;
 use tracing::warn;
 
 use crate::input::InputConfig;
+use crate::output::Destination;
+use crate::output::OutputConfig;
 use crate::output::StreamsConfig;
+use crate::relay::error::ChangeError;
 use crate::transport::Address;
 use crate::transport::tls::CertificateEnd;
 use crate::transport::tls::Change;
@@ -117,6 +120,32 @@ impl Certificates {
         drop(entries);
         self.look_from_now_on();
         Ok(Some(client))
+    }
+
+    /// The same as [`of_input`](Self::of_input), for a change.
+    ///
+    /// # Errors
+    /// [`ChangeError::Tls`].
+    pub(crate) fn read_input(
+        &self,
+        input: &InputConfig,
+    ) -> Result<Option<Arc<ReloadableServer>>, ChangeError> {
+        let owner = || CertificateOwner::Input(input.name.clone()).to_string();
+        self.of_input(input).map_err(|faults| ChangeError::Tls { owner: owner(), faults })
+    }
+
+    /// What the `tls` connections of an output shake hands with, for a change.
+    ///
+    /// # Errors
+    /// [`ChangeError::Tls`].
+    pub(crate) fn read_output(
+        &self,
+        output: &OutputConfig,
+    ) -> Result<Option<Arc<ReloadableClient>>, ChangeError> {
+        let Destination::Streams(streams) = &output.to else { return Ok(None) };
+        let owner = || CertificateOwner::Output(output.name.clone()).to_string();
+        let tls = self.of_output(&output.name, streams);
+        tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
     }
 
     /// Looks at every file now. Returns whether any was read again.

@@ -5,10 +5,8 @@ use std::io;
 use std::sync::Arc;
 
 use crate::input::InputConfig;
-use crate::output::Destination;
 use crate::output::OutputConfig;
 use crate::relay::Relay;
-use crate::relay::certificates::CertificateOwner;
 use crate::relay::descriptors;
 use crate::relay::dials::WayIn;
 use crate::relay::error::ChangeError;
@@ -27,8 +25,6 @@ use crate::relay::removal;
 use crate::relay::sockets::Owner;
 use crate::relay::worker::Order;
 use crate::transport::Address;
-use crate::transport::tls::ReloadableClient;
-use crate::transport::tls::ReloadableServer;
 
 impl Relay {
     /// Adds an output: it gets every frame of its content type that arrives from now on.
@@ -37,13 +33,14 @@ impl Relay {
     /// [`ChangeError`]; nothing has changed then, unless the system has no thread.
     pub fn add_output(&mut self, config: OutputConfig) -> Result<(), ChangeError> {
         config.validate().map_err(|error| ChangeError::Output { output: config.name.clone(), error })?;
-        let _read = self.read_output_certificates(&config)?;
+        let _read = self.around.certificates.read_output(&config)?;
         if self.outputs.iter().any(|output| output.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
         let others = self.listened_at(&config);
-        let bound = inputs::bind(ListenAt::output(&config), &others, &[], self.workers.count())
-            .map_err(ChangeError::Listen)?;
+        let bound =
+            inputs::bind(ListenAt::output(&config), &others, &[], (&self.passed, self.workers.count()))
+                .map_err(ChangeError::Listen)?;
         self.begin_outputs(vec![config])?;
         self.begin_output_listeners(bound)?;
         Ok(())
@@ -80,13 +77,13 @@ impl Relay {
         if self.inputs.iter().any(|input| input.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
-        let _read = self.read_input_certificates(&config)?;
+        let _read = self.around.certificates.read_input(&config)?;
         let others = self.inputs.iter().flat_map(|input| &input.config.listen).chain(&config.listen);
         let others = others.chain(self.outputs.iter().flat_map(|output| output.config.listen()));
         let others = others.collect::<Vec<_>>();
         let addresses = config.listen.iter().map(|address| ListenAt::input(&config, address));
-        let bound =
-            inputs::bind(addresses, &others, &[], self.workers.count()).map_err(ChangeError::Listen)?;
+        let bound = inputs::bind(addresses, &others, &[], (&self.passed, self.workers.count()));
+        let bound = bound.map_err(ChangeError::Listen)?;
         self.begin_input(config)?;
         for (input, listener) in &bound {
             self.around.own.add(input, listener.bound());
@@ -108,27 +105,6 @@ impl Relay {
         self.end_input(input, &[])?;
         self.list_listeners();
         Ok(())
-    }
-
-    /// What the `tls` addresses of an input shake hands with.
-    pub(super) fn read_input_certificates(
-        &self,
-        input: &InputConfig,
-    ) -> Result<Option<Arc<ReloadableServer>>, ChangeError> {
-        let tls = self.around.certificates.of_input(input);
-        let owner = || CertificateOwner::Input(input.name.clone()).to_string();
-        tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
-    }
-
-    /// What the `tls` connections of an output shake hands with.
-    pub(super) fn read_output_certificates(
-        &self,
-        output: &OutputConfig,
-    ) -> Result<Option<Arc<ReloadableClient>>, ChangeError> {
-        let Destination::Streams(streams) = &output.to else { return Ok(None) };
-        let tls = self.around.certificates.of_output(&output.name, streams);
-        let owner = || CertificateOwner::Output(output.name.clone()).to_string();
-        tls.map_err(|faults| ChangeError::Tls { owner: owner(), faults })
     }
 
     /// Lets an output end that no worker feeds any more. Another one listens at the addresses that have `moved`.
@@ -181,7 +157,7 @@ impl Relay {
         let id = InputId(self.inputs_begun);
         self.inputs_begun += 1;
         // They were read before, and are in use.
-        let tls = self.read_input_certificates(&config).map_err(io::Error::other)?;
+        let tls = self.around.certificates.read_input(&config).map_err(io::Error::other)?;
         let input = RunningInput::new(id, config, tls, self.workers.count(), &self.scopes.inputs);
         input.tell(&self.workers)?;
         self.accounts.add_input(Arc::clone(&input.entry));

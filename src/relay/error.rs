@@ -89,10 +89,12 @@ pub enum ChangeError {
     #[error("there is no `{0}`")]
     Unknown(String),
     /// A key that a running relay cannot change.
-    #[error("{key} cannot change while tapster runs: use `tapster upgrade`, or restart tapster")]
+    #[error("{key}{} cannot change while tapster runs: use `tapster upgrade`, or restart tapster", of(output.as_ref()))]
     Fixed {
-        /// The key, and of which output.
+        /// The key.
         key: String,
+        /// Name of the output, unless the key stands at the top.
+        output: Option<String>,
     },
     /// The spool of a new output cannot be had.
     #[error("output `{output}`: {error}")]
@@ -102,7 +104,41 @@ pub enum ChangeError {
         /// What is wrong.
         error: SpoolError,
     },
+    /// The relay has changed since the plan was begun.
+    #[error("the relay has changed meanwhile: try again")]
+    Outdated,
     /// A thread could not be started, or a worker does not answer.
     #[error("{0}")]
     Worker(#[from] io::Error),
+}
+
+fn of(output: Option<&String>) -> String {
+    output.map(|output| format!(" of output `{output}`")).unwrap_or_default()
+}
+
+impl ChangeError {
+    /// The input that keeps the change from being made.
+    pub fn input(&self) -> Option<&str> {
+        match self {
+            Self::Listen(StartError::Listen { input, .. }) => Some(input),
+            _ => None,
+        }
+    }
+
+    /// The output that keeps the change from being made.
+    pub fn output(&self) -> Option<&str> {
+        match self {
+            Self::Output { output, .. } | Self::Spool { output, .. } => Some(output),
+            Self::Fixed { output, .. } => output.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The key at the top that keeps the change from being made.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Fixed { key, output: None } => Some(key),
+            _ => None,
+        }
+    }
 }

@@ -21,6 +21,7 @@ use crate::relay::dials::RunningDial;
 use crate::relay::dials::WayIn;
 use crate::relay::door::Door;
 use crate::relay::error::StartError;
+use crate::relay::handover::message::HandedListener;
 use crate::relay::input_entry::InputEntry;
 use crate::relay::input_entry::InputId;
 use crate::relay::sockets::Owner;
@@ -35,6 +36,7 @@ use crate::transport::listener::Beside;
 use crate::transport::listener::Bound;
 use crate::transport::listener::BoundListener;
 use crate::transport::own_listeners::OwnListeners;
+use crate::transport::passed::PassedListeners;
 use crate::transport::socket_path::SocketFileConfig;
 use crate::transport::tls::ReloadableServer;
 
@@ -69,6 +71,7 @@ pub(crate) struct RunningListener {
 }
 
 /// A listener that is bound, and not started.
+#[derive(Debug)]
 pub(crate) struct NewListener {
     configured: Address,
     bound: Bound,
@@ -152,6 +155,17 @@ impl RunningListener {
         match self.address() {
             Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
             Address::Tcp { .. } | Address::Tls { .. } => self.bound.sockets(),
+            Address::Systemd(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// What another process has to know of it.
+    pub(crate) fn record(&self) -> HandedListener {
+        HandedListener {
+            configured: self.configured.to_string(),
+            address: self.address().to_string(),
+            dual_stack: self.is_dual_stack(),
+            of_output: self.is_of_output(),
         }
     }
 
@@ -430,13 +444,14 @@ impl<'a> ListenAt<'a> {
     }
 }
 
-/// Binds these addresses, each for the input or output of its name, for so many workers: all of them, or none. `others` are
+/// Binds these addresses, each for the input or output of its name, for so many workers: all of them, or none. Those that the
+/// service manager passes are bound already. `others` are
 /// listened on already, or will be; `going` are about to be given up.
 pub(crate) fn bind<'a>(
     addresses: impl Iterator<Item = ListenAt<'a>>,
     others: &[&Address],
     going: &[&Address],
-    workers: usize,
+    (passed, workers): (&PassedListeners, usize),
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
     let (names, paths): (Vec<_>, Vec<_>) =
@@ -452,7 +467,11 @@ pub(crate) fn bind<'a>(
             ipv4: others.iter().any(|other| other.is_ipv4_beside(address)),
             own: address.port().is_some() && going.iter().any(|going| going.port() == address.port()),
         };
-        let bound = listener::bind(address, workers, file, beside).map_err(|source| at.fault(source))?;
+        let bound = match address {
+            Address::Systemd(name) => passed.listen(name.as_deref(), workers),
+            _ => listener::bind(address, workers, file, beside),
+        };
+        let bound = bound.map_err(|source| at.fault(source))?;
         all.extend(bound.into_iter().map(|bound| {
             let configured = address.clone();
             (place, name.to_owned(), NewListener { configured, bound })

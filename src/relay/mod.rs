@@ -10,6 +10,7 @@ mod dials;
 mod door;
 mod error;
 mod handover;
+mod inherited;
 mod input_entry;
 mod inputs;
 mod output_entry;
@@ -20,6 +21,8 @@ mod removal;
 mod serving;
 mod sockets;
 mod subscribers;
+mod ticks;
+mod view;
 mod worker;
 mod workers;
 
@@ -48,6 +51,7 @@ use crate::relay::certificates::CertificateOwner;
 use crate::relay::certificates::Certificates;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
+use crate::relay::handover::Adoption;
 use crate::relay::handover::Estate;
 pub use crate::relay::handover::HandoverError;
 pub use crate::relay::handover::Predecessor;
@@ -55,12 +59,19 @@ pub use crate::relay::handover::Successor;
 use crate::relay::handover::TakingOver;
 #[doc(hidden)]
 pub use crate::relay::handover::message_again;
+use crate::relay::handover::store::Left;
+use crate::relay::handover::store::Store;
+pub use crate::relay::inherited::Inherited;
 use crate::relay::inputs::ListenAt;
 use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
+pub use crate::relay::reload::Plan;
+pub use crate::relay::reload::Planner;
 use crate::relay::sockets::SocketPaths;
+pub use crate::relay::ticks::Ticks;
+pub use crate::relay::view::View;
 use crate::relay::workers::Workers;
 use crate::relay::workers::tell_epoll;
 use crate::transport::Address;
@@ -68,6 +79,7 @@ use crate::transport::Backend;
 use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::descriptors::Reserve;
+use crate::transport::passed::PassedListeners;
 
 /// Everything that a relay needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +90,8 @@ pub struct RelayConfig {
     pub backend: BackendChoice,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// How many descriptors the service manager keeps from one process to the next: listeners, and connections; 0: none.
+    pub descriptor_store: usize,
     /// At least one.
     pub inputs: Vec<InputConfig>,
     /// At least one; every output gets every frame of its content type.
@@ -90,6 +104,7 @@ impl Default for RelayConfig {
             workers: 0,
             backend: BackendChoice::Auto,
             drain_timeout: Duration::from_secs(10),
+            descriptor_store: 0,
             inputs: vec![InputConfig::default()],
             outputs: vec![OutputConfig::default()],
         }
@@ -122,6 +137,7 @@ impl Default for RelayConfig {
 pub struct Relay {
     asked_workers: usize,
     asked_backend: BackendChoice,
+    asked_store: usize,
     listeners: Vec<(String, Address)>,
     output_listeners: Vec<(String, Address)>,
     inputs: Vec<RunningInput>,
@@ -137,6 +153,10 @@ pub struct Relay {
     taking_over: Option<JoinHandle<()>>,
     block_limit: Arc<BlockLimit>,
     reserve: Reserve,
+    // From the service manager, whether they are listened on or not.
+    passed: Arc<PassedListeners>,
+    // Where listeners and connections outlive the process.
+    store: Option<Store>,
     // The paths of unix sockets; they are free for others before inputs drain.
     sockets: SocketPaths,
     scopes: Scopes,
@@ -159,7 +179,15 @@ impl Relay {
     /// # Errors
     /// [`StartError`]; nothing is left bound.
     pub fn start(config: RelayConfig) -> Result<Self, StartError> {
-        Self::begin_with(config, None)
+        Self::start_with(config, Inherited::default())
+    }
+
+    /// As [`Relay::start`], with what the service manager passes: `systemd:NAME` listens there.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left bound.
+    pub fn start_with(config: RelayConfig, inherited: Inherited) -> Result<Self, StartError> {
+        Self::begin_with(config, inherited, None)
     }
 
     /// Starts in place of another process, and takes over its listeners, its connections, its ledger, and its outputs one after the
@@ -168,10 +196,14 @@ impl Relay {
     /// # Errors
     /// [`StartError`]. The other process has been told, and goes on.
     pub fn take_over(config: RelayConfig, predecessor: Predecessor) -> Result<Self, StartError> {
-        Self::begin_with(config, Some(predecessor))
+        Self::begin_with(config, Inherited::default(), Some(predecessor))
     }
 
-    fn begin_with(config: RelayConfig, predecessor: Option<Predecessor>) -> Result<Self, StartError> {
+    fn begin_with(
+        config: RelayConfig,
+        inherited: Inherited,
+        predecessor: Option<Predecessor>,
+    ) -> Result<Self, StartError> {
         for output in &config.outputs {
             output.validate().map_err(|error| StartError::Output { output: output.name.clone(), error })?;
         }
@@ -207,13 +239,14 @@ impl Relay {
             scopes.relay.end();
             predecessor.iter().for_each(|predecessor| predecessor.refuse(false, &error.to_string()));
         })?;
-        let estate = predecessor.map(Predecessor::take).transpose().map_err(StartError::TakeOver);
-        let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
-        let bound = match &mut estate {
-            None => bind_all(&config, count),
-            Some(estate) => take_and_bind(&config, estate, count)
-                .inspect_err(|error| estate.predecessor.refuse(true, &error.to_string())),
+        let estate = match predecessor {
+            Some(predecessor) => predecessor.take().map_err(StartError::TakeOver),
+            None => Ok(Estate::left(Left::new(inherited.left), inherited.listeners)),
         };
+        let mut estate = estate.inspect_err(|_| scopes.relay.end())?;
+        let passed = std::mem::take(&mut estate.passed);
+        let bound = take_and_bind(&config, &mut estate, &passed, count);
+        let bound = bound.inspect_err(|error| estate.refuse(true, &error.to_string()));
         let bound = bound.inspect_err(|_| scopes.relay.end())?;
         let around = Surroundings {
             workers: count,
@@ -227,6 +260,7 @@ impl Relay {
         let mut relay = Self {
             asked_workers: config.workers,
             asked_backend: config.backend,
+            asked_store: config.descriptor_store,
             listeners: Vec::new(),
             output_listeners: Vec::new(),
             inputs: Vec::new(),
@@ -238,9 +272,11 @@ impl Relay {
             around,
             block_limit,
             reserve,
+            passed: Arc::new(passed),
+            store: Store::of_environment(config.descriptor_store),
             sockets: SocketPaths::new(scopes.sockets.clone()),
-            generation: estate.as_ref().map_or(1, |estate| estate.generation + 1),
-            started_at: estate.as_ref().map_or_else(unix_millis, |estate| estate.started_at),
+            generation: estate.generation + 1,
+            started_at: if estate.generation == 0 { unix_millis() } else { estate.started_at },
             taking_over: None,
             scopes,
             ended: false,
@@ -253,7 +289,7 @@ impl Relay {
         &mut self,
         config: RelayConfig,
         AllBound { inputs: bound, outputs: doors }: AllBound,
-        estate: Option<Estate>,
+        estate: Estate,
     ) -> io::Result<()> {
         for input in config.inputs {
             self.begin_input(input)?;
@@ -262,37 +298,43 @@ impl Relay {
         for (input, listener) in &bound {
             self.around.own.add(input, listener.bound());
         }
-        let Some(Estate { predecessor, ledger, .. }) = estate else {
+        let Estate { predecessor, ledger, connections, is_left, .. } = estate;
+        self.accounts.set_former(ledger);
+        let Some(predecessor) = predecessor else {
             self.begin_outputs(config.outputs)?;
             self.begin_output_listeners(doors)?;
             self.begin_listeners(bound)?;
-            return self.begin_dials();
+            self.sockets.own();
+            self.keep_listeners();
+            self.go_on_with(connections, is_left);
+            return Ok(());
         };
-        self.accounts.set_former(ledger);
         let held = self.hold_outputs(config.outputs)?;
         self.begin_output_listeners(doors)?;
         self.begin_listeners(bound)?;
+        let (adoption, accounts) = (self.adoption(), Arc::clone(&self.accounts));
+        predecessor.say_accepting()?;
+        self.sockets.own();
+        let taking_over = TakingOver { predecessor, accounts, adoption, held };
+        let run =
+            thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
+        self.taking_over = Some(run);
+        Ok(())
+    }
+
+    /// What takes over connections of another process, and dials then.
+    fn adoption(&mut self) -> Adoption {
         let own = &self.around.own;
         let dials = self.inputs.iter_mut().flat_map(|input| {
             let name = input.config.name.clone();
-            input
-                .take_new_dials(own)
-                .into_iter()
-                .map(move |dial| ((name.clone(), dial.to().to_string()), dial))
+            let new = input.take_new_dials(own).into_iter();
+            new.map(move |dial| ((name.clone(), dial.to().to_string()), dial))
         });
         let dials = dials.collect();
         let inputs = self.inputs.iter().filter_map(|input| {
             Some((input.config.name.clone(), (input.id, input.listeners.first()?.way())))
         });
-        let (workers, accounts) = (Arc::clone(&self.workers), Arc::clone(&self.accounts));
-        predecessor.say_accepting()?;
-        self.sockets.own();
-        let taking_over =
-            TakingOver { predecessor, workers, accounts, inputs: inputs.collect(), dials, held };
-        let run =
-            thread::Builder::new().name("tapster-take-over".to_owned()).spawn(move || taking_over.run())?;
-        self.taking_over = Some(run);
-        Ok(())
+        Adoption { workers: Arc::clone(&self.workers), inputs: inputs.collect(), dials }
     }
 
     /// How many processes there were in the chain of upgrades, this one included.
@@ -310,6 +352,11 @@ impl Relay {
         self.workers.count()
     }
 
+    /// When each worker ticked last: what a watchdog asks. It can be read from any thread.
+    pub fn ticks(&self) -> Ticks {
+        self.workers.ticks.clone()
+    }
+
     /// Name of the input and the address bound (port 0 replaced by the kernel's choice), in order of configuration.
     pub fn listeners(&self) -> &[(String, Address)] {
         &self.listeners
@@ -325,6 +372,11 @@ impl Relay {
         self.accounts.ledger()
     }
 
+    /// A view of the relay for other threads.
+    pub fn view(&self) -> View {
+        View::new(Arc::clone(&self.accounts), self.ticks(), self.generation)
+    }
+
     /// Asks every file output to end its file with STOP, in order, and to begin a new one: for tools that have renamed the file.
     /// Does not wait for it. A file without frames goes on, unless it was renamed.
     pub fn reopen_files(&self) {
@@ -335,17 +387,30 @@ impl Relay {
     /// with STOP and waits for its FINISH. Blocks for `drain_timeout` and a second at most, whatever hangs; what is left then
     /// is counted as dropped, reason `shutdown`. Returns the final ledger.
     pub fn drain(mut self) -> Ledger {
-        self.end(self.around.drain_timeout);
-        self.accounts.ledger()
+        let (began, timeout) = (Instant::now(), self.around.drain_timeout);
+        let leaving = self.leave_connections();
+        self.end(timeout.saturating_sub(began.elapsed()));
+        let ledger = self.accounts.ledger();
+        if let Some(leaving) = leaving {
+            leaving.finish(&ledger, self.generation, self.started_at);
+        }
+        ledger
     }
 
     /// Waits until another process has handed over everything, for `timeout` at most.
-    fn wait_until_taken_over(&mut self, timeout: Duration) {
-        let Some(taking_over) = self.taking_over.take() else { return };
+    /// Whether another process still hands over to this one: it drains its outputs, which begin here one after the other.
+    pub fn is_taking_over(&self) -> bool {
+        self.taking_over.as_ref().is_some_and(|taking_over| !taking_over.is_finished())
+    }
+
+    /// Returns whether everything was taken over within this time, or there was nothing.
+    fn wait_until_taken_over(&mut self, timeout: Duration) -> bool {
+        let Some(taking_over) = &self.taking_over else { return true };
         let by = Instant::now() + timeout;
         while !taking_over.is_finished() && Instant::now() < by {
             thread::sleep(TAKE_OVER_LOOK);
         }
+        taking_over.is_finished()
     }
 
     /// Brings the end about: by the deadline, and then by force.
@@ -438,16 +503,13 @@ fn all_addresses(config: &RelayConfig) -> Vec<&Address> {
     at_inputs(&config.inputs).chain(at_outputs(&config.outputs)).map(|at| at.address).collect()
 }
 
-fn bind_all(config: &RelayConfig, workers: usize) -> Result<AllBound, StartError> {
-    let all = all_addresses(config);
-    Ok(AllBound {
-        inputs: inputs::bind(at_inputs(&config.inputs), &all, &[], workers)?,
-        outputs: inputs::bind(at_outputs(&config.outputs), &all, &[], workers)?,
-    })
-}
-
 /// Takes the listeners that the old process had, and binds the others.
-fn take_and_bind(config: &RelayConfig, estate: &mut Estate, workers: usize) -> Result<AllBound, StartError> {
+fn take_and_bind(
+    config: &RelayConfig,
+    estate: &mut Estate,
+    passed: &PassedListeners,
+    workers: usize,
+) -> Result<AllBound, StartError> {
     let all = all_addresses(config);
     let mut take = |wanted: Vec<ListenAt<'_>>| {
         let (mut taken, mut new) = (Vec::new(), Vec::new());
@@ -458,7 +520,7 @@ fn take_and_bind(config: &RelayConfig, estate: &mut Estate, workers: usize) -> R
             }
             taken.extend(listeners.into_iter().map(|listener| (at.owner.name().to_owned(), listener)));
         }
-        taken.extend(inputs::bind(new.into_iter(), &all, &[], workers)?);
+        taken.extend(inputs::bind(new.into_iter(), &all, &[], (passed, workers))?);
         Ok(taken)
     };
     Ok(AllBound {

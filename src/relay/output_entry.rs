@@ -9,6 +9,7 @@ use tracing::error;
 
 use crate::lifecycle::Scope;
 use crate::observability::OutputLedger;
+use crate::observability::OutputStanding;
 use crate::observability::account::OutputAccount;
 use crate::observability::age::AgeSum;
 use crate::observability::age::OldestOf;
@@ -170,6 +171,17 @@ impl OutputEntry {
     fn oldest_of_subscribers(&self) -> impl Iterator<Item = Instant> {
         let takers = self.subscribers.iter().flat_map(|(takers, _)| takers.present().to_vec());
         takers.filter_map(|taker| taker.queue.oldest())
+    }
+
+    /// How it stands, in short.
+    pub(crate) fn standing(&self) -> OutputStanding {
+        let in_memory: usize = self.queues.iter().map(|queue| queue.budget().charged()).sum();
+        let on_disk: u64 = self.accounts.iter().map(|account| account.bytes_spooled_now()).sum();
+        OutputStanding {
+            name: self.name.clone(),
+            is_down: self.accounts.iter().any(|account| !account.absences.now().is_empty()),
+            bytes_behind: in_memory as u64 + on_disk,
+        }
     }
 
     /// Whether an input waits for room in a queue of this output.

@@ -34,6 +34,7 @@ use crate::relay::serving::Handover;
 use crate::relay::serving::Serving;
 use crate::relay::serving::WorkerDial;
 use crate::relay::serving::receive;
+use crate::relay::ticks::Ticker;
 use crate::route::Inlet;
 use crate::transport::Backend;
 use crate::transport::backend::Runtime;
@@ -61,6 +62,8 @@ pub(crate) struct Worker {
     pub(crate) mailboxes: Vec<UnboundedSender<Handover>>,
     /// The scope of all inputs.
     pub(crate) scope: Scope,
+    /// Its signs of life.
+    pub(crate) ticker: Ticker,
     /// For faults that a test asks for.
     pub(crate) first_input: String,
 }
@@ -169,7 +172,7 @@ impl Worker {
         faults::point("worker start", &self.first_input);
         // Whatever becomes of this thread, nobody places connections on it afterwards.
         let _alive = self.placement.alive(self.index);
-        let tasks = TaskTracker::new();
+        let (tasks, ticker) = (TaskTracker::new(), Rc::new(self.ticker));
         let serving = Rc::new(Serving {
             index: self.index,
             readers: Rc::new(Readers::new(self.backend, self.block_limit, self.loops)),
@@ -182,7 +185,7 @@ impl Worker {
         });
         let receive = receive(Rc::clone(&serving), self.mailbox, self.scope.clone());
         self.scope.spawn_local("mailbox", tasks.track_future(receive));
-        spawn_local(tidy_up(Rc::clone(&serving)));
+        spawn_local(tidy_up(Rc::clone(&serving), Rc::clone(&ticker), self.first_input));
         let readers = Rc::clone(&serving.readers);
         spawn_local(async move { readers.coalescer.run(timer).await });
         spawn_local(obey(Rc::clone(&serving), self.orders, self.backend, self.reserve));
@@ -192,6 +195,7 @@ impl Worker {
         phases.reached(Phase::Draining).await;
         tasks.close();
         tasks.wait().await;
+        ticker.end();
     }
 }
 
@@ -240,12 +244,19 @@ async fn obey(
     }
 }
 
-/// Frees blocks that nobody needs, tells what the log left out, and trims the heap in the first quiet second after many connections ended.
-async fn tidy_up(serving: Rc<Serving>) {
+/// Ticks, frees blocks that nobody needs, tells what the log left out, and trims the heap in the first quiet second after many connections ended.
+async fn tidy_up(serving: Rc<Serving>, ticker: Rc<Ticker>, first_input: String) {
     let mut ended_before = 0;
     let mut ended_at_trim = 0;
     loop {
+        if faults::hit("worker hangs", &first_input) {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        ticker.tick();
         tokio::time::sleep(IDLE_LOOK).await;
+        if faults::hit("worker hangs", &first_input) {
+            std::thread::sleep(Duration::from_secs(60));
+        }
         serving.readers.free_unused();
         serving.readers.note_held(serving.inputs.borrow().values());
         serving.readers.retire(Instant::now());

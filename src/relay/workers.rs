@@ -22,6 +22,7 @@ use crate::relay::placement;
 use crate::relay::placement::Placement;
 use crate::relay::serving::Accepted;
 use crate::relay::serving::Handover;
+use crate::relay::ticks::Ticks;
 use crate::relay::worker::Beginning;
 use crate::relay::worker::Order;
 use crate::relay::worker::Ordered;
@@ -37,6 +38,7 @@ use crate::transport::detached::Detached;
 pub(crate) struct Workers {
     /// What they run on.
     pub(crate) backend: Backend,
+    pub(crate) ticks: Ticks,
     orders: Vec<UnboundedSender<Ordered>>,
     mailboxes: Vec<UnboundedSender<Handover>>,
     placement: Placement,
@@ -56,7 +58,7 @@ impl Workers {
         first_input: &str,
     ) -> Result<Self, StartError> {
         let processors = placement::processors(count);
-        let placement = Placement::new(count);
+        let (placement, ticks) = (Placement::new(count), Ticks::new(count));
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
         let (ready, readiness) = mpsc::channel();
         let (built, buildings) = mpsc::channel();
@@ -75,6 +77,7 @@ impl Workers {
                 reserve: reserve.clone(),
                 mailboxes: mailboxes.clone(),
                 scope: inputs.clone(),
+                ticker: ticks.of(index),
                 first_input: first_input.to_owned(),
             };
             let (agreement, agreed) = mpsc::channel();
@@ -96,7 +99,7 @@ impl Workers {
         for _ in 0..count {
             readiness.recv().unwrap_or_else(failed).map_err(StartError::Worker)?;
         }
-        Ok(Self { backend, orders: all_orders, mailboxes, placement })
+        Ok(Self { backend, ticks, orders: all_orders, mailboxes, placement })
     }
 
     /// How many there are.

@@ -1,4 +1,4 @@
-//! Addresses as users write them: `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:PATH`.
+//! Addresses as users write them: `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:PATH`, `systemd:NAME`.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -26,6 +26,9 @@ pub enum Address {
     },
     /// `unix:PATH`, a stream socket.
     Unix(PathBuf),
+    /// `systemd:NAME`: the listeners of that name, which the service manager passes. `None`, written `systemd`: the first one that
+    /// it passes. Nothing connects there.
+    Systemd(Option<String>),
 }
 
 /// Why a text is not an address.
@@ -34,7 +37,7 @@ pub enum Address {
 pub enum AddressError {
     /// None of the known schemes.
     #[error(
-        "`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH or file:PATH"
+        "`{0}` has no scheme that tapster knows: write tcp://HOST:PORT, tls://HOST:PORT, unix:PATH, systemd:NAME or file:PATH"
     )]
     Scheme(String),
     /// No port, or not a number up to 65535.
@@ -46,6 +49,11 @@ pub enum AddressError {
     /// No path.
     #[error("`{0}` needs a path, as in unix:/run/tapster/dnstap.sock or file:tapster-%Y%m%d.fstrm")]
     Path(String),
+    /// No name, or one that no socket unit can give.
+    #[error(
+        "`{0}` needs the name of a socket, as in systemd:dnstap for FileDescriptorName=dnstap; `systemd` alone is the first one"
+    )]
+    Name(String),
     /// `file:PATH`, with its path: a file is written, and neither listened on nor connected to.
     #[error("`file:{0}` is a file: write tcp://HOST:PORT, tls://HOST:PORT or unix:PATH")]
     File(String),
@@ -66,7 +74,7 @@ impl Address {
     pub fn host_port(&self) -> Option<(&str, u16)> {
         match self {
             Self::Tcp { host, port } | Self::Tls { host, port } => Some((host, *port)),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Systemd(_) => None,
         }
     }
 
@@ -75,7 +83,7 @@ impl Address {
         match self {
             Self::Tcp { .. } => Self::Tcp { host, port },
             Self::Tls { .. } => Self::Tls { host, port },
-            Self::Unix(path) => Self::Unix(path.clone()),
+            Self::Unix(_) | Self::Systemd(_) => self.clone(),
         }
     }
 
@@ -116,6 +124,16 @@ impl FromStr for Address {
         if let Some(rest) = text.strip_prefix("file:") {
             return Err(AddressError::File(path(rest)?));
         }
+        if text == "systemd" {
+            return Ok(Self::Systemd(None));
+        }
+        if let Some(name) = text.strip_prefix("systemd:") {
+            return if is_descriptor_name(name) {
+                Ok(Self::Systemd(Some(name.to_owned())))
+            } else {
+                Err(AddressError::Name(text.to_owned()))
+            };
+        }
         Err(AddressError::Scheme(text.to_owned()))
     }
 }
@@ -126,6 +144,8 @@ impl fmt::Display for Address {
             Self::Tcp { host, port } => ("tcp", host, port),
             Self::Tls { host, port } => ("tls", host, port),
             Self::Unix(path) => return write!(f, "unix:{}", path.display()),
+            Self::Systemd(Some(name)) => return write!(f, "systemd:{name}"),
+            Self::Systemd(None) => return write!(f, "systemd"),
         };
         if host.contains(':') {
             write!(f, "{scheme}://[{host}]:{port}")
@@ -133,6 +153,14 @@ impl fmt::Display for Address {
             write!(f, "{scheme}://{host}:{port}")
         }
     }
+}
+
+/// Whether a socket unit can give this name: ASCII without control characters and colons, at most 255 bytes.
+///
+/// Source: systemd `fdname_is_valid`.
+fn is_descriptor_name(name: &str) -> bool {
+    let usual = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+    (1..=255).contains(&name.len()) && name.bytes().all(usual)
 }
 
 fn split_host_port(text: &str, rest: &str) -> Result<(String, u16), AddressError> {
@@ -165,6 +193,8 @@ mod tests {
             "tls://[2001:db8::1]:6443",
             "unix:/run/tapster/dnstap.sock",
             "unix:relative.sock",
+            "systemd:dnstap",
+            "systemd",
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -186,6 +216,9 @@ mod tests {
         }
         for text in ["unix:", "file:"] {
             assert!(matches!(error(text), AddressError::Path(_)), "{text}");
+        }
+        for text in ["systemd:", "systemd:a:b", "systemd:caf\u{e9}"] {
+            assert!(matches!(error(text), AddressError::Name(_)), "{text}");
         }
         assert_eq!(error("file:a.fstrm"), AddressError::File("a.fstrm".to_owned()));
     }

@@ -76,6 +76,7 @@ pub(crate) async fn sites(address: &Address, limit: Duration) -> io::Result<Vec<
     let mut sites = Vec::new();
     match address {
         Address::Unix(path) => sites.push(Site::Unix(path.clone())),
+        Address::Systemd(_) => {}
         Address::Tcp { host, port } | Address::Tls { host, port } => {
             for address in look_up(host, *port, limit).await?.iter() {
                 let site = Site::Tcp(*address);
@@ -124,6 +125,12 @@ impl Dial {
         let mut dial = Self { options, path: None, addresses: VecDeque::new(), failed: Vec::new() };
         match address {
             Address::Unix(path) => dial.path = Some(path.clone()),
+            Address::Systemd(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "nothing connects to a listener by name",
+                ));
+            }
             Address::Tcp { host, port } | Address::Tls { host, port } => {
                 dial.addresses = in_turn(&look_up(host, *port, options.timeout).await?, last);
             }

@@ -36,7 +36,7 @@ pub(crate) struct Bound {
     pub(crate) listeners: Vec<BoundListener>,
     /// Whether it takes connections of IPv4 and of IPv6.
     pub(crate) dual_stack: bool,
-    /// Of a unix socket: removes its file when dropped.
+    /// Of a unix socket that tapster bound: removes its file when dropped.
     pub(crate) path: Option<SocketPath>,
 }
 
@@ -76,6 +76,31 @@ impl Bound {
 }
 
 impl Bound {
+    /// A listening socket of others, shared by `workers` workers. It is non-blocking, and its file is not ours.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn shared(
+        address: Address,
+        socket: &OwnedFd,
+        kind: Kind,
+        workers: usize,
+        dual_stack: bool,
+    ) -> io::Result<Self> {
+        if kind == Kind::Unix {
+            read_users();
+        }
+        let listener = |_| Ok(BoundListener { fd: socket.try_clone()?, kind, renewals: None });
+        let listeners = (0..workers).map(listener).collect::<io::Result<_>>()?;
+        Ok(Self { address, listeners, dual_stack, path: None })
+    }
+
+    /// The process that has called `listen` on a unix socket, as its peers see it.
+    pub(super) fn listening_process(&self) -> Option<i32> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.listeners.first()?.fd).ok()?;
+        Some(credentials.pid.as_raw_pid())
+    }
+
     /// Another descriptor of each socket.
     ///
     /// # Errors
@@ -119,6 +144,7 @@ pub(crate) fn adopt(
             let listener = |fd| BoundListener { fd, kind: Kind::Tcp, renewals: None };
             (sockets.into_iter().chain(more).map(listener).collect(), None)
         }
+        Address::Systemd(_) => return Err(passed_only()),
     };
     Ok(Bound { address, listeners, dual_stack, path })
 }
@@ -155,7 +181,15 @@ pub(crate) fn bind(
             bind_tcp(host, *port, workers, beside, address)
         }
         Address::Unix(path) => Ok(vec![bind_unix(path, workers, file)?]),
+        Address::Systemd(_) => Err(passed_only()),
     }
+}
+
+fn passed_only() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "the service manager passes such a socket, and it is not bound",
+    )
 }
 
 fn bind_tcp(
@@ -194,7 +228,7 @@ fn bind_tcp(
 }
 
 /// The host as it is written in an address: a link-local one means nothing without its zone.
-fn host_of(address: SocketAddr) -> String {
+pub(super) fn host_of(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
         _ => address.ip().to_string(),

@@ -26,8 +26,15 @@ struct OwnListener {
 
 #[derive(Debug)]
 enum Place {
-    Tcp { address: SocketAddr, dual_stack: bool },
-    Unix(PathBuf),
+    Tcp {
+        address: SocketAddr,
+        dual_stack: bool,
+    },
+    /// `process` has called `listen`: a former process of the chain, the service manager, or this one.
+    Unix {
+        path: PathBuf,
+        process: Option<i32>,
+    },
 }
 
 impl OwnListeners {
@@ -43,7 +50,8 @@ impl OwnListeners {
 
     fn add_listener(&self, name: &str, is_output: bool, bound: &Bound) {
         let place = match &bound.address {
-            Address::Unix(path) => Place::Unix(path.clone()),
+            Address::Unix(path) => Place::Unix { path: path.clone(), process: bound.listening_process() },
+            Address::Systemd(_) => return,
             Address::Tcp { host, port } | Address::Tls { host, port } => match host.parse() {
                 Ok(ip) => Place::Tcp { address: SocketAddr::new(ip, *port), dual_stack: bound.dual_stack },
                 Err(_) => return,
@@ -88,8 +96,10 @@ impl Place {
             (Self::Tcp { address, dual_stack }, Remote::Tcp { local, peer }) => {
                 takes(*address, *dual_stack, *local, *peer)
             }
-            (Self::Unix(bound), Remote::Unix { path, process }) => {
-                bound == path && u32::try_from(*process) == Ok(std::process::id())
+            (Self::Unix { path: bound, process: listens }, Remote::Unix { path, process }) => {
+                // The path may have been bound again.
+                let ours = || u32::try_from(*process) == Ok(std::process::id());
+                bound == path && (*listens == Some(*process) || ours())
             }
             _ => false,
         }

@@ -65,7 +65,7 @@ pub(crate) enum AtPath {
 }
 
 /// A listening socket for one worker, and the ones that take its place when the path is bound again.
-pub(super) type Listening = (OwnedFd, UnboundedReceiver<OwnedFd>);
+pub(crate) type Listening = (OwnedFd, UnboundedReceiver<OwnedFd>);
 
 impl SocketPath {
     /// Binds `path` for `workers` workers, which share one socket. A socket that nobody listens on is replaced.
@@ -73,7 +73,7 @@ impl SocketPath {
     /// # Errors
     /// `AddrInUse` when another process listens there, whether it takes connections or not; what is in the way, whose it is,
     /// and what to do; what the system says.
-    pub(super) fn bind(
+    pub(crate) fn bind(
         path: &Path,
         workers: usize,
         config: &SocketFileConfig,
@@ -89,7 +89,7 @@ impl SocketPath {
     ///
     /// # Errors
     /// No descriptor is left.
-    pub(super) fn listeners(&mut self, workers: usize) -> io::Result<Vec<Listening>> {
+    pub(crate) fn listeners(&mut self, workers: usize) -> io::Result<Vec<Listening>> {
         let mut listening = Vec::new();
         self.workers.clear();
         for _ in 0..workers {
@@ -104,7 +104,7 @@ impl SocketPath {
     ///
     /// # Errors
     /// Nothing is at the path.
-    pub(super) fn adopt(path: &Path, socket: OwnedFd, config: &SocketFileConfig) -> io::Result<Self> {
+    pub(crate) fn adopt(path: &Path, socket: OwnedFd, config: &SocketFileConfig) -> io::Result<Self> {
         let file = SocketFile { path: path.to_owned(), id: FileId::of(path)?, stays: true };
         Ok(Self { path: path.to_owned(), config: config.clone(), file, socket, workers: Vec::new() })
     }

@@ -12,8 +12,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Buf;
@@ -177,6 +182,28 @@ pub(crate) fn tcp_state(socket: &impl AsFd) -> io::Result<TcpState> {
         has_no_room: waits && (info.tcpi_unacked == 0 || window_is_told && info.tcpi_snd_wnd == 0),
         silent_for: Duration::from_millis(info.tcpi_last_ack_recv.into()),
     })
+}
+
+/// Takes over the descriptors `first..first + count`, which the process that started this one left open for it. They are closed
+/// in children from now on. Once in a process, before it opens anything: what a second call asks for has its owner, and the
+/// call returns nothing.
+///
+/// # Errors
+/// One of them is not open.
+pub(crate) fn take_inherited(first: RawFd, count: RawFd) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let all = first..first.saturating_add(count);
+    for descriptor in all.clone() {
+        // SAFETY: the number is handed to the kernel alone, which says whether it is open.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
+    }
+    // SAFETY: all of them are open, as was just seen, and nobody in this process owns them: they were inherited for this caller,
+    // and this is the first call.
+    Ok(all.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }).collect())
 }
 
 /// Tells the C library to give large blocks back to the system as soon as they are freed.

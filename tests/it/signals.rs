@@ -45,7 +45,7 @@ on_both_backends! {
             writer.send(&numbered::frames(0, round * 10..(round + 1) * 10));
             program.process.signal(signal);
         }
-        for text in ["SIGHUP: ", "the configuration is not read again", "SIGUSR1: "] {
+        for text in ["SIGHUP: file outputs", "SIGHUP: the configuration was read again, and nothing has changed", "SIGUSR1: "] {
             program.process.wait_for_output(text);
         }
         writer.send(&numbered::frames(0, 50..100));

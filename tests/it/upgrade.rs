@@ -154,6 +154,25 @@ on_both_backends! {
         assert_eq!((ledger.outputs[0].frames_sent, collected.sessions.len()), (sent, 1));
     }
 
+    fn a_connection_that_is_not_let_in_yet_holds_up_nobody(backend) {
+        let reader = CollectingReader::tcp();
+        let proxied = tcp().access(|access| access.proxy_from = Some(Vec::new()));
+        let mut relay = relay(backend).workers(1).input(proxied).input(tcp()).output(to(&reader)).start();
+        let addresses: Vec<_> = relay.listeners().iter().map(|(_, address)| address.clone()).collect();
+        // Its PROXY header does not come.
+        let mut silent = Peer::connect(&addresses[0]);
+        eventually("it is accepted", || relay.input().connections_open == 1);
+        let flow = Flow::begin(0, &addresses[1]);
+        flow.wait_for_more(60);
+        let config = relay.config();
+        relay = relay.upgrade(config);
+        flow.wait_for_more(60);
+        silent.expect_close();
+        let sent = flow.end();
+        let ledger = relay.drain();
+        assert_eq!((ledger.inputs[1].frames, reader.close().frames()), (sent, sent));
+    }
+
     fn a_thousand_connections_pass_at_once(backend) {
         let folder = folder();
         let reader = CollectingReader::tcp();

@@ -232,6 +232,7 @@ fn is_listening(address: &Address) -> Result<bool> {
                 .filter_map(|table| fs::read_to_string(table).ok())
                 .any(|table| table.lines().any(listens)))
         }
+        Address::Systemd(_) => Ok(false),
     }
 }
 

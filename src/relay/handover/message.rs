@@ -1,8 +1,9 @@
 //! What two processes say to each other while one takes over from the other.
 //!
 //! ```text
+//!      ◄──────────────── Lent, where the program has something to lend
 //! new: Hello ──────────────────────────────────► old
-//!      ◄───────────── Offer, Listeners…, Listed
+//!      ◄──── Offer, Listeners…, Passed…, Listed
 //!      Accepting ────────────────────────────────►   (or Refused)
 //!      ◄─────────────────────────── Connections
 //!      Reading ──────────────────────────────────►   for each group of them
@@ -31,6 +32,8 @@ use crate::protocol::ReaderStage;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum Message {
+    /// Descriptors of the program, one for each name.
+    Lent { names: Vec<String> },
     /// The new process has a configuration without a fault, and its workers run.
     Hello,
     /// The new process does not take over.
@@ -39,6 +42,8 @@ pub(crate) enum Message {
     Offer { connections: u64, listeners: u64, generation: u64, started_at: u64, ledger: Box<Ledger> },
     /// Listening sockets, one descriptor each.
     Listeners { listeners: Vec<HandedListener> },
+    /// What the service manager has passed, one descriptor for each name, in its order.
+    Passed { names: Vec<String> },
     /// There are no more listeners.
     Listed,
     /// The new process accepts connections.
@@ -51,6 +56,15 @@ pub(crate) enum Message {
     AllConnections,
     /// The old process has let go of an output, with these counts.
     OutputFree { ledger: Box<OutputLedger> },
+    /// In the descriptor store: listening sockets, by their cookies.
+    StoredListeners { listeners: Vec<(u64, HandedListener)> },
+    /// In the descriptor store: connections, by the cookies of their sockets, and the counts of the process that has ended.
+    StoredConnections {
+        connections: Vec<(u64, ConnectionRecord)>,
+        generation: u64,
+        started_at: u64,
+        ledger: Box<Ledger>,
+    },
     /// The old process ends. Its inputs have these counts.
     Ended { inputs: Vec<InputLedger> },
 }

@@ -3,9 +3,11 @@
 //! The old process goes on until the new one reads. Whatever fails before that leaves everything where it was. No byte is
 //! read by both: the old process stops reading a connection, offers it, and lets go of it when the new one has it.
 
+mod leave;
 pub(crate) mod message;
 mod new;
 mod old;
+pub(crate) mod store;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -18,6 +20,7 @@ use crate::relay::handover::message::Message;
 use crate::relay::handover::message::MessageError;
 #[doc(hidden)]
 pub use crate::relay::handover::message::message_again;
+pub(crate) use crate::relay::handover::new::Adoption;
 pub(crate) use crate::relay::handover::new::Estate;
 pub use crate::relay::handover::new::Predecessor;
 pub(crate) use crate::relay::handover::new::TakingOver;
@@ -64,6 +67,17 @@ impl Successor {
         let (passing, inherited) = Passing::pair()?;
         Ok((Self { passing }, inherited))
     }
+
+    /// Gives the new process descriptors of the program, each with a name, for [`Predecessor::lent`]: at most 200 of them, once, and before
+    /// the relay is handed over. Both processes have them then.
+    ///
+    /// # Errors
+    /// There are too many, or no descriptor is left.
+    pub fn lend(&self, descriptors: &[(String, BorrowedFd<'_>)]) -> Result<(), HandoverError> {
+        let names = descriptors.iter().map(|(name, _)| name.clone()).collect();
+        let descriptors: Vec<_> = descriptors.iter().map(|(_, fd)| *fd).collect();
+        say_with(&self.passing, &Message::Lent { names }, &[], &descriptors)
+    }
 }
 
 /// A message from the other process.
@@ -90,12 +104,11 @@ fn say_with(
 fn hear(passing: &Passing, time: Duration) -> Result<Heard, HandoverError> {
     let passed = match passing.receive(time) {
         Ok(Some(passed)) => passed,
-        Ok(None) => {
-            let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended, or has closed its end");
-            return Err(gone.into());
-        }
+        Ok(None) => return Err(gone().into()),
+        // With something in its socket that it has not read.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(gone().into()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let late = format!("it did not answer within {time:?}");
+            let late = format!("it did not answer within {time:.1?}");
             return Err(io::Error::new(io::ErrorKind::TimedOut, late).into());
         }
         Err(error) => return Err(error.into()),
@@ -107,11 +120,15 @@ fn hear(passing: &Passing, time: Duration) -> Result<Heard, HandoverError> {
     Ok(Heard { message, behind, descriptors: passed.descriptors })
 }
 
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended, or has closed its end")
+}
+
 fn unexpected(message: &Message) -> HandoverError {
     HandoverError::Message(format!("the other process says what was not expected: {message:?}"))
 }
 
-/// The new process has so long until it accepts connections.
-const BEGIN_TIME: Duration = Duration::from_secs(12);
+/// The new process has so long until it accepts connections; what comes then takes 3 s more.
+const BEGIN_TIME: Duration = Duration::from_secs(11);
 /// The other process has so long for anything else.
 const ANSWER_TIME: Duration = Duration::from_secs(5);

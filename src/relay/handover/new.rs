@@ -14,6 +14,7 @@ use tracing::warn;
 use crate::input::connection::Arrival;
 use crate::input::handing::HandedConnection;
 use crate::observability::Ledger;
+use crate::observability::OutputLedger;
 use crate::observability::peer_name::PeerName;
 use crate::relay::accounts::Accounts;
 use crate::relay::dials::RunningDial;
@@ -24,6 +25,8 @@ use crate::relay::handover::hear;
 use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
+use crate::relay::handover::store::Left;
+use crate::relay::handover::store::Stored;
 use crate::relay::handover::unexpected;
 use crate::relay::input_entry::InputId;
 use crate::relay::inputs::ListenAt;
@@ -34,6 +37,7 @@ use crate::relay::serving::peer_name;
 use crate::relay::workers::Workers;
 use crate::transport::Address;
 use crate::transport::dial::Site;
+use crate::transport::passed::PassedListeners;
 use crate::transport::passing::Passing;
 use crate::transport::socket::Socket;
 
@@ -43,13 +47,21 @@ pub struct Predecessor {
     passing: Passing,
 }
 
-/// What the old process gives at first.
+/// What the old process gives at first, or has left.
+#[derive(Default)]
 pub(crate) struct Estate {
-    pub(crate) predecessor: Predecessor,
+    /// The old process; `None`: it has ended.
+    pub(crate) predecessor: Option<Predecessor>,
     pub(crate) generation: u64,
     pub(crate) started_at: u64,
     pub(crate) ledger: Ledger,
     listeners: Vec<(HandedListener, OwnedFd)>,
+    /// What the service manager had passed to the first process.
+    pub(crate) passed: PassedListeners,
+    /// Connections that an old process has left which has ended.
+    pub(crate) connections: Vec<Stored<HandedConnection>>,
+    /// Whether it has left anything.
+    pub(crate) is_left: bool,
 }
 
 impl Predecessor {
@@ -59,6 +71,20 @@ impl Predecessor {
     /// The descriptor is none of a [`Successor`](crate::relay::Successor).
     pub fn inherited(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self { passing: Passing::inherited(fd)? })
+    }
+
+    /// The descriptors of the program that the old process has [lent](crate::relay::Successor::lend): the first thing that it does.
+    ///
+    /// # Errors
+    /// The old process is gone, or has lent nothing.
+    pub fn lent(&self) -> Result<Vec<(String, OwnedFd)>, HandoverError> {
+        let heard = hear(&self.passing, ANSWER_TIME)?;
+        match heard.message {
+            Message::Lent { names } if names.len() == heard.descriptors.len() => {
+                Ok(names.into_iter().zip(heard.descriptors).collect())
+            }
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Tells the old process that this one does not take over, and why. `usage`: for a fault of the command line or of the
@@ -94,7 +120,7 @@ impl Predecessor {
             self.refuse(false, &reason);
             return Err(HandoverError::Refused { usage: false, reason });
         }
-        let mut all = Vec::new();
+        let (mut all, mut passed) = (Vec::new(), Vec::new());
         loop {
             let heard = hear(&self.passing, ANSWER_TIME)?;
             match heard.message {
@@ -102,15 +128,52 @@ impl Predecessor {
                 Message::Listeners { listeners } if listeners.len() == heard.descriptors.len() => {
                     all.extend(listeners.into_iter().zip(heard.descriptors));
                 }
+                Message::Passed { names } if names.len() == heard.descriptors.len() => {
+                    passed.extend(names.into_iter().zip(heard.descriptors));
+                }
                 other => return Err(unexpected(&other)),
             }
         }
-        let (predecessor, ledger) = (self, *ledger);
-        Ok(Estate { predecessor, generation, started_at, ledger, listeners: all })
+        let (predecessor, ledger, passed) = (Some(self), *ledger, PassedListeners::new(passed));
+        let (connections, is_left) = (Vec::new(), false);
+        Ok(Estate {
+            predecessor,
+            is_left,
+            generation,
+            started_at,
+            ledger,
+            listeners: all,
+            passed,
+            connections,
+        })
     }
 }
 
 impl Estate {
+    /// What a process has left that has ended; `None`: nothing.
+    pub(crate) fn left(left: Left, passed: PassedListeners) -> Self {
+        let estate = Self {
+            listeners: left.listeners,
+            connections: left.connections,
+            is_left: left.is_any,
+            passed,
+            ..Self::default()
+        };
+        match left.counts {
+            Some(Message::StoredConnections { generation, started_at, mut ledger, .. }) => {
+                // The outputs of this process find on disk what those of the old one have left there.
+                ledger.outputs.iter_mut().for_each(OutputLedger::leave_spooled);
+                Self { generation, started_at, ledger: *ledger, ..estate }
+            }
+            _ => estate,
+        }
+    }
+
+    /// Tells the old process that this one does not take over. One that has ended need not know.
+    pub(crate) fn refuse(&self, usage: bool, reason: &str) {
+        self.predecessor.iter().for_each(|predecessor| predecessor.refuse(usage, reason));
+    }
+
     /// The sockets of the old process at this address, for an input or output of this process; none where it had no such listener.
     pub(crate) fn take_listeners(
         &mut self,
@@ -132,19 +195,35 @@ impl Estate {
                 address.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             NewListener::adopt(configured.clone(), address, sockets, workers, at.file)
         };
-        bound.into_iter().map(adopt).collect()
+        let adopted: io::Result<Vec<_>> = bound.into_iter().map(adopt).collect();
+        match adopted {
+            // The file of a unix socket has gone with its folder, for one.
+            Err(error) if self.predecessor.is_none() => {
+                warn!(
+                    owner = at.owner.name(),
+                    "{configured} is bound anew: the former socket cannot be used: {error}"
+                );
+                Ok(Vec::new())
+            }
+            adopted => adopted,
+        }
     }
+}
+
+/// What takes over connections, each for the input of its name.
+pub(crate) struct Adoption {
+    pub(crate) workers: Arc<Workers>,
+    /// Of each input the number, and the first of its listeners.
+    pub(crate) inputs: BTreeMap<String, (InputId, WayIn)>,
+    /// Of each input, by its name, each address that it dials: from when the connections of the old process are there.
+    pub(crate) dials: BTreeMap<(String, String), RunningDial>,
 }
 
 /// What takes over connections and outputs while the relay runs already.
 pub(crate) struct TakingOver {
     pub(crate) predecessor: Predecessor,
-    pub(crate) workers: Arc<Workers>,
     pub(crate) accounts: Arc<Accounts>,
-    /// Of each input the number, and the first of its listeners.
-    pub(crate) inputs: BTreeMap<String, (InputId, WayIn)>,
-    /// Of each input, by its name, each address that it dials: from when the connections of the old process are there.
-    pub(crate) dials: BTreeMap<(String, String), RunningDial>,
+    pub(crate) adoption: Adoption,
     /// Outputs whose frames wait until the old process has let go of them.
     pub(crate) held: BTreeMap<String, OutputParts>,
 }
@@ -155,7 +234,7 @@ impl TakingOver {
         if let Err(error) = self.take() {
             warn!("the old process ended before everything was handed over: {error}");
         }
-        self.dial();
+        self.adoption.dial();
         for (name, parts) in std::mem::take(&mut self.held) {
             self.begin(&name, parts);
         }
@@ -168,13 +247,13 @@ impl TakingOver {
             match heard.message {
                 Message::Connections { connections } if connections.len() == heard.descriptors.len() => {
                     for (record, socket) in connections.into_iter().zip(heard.descriptors) {
-                        self.serve(socket, record.take(&mut heard.behind)?);
+                        self.adoption.serve(socket, record.take(&mut heard.behind)?);
                         taken += 1;
                     }
                     say(&self.predecessor.passing, &Message::Reading)?;
                 }
                 Message::AllConnections => {
-                    self.dial();
+                    self.adoption.dial();
                     info!(connections = taken, "this process reads the connections of the old one");
                 }
                 Message::OutputFree { ledger } => {
@@ -193,7 +272,16 @@ impl TakingOver {
         }
     }
 
-    fn serve(&self, socket: OwnedFd, connection: HandedConnection) {
+    fn begin(&self, output: &str, parts: OutputParts) {
+        if let Err(error) = outputs::start(std::iter::once(parts), &self.adoption.workers) {
+            warn!(output, "the output cannot begin: {error}");
+        }
+    }
+}
+
+impl Adoption {
+    /// Goes on with a connection that another process has had.
+    pub(crate) fn serve(&self, socket: OwnedFd, connection: HandedConnection) {
         let name = connection.input.clone();
         // The peer may have gone meanwhile.
         let (socket, peer) = match Socket::adopt(socket) {
@@ -222,17 +310,11 @@ impl TakingOver {
     }
 
     /// Dials what the old process does not dial any more, and what it had no connection to.
-    fn dial(&mut self) {
+    pub(crate) fn dial(&mut self) {
         for ((input, to), dial) in std::mem::take(&mut self.dials) {
             if let Err(error) = dial.begin(&self.workers) {
                 warn!(input, dial = to, "the input cannot dial: {error}");
             }
-        }
-    }
-
-    fn begin(&self, output: &str, parts: OutputParts) {
-        if let Err(error) = outputs::start(std::iter::once(parts), &self.workers) {
-            warn!(output, "the output cannot begin: {error}");
         }
     }
 }
@@ -242,7 +324,7 @@ fn site(to: &Address, peer: &PeerName) -> Option<Site> {
     match (to, peer) {
         (Address::Unix(path), _) => Some(Site::Unix(path.clone())),
         (Address::Tcp { .. } | Address::Tls { .. }, PeerName::Tcp(peer)) => Some(Site::Tcp(*peer)),
-        (Address::Tcp { .. } | Address::Tls { .. }, PeerName::Unix(_)) => None,
+        (Address::Tcp { .. } | Address::Tls { .. }, PeerName::Unix(_)) | (Address::Systemd(_), _) => None,
     }
 }
 

@@ -25,7 +25,6 @@ use crate::relay::handover::HandoverError;
 use crate::relay::handover::Successor;
 use crate::relay::handover::hear;
 use crate::relay::handover::message::ConnectionRecord;
-use crate::relay::handover::message::HandedListener;
 use crate::relay::handover::message::Message;
 use crate::relay::handover::say;
 use crate::relay::handover::say_with;
@@ -34,6 +33,7 @@ use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::output_entry::OutputEntry;
 use crate::relay::worker::Order;
+use crate::transport::Address;
 use crate::transport::passing::Passing;
 
 impl Relay {
@@ -43,14 +43,20 @@ impl Relay {
     /// # Errors
     /// The new process has not taken over. This one goes on as before, with every connection that the other had not taken.
     pub fn hand_over(&mut self, to: &Successor) -> Result<(), HandoverError> {
+        let by = Instant::now() + BEGIN_TIME;
+        let left = || by.saturating_duration_since(Instant::now());
         // What a former process hands over is taken first.
-        self.wait_until_taken_over(self.around.drain_timeout);
-        let heard = hear(&to.passing, BEGIN_TIME)?;
+        if !self.wait_until_taken_over(self.around.drain_timeout.min(TAKEN_OVER_TIME)) {
+            let words =
+                "this process is still taking over from the one before it: try again when that has ended";
+            return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, words).into());
+        }
+        let heard = hear(&to.passing, left())?;
         if heard.message != Message::Hello {
             return Err(unexpected(&heard.message));
         }
         self.offer(to)?;
-        let heard = hear(&to.passing, BEGIN_TIME)?;
+        let heard = hear(&to.passing, left())?;
         if heard.message != Message::Accepting {
             return Err(unexpected(&heard.message));
         }
@@ -81,21 +87,18 @@ impl Relay {
 
     fn offer(&self, to: &Successor) -> Result<(), HandoverError> {
         let ledger = self.ledger();
+        // The new process finds these among those that the service manager has passed.
+        let listeners = self.all_listeners();
+        let listeners = listeners.filter(|listener| !matches!(listener.configured, Address::Systemd(_)));
         let mut sockets = Vec::new();
-        for listener in self.all_listeners() {
+        for listener in listeners {
             for socket in listener.sockets(&self.sockets)? {
-                let record = HandedListener {
-                    configured: listener.configured.to_string(),
-                    address: listener.address().to_string(),
-                    dual_stack: listener.is_dual_stack(),
-                    of_output: listener.is_of_output(),
-                };
-                sockets.push((record, socket));
+                sockets.push((listener.record(), socket));
             }
         }
         let offer = Message::Offer {
             connections: ledger.inputs.iter().map(|input| input.connections_open).sum(),
-            listeners: sockets.len() as u64,
+            listeners: (sockets.len() + self.passed.all().len()) as u64,
             generation: self.generation,
             started_at: self.started_at,
             ledger: Box::new(ledger),
@@ -105,6 +108,11 @@ impl Relay {
             let listeners = group.iter().map(|(record, _)| record.clone()).collect();
             let descriptors: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
             say_with(&to.passing, &Message::Listeners { listeners }, &[], &descriptors)?;
+        }
+        for group in self.passed.all().chunks(Passing::DESCRIPTORS_MAX) {
+            let names = group.iter().map(|(name, _)| name.clone()).collect();
+            let descriptors: Vec<_> = group.iter().map(|(_, socket)| socket.as_fd()).collect();
+            say_with(&to.passing, &Message::Passed { names }, &[], &descriptors)?;
         }
         say(&to.passing, &Message::Listed)
     }
@@ -134,7 +142,7 @@ impl Relay {
         say(&to.passing, &Message::AllConnections)
     }
 
-    fn ways(&self) -> impl Iterator<Item = WayIn> {
+    pub(super) fn ways(&self) -> impl Iterator<Item = WayIn> {
         self.inputs.iter().flat_map(RunningInput::ways)
     }
 
@@ -284,6 +292,8 @@ fn give(to: &Successor, group: Vec<Offer>) -> Result<(), HandoverError> {
     Ok(())
 }
 
+/// What the former process of this chain still has is waited for so long.
+const TAKEN_OVER_TIME: Duration = Duration::from_secs(5);
 /// What waits in backlogs is accepted within this time.
 const ACCEPT_TIME: Duration = Duration::from_millis(1500);
 /// A connection whose frames an output does not take for so long stays.

@@ -115,6 +115,7 @@ impl Unbound {
             Address::Unix(path) => format!("dnstap-socket-path: \"{}\"", path.display()),
             Address::Tcp { host, port } => format!("dnstap-ip: \"{host}@{port}\"\n  dnstap-tls: no"),
             Address::Tls { host, port } => format!("dnstap-ip: \"{host}@{port}\"\n  dnstap-tls: yes\n{tls}"),
+            Address::Systemd(_) => panic!("{dnstap} is no address of a peer"),
         };
         let bidirectional = if bidirectional { "yes" } else { "no" };
         let config = format!(

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -217,8 +220,17 @@ pub(crate) fn tapster(backend: Backend) -> TapsterCommand {
 
 impl TapsterCommand {
     pub(crate) fn new() -> Self {
+        Self::of("run")
+    }
+
+    /// `tapster check`.
+    pub(crate) fn check() -> Self {
+        Self::of("check")
+    }
+
+    fn of(word: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tapster"));
-        command.arg("run").env("NO_COLOR", "1");
+        command.arg(word).env("NO_COLOR", "1");
         Self { command, listen: Vec::new(), summary: None }
     }
 
@@ -290,6 +302,37 @@ impl TapsterCommand {
         self
     }
 
+    /// With these descriptors from 3 on, which are for it and not for its children.
+    pub(crate) fn with_descriptors<'a>(mut self, descriptors: impl Iterator<Item = BorrowedFd<'a>>) -> Self {
+        // Above all those that they become.
+        let high = |descriptor| rustix::io::fcntl_dupfd_cloexec(descriptor, HIGH).expect("a descriptor");
+        let high: Vec<OwnedFd> = descriptors.map(high).collect();
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg(MANAGED)
+            .arg("sh")
+            .arg(self.command.get_program())
+            .args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            command.env(name, value.expect("none is taken away"));
+        }
+        let pass = move || {
+            for (descriptor, number) in high.iter().zip(3..) {
+                // SAFETY: both are numbers; nobody in this child owns descriptors from 3 on below HIGH, except std, for the pipe
+                // that tells the parent of a failure: it is closed at exec, and a failure is seen by the exit status then.
+                if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: `pass` allocates nothing, and calls nothing but dup2, which may be called between fork and exec.
+        unsafe { command.pre_exec(pass) };
+        self.command = command;
+        self
+    }
+
     /// Starts it and waits until it has said where it listens.
     #[track_caller]
     pub(crate) fn start(mut self) -> Tapster {
@@ -308,6 +351,10 @@ impl TapsterCommand {
 }
 
 const NOBODY: u32 = 65534;
+/// More than the descriptors of any test.
+const HIGH: i32 = 600;
+/// As systemd sets what depends on the process that it starts.
+const MANAGED: &str = "JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr) LISTEN_PID=$$ && export JOURNAL_STREAM LISTEN_PID && exec \"$@\"";
 
 /// The real program, running.
 #[derive(Debug)]

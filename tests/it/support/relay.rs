@@ -67,6 +67,7 @@ pub(crate) fn relay(backend: Backend) -> RelayBuilder {
             workers: 2,
             backend: choice,
             drain_timeout: DRAIN_TIMEOUT,
+            descriptor_store: 0,
             inputs: Vec::new(),
             outputs: Vec::new(),
         },

@@ -94,6 +94,7 @@ impl Stream {
                 Ok(Self::Tcp(stream))
             }
             Address::Unix(path) => uninterrupted(|| UnixStream::connect(path)).map(Self::Unix),
+            Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -209,6 +210,7 @@ impl Listener {
             Address::Unix(path) => {
                 UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone()))
             }
+            Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
