@@ -186,7 +186,6 @@ mod tests {
             "subscribers_max = 0",
             "stall_timeout = \"0s\"",
             "socket_mode = \"0660\"",
-            "queue = \"1MiB\"",
         ] {
             let name = key.split(' ').next().unwrap();
             assert_eq!(faults(&format!("{listen}{key}")), [format!("output[0].{name}")], "{key}");

@@ -249,9 +249,6 @@ async fn tidy_up(serving: Rc<Serving>, ticker: Rc<Ticker>, first_input: String) 
     let mut ended_before = 0;
     let mut ended_at_trim = 0;
     loop {
-        if faults::hit("worker hangs", &first_input) {
-            std::thread::sleep(Duration::from_secs(60));
-        }
         ticker.tick();
         tokio::time::sleep(IDLE_LOOK).await;
         if faults::hit("worker hangs", &first_input) {
