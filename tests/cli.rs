@@ -45,6 +45,8 @@ mod replay;
 mod skips;
 #[path = "cli/spool.rs"]
 mod spool;
+#[path = "cli/tls.rs"]
+mod tls;
 
 fn tapster(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tapster")).args(args).output().unwrap()
@@ -109,7 +111,7 @@ fn every_fault_is_named_in_one_go_and_nothing_is_bound() {
             "--backend",
             "kqueue",
             "--to",
-            "tls://siem.example:6000?when_full=spill",
+            "tls://siem.example:6000?tls.ca=/nonexistent/ca.pem&when_full=spill",
             "--summary",
             "/nonexistent/summary.json",
         ]);
@@ -121,8 +123,8 @@ fn every_fault_is_named_in_one_go_and_nothing_is_bound() {
             "tapster.toml:10: output[1].when_ful (output `two`): is not a key; did you mean `when_full`?",
             "tapster.toml:11: output[1].queue (output `two`): `byte` in `1 byte` is not a unit",
             "command line: backend: `kqueue` is unknown",
-            "?when_full=spill: to: TLS is not built in yet",
-            "?when_full=spill: when_full: needs a folder: write spool = {",
+            "&when_full=spill: tls.ca: /nonexistent/ca.pem cannot be read",
+            "&when_full=spill: when_full: needs a folder: write spool = {",
             "command line: --summary: ",
         ] {
             assert!(stderr.contains(part), "{part:?} in {stderr}");

@@ -16,6 +16,8 @@ use crate::idle::IdleArgs;
 use crate::load::LoadArgs;
 use crate::payload::PayloadKind;
 use crate::plot::PlotArgs;
+use crate::target::Place;
+use crate::target::Target;
 use crate::units;
 
 /// Load generator, verifying sink and benchmark for Frame Streams relays.
@@ -24,7 +26,8 @@ use crate::units;
 /// carries a checksum, all inside the `extra` field of a valid dnstap message. So any relay can be measured: `sink`
 /// tells exactly what is missing, duplicate, reordered or corrupted, and how long every frame took.
 ///
-/// Addresses are tcp://HOST:PORT and unix:PATH. Sizes take B, KiB, MiB, GiB, kB, MB, GB; times ms, s, m, h.
+/// Addresses are tcp://HOST:PORT and unix:PATH; of `send` and `sink` also tls://HOST:PORT?KEYS, with the keys tls.ca, tls.cert,
+/// tls.key and others of an output or input of tapster. Sizes take B, KiB, MiB, GiB, kB, MB, GB; times ms, s, m, h.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
 pub(crate) struct Cli {
@@ -55,7 +58,7 @@ pub(crate) enum Command {
 pub(crate) struct SendArgs {
     /// Where the reader listens
     #[arg(long, value_name = "ADDR")]
-    pub(crate) to: Address,
+    pub(crate) to: Target,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
     /// Frames to send, all connections together; without it, --duration counts
@@ -109,7 +112,7 @@ pub(crate) enum Mode {
 pub(crate) struct SinkArgs {
     /// Where to listen; may be repeated
     #[arg(long, value_name = "ADDR", required = true)]
-    pub(crate) listen: Vec<Address>,
+    pub(crate) listen: Vec<Place>,
     /// The listeners are the members of a group: every frame has to come to one of them
     #[arg(long)]
     pub(crate) group: bool,

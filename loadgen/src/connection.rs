@@ -3,7 +3,6 @@
 use std::io;
 use std::io::Read;
 use std::io::Write;
-use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,9 +13,11 @@ use tapster::protocol::WriterConfig;
 use tapster::protocol::WriterEvent;
 use tapster::protocol::WriterSession;
 
+use crate::stream::Stream;
+
 /// A connection of the generator.
 pub(crate) struct Connection {
-    socket: Socket,
+    socket: Stream,
     session: WriterSession,
     inbox: BytesMut,
     /// The end of a write that the peer took in part.
@@ -35,7 +36,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Begins a session on a connected socket: sends READY, or START where the reader does not answer.
-    pub(crate) fn begin(socket: Socket, config: Arc<WriterConfig>) -> Result<Self> {
+    pub(crate) fn begin(socket: Stream, config: Arc<WriterConfig>) -> Result<Self> {
         let session = WriterSession::new(config, Instant::now())?;
         let mut connection = Self {
             socket,
@@ -72,7 +73,7 @@ impl Connection {
         self.transmit()?;
         let finishes = self.session.poll_timeout().is_some();
         if !finishes {
-            self.socket.shutdown(Shutdown::Write)?;
+            self.socket.shutdown_write()?;
         }
         Ok(finishes)
     }
@@ -98,16 +99,20 @@ impl Connection {
 
     /// Writes what the peer did not take the last time; `false` if there is still some left.
     pub(crate) fn write_pending(&mut self) -> io::Result<bool> {
+        match self.socket.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            result => result?,
+        }
         if !self.pending.is_empty() {
             let written = self.try_write(None)?;
             self.pending.drain(..written);
         }
-        Ok(self.pending.is_empty())
+        Ok(!self.has_pending())
     }
 
     /// Whether a write was taken in part.
     pub(crate) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || self.socket.has_encrypted()
     }
 
     /// Writes; `false` if the peer takes nothing for now. What it takes not of a partly taken write is kept.
@@ -122,12 +127,12 @@ impl Connection {
 
     /// The socket, to wait for.
     pub(crate) fn socket(&self) -> &Socket {
-        &self.socket
+        self.socket.socket()
     }
 
     /// 0 if the peer takes nothing for now. Without bytes: those pending.
-    fn try_write(&self, bytes: Option<&[u8]>) -> io::Result<usize> {
-        match (&self.socket).write(bytes.unwrap_or(&self.pending)) {
+    fn try_write(&mut self, bytes: Option<&[u8]>) -> io::Result<usize> {
+        match self.socket.write(bytes.unwrap_or(&self.pending)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             result => result,
         }
@@ -135,7 +140,7 @@ impl Connection {
 
     fn read(&mut self) -> Result<()> {
         let mut buffer = [0; 1024];
-        let len = (&self.socket).read(&mut buffer)?;
+        let len = self.socket.read(&mut buffer)?;
         if len == 0 {
             return Ok(self.session.handle_eof()?);
         }
@@ -145,7 +150,7 @@ impl Connection {
 
     fn transmit(&mut self) -> Result<()> {
         while let Some(bytes) = self.session.poll_transmit() {
-            (&self.socket).write_all(&bytes)?;
+            self.socket.write_all(&bytes)?;
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     let mut outputs = Vec::new();
     for (name, behaviour, queue) in cast {
         let address = Address::Unix(folder.path().join(format!("{name}.sock")));
-        let consumer = Consumer::bind(&address, behaviour)?;
+        let consumer = Consumer::bind(address.clone().into(), behaviour)?;
         let live = consumer.live();
         let thread = thread::spawn(move || consumer.run().map(|received| received.report));
         parts.push(Part { name, live, thread });
@@ -142,7 +142,7 @@ fn start_relay(folder: &Path, outputs: Vec<OutputConfig>) -> Result<Relay> {
 fn start_generator(args: &DemoArgs, to: Address) -> Result<JoinHandle<Result<SendReport>>> {
     let wheel = Wheel::new(PayloadKind::Dnstap, &Sizes::Dnstap, 1)?;
     let plan = Plan {
-        to,
+        to: to.into(),
         connections: CONNECTIONS,
         amount: Amount::Duration(args.duration),
         rate: args.rate,

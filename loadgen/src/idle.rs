@@ -27,6 +27,7 @@ use crate::bench::transport::free_address;
 use crate::connection::Connection;
 use crate::report;
 use crate::socket::connect;
+use crate::stream::Stream;
 
 /// Measure what idle connections cost the relay
 ///
@@ -169,7 +170,7 @@ fn open(to: &Address, connections: u16) -> Result<Vec<Connection>> {
         let socket = connect(to, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Connection::begin(socket, Arc::clone(&config))
+        Connection::begin(Stream::new(socket, None), Arc::clone(&config))
     };
     let mut connections = (0..connections).map(begin).collect::<Result<Vec<_>>>()?;
     for (index, connection) in connections.iter_mut().enumerate() {

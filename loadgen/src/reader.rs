@@ -16,7 +16,6 @@ use anyhow::Result;
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use rustix::event::epoll::EventFlags;
-use socket2::Socket;
 use tapster::protocol::ContentTypes;
 use tapster::protocol::ProtocolError;
 use tapster::protocol::ReaderConfig;
@@ -30,7 +29,9 @@ use crate::clock::now_ns;
 use crate::poller::Poller;
 use crate::report::ConsumerReport;
 use crate::socket::Listener;
+use crate::stream::Stream;
 use crate::tally::Tally;
+use crate::target::Place;
 use crate::verify::Verifier;
 
 /// How a consumer behaves.
@@ -62,7 +63,7 @@ pub(crate) struct Live {
 
 /// One listener with its connections.
 pub(crate) struct Consumer {
-    address: Address,
+    place: Place,
     behaviour: Behaviour,
     live: Arc<Live>,
     poller: Poller,
@@ -85,7 +86,7 @@ pub(crate) struct Received {
 }
 
 struct Connection {
-    socket: Socket,
+    stream: Stream,
     session: ReaderSession,
     started: bool,
     /// The beginning of a frame.
@@ -94,9 +95,9 @@ struct Connection {
 
 impl Consumer {
     /// Listens; connections are taken by [`Consumer::run`].
-    pub(crate) fn bind(address: &Address, behaviour: Behaviour) -> Result<Self> {
+    pub(crate) fn bind(place: Place, behaviour: Behaviour) -> Result<Self> {
         let mut consumer = Self {
-            address: address.clone(),
+            place,
             behaviour,
             live: Arc::default(),
             poller: Poller::new()?,
@@ -119,7 +120,7 @@ impl Consumer {
 
     /// The address that it listens on.
     pub(crate) fn address(&self) -> &Address {
-        &self.address
+        &self.place.address
     }
 
     /// What other threads may see.
@@ -134,7 +135,7 @@ impl Consumer {
             for index in 0..self.poller.len() {
                 match self.poller.event(index).0 {
                     LISTENER => self.accept()?,
-                    token => self.read(token),
+                    token => while self.read(token) {},
                 }
                 self.publish();
                 self.misbehave()?;
@@ -144,11 +145,11 @@ impl Consumer {
     }
 
     fn listen(&mut self) -> Result<()> {
-        let listener = Listener::bind(&self.address)?;
+        let listener = Listener::bind(&self.place.address)?;
         listener.socket().set_nonblocking(true)?;
         self.poller.add(listener.socket(), LISTENER, EventFlags::IN)?;
         // The next one, after a death, listens on the same port.
-        self.address = listener.address().clone();
+        self.place.address = listener.address().clone();
         self.listener = Some(listener);
         Ok(())
     }
@@ -167,17 +168,19 @@ impl Consumer {
             self.next_token += 1;
             self.poller.add(&socket, token, EventFlags::IN)?;
             let session = ReaderSession::new(Arc::clone(&self.reader_config), Instant::now());
+            let stream = self.place.stream(socket)?;
             self.connections
-                .insert(token, Connection { socket, session, started: false, rest: BytesMut::new() });
+                .insert(token, Connection { stream, session, started: false, rest: BytesMut::new() });
             self.report.connections += 1;
         }
         Ok(())
     }
 
-    /// Reads once. A connection that has ended is closed and forgotten.
-    fn read(&mut self, token: u64) {
+    /// Reads once. A connection that has ended is closed and forgotten. Returns whether there is more to be read that no event
+    /// tells of.
+    fn read(&mut self, token: u64) -> bool {
         // A death in this turn may have closed it.
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(&token) else { return false };
         let rest_len = connection.rest.len();
         let read_len =
             self.behaviour.read_rate.map_or(READ_SIZE, |rate| (rate / READS_PER_SECOND).clamp(1, READ_SIZE));
@@ -185,10 +188,10 @@ impl Consumer {
             self.buffer.resize(rest_len + read_len, 0);
         }
         self.buffer[..rest_len].copy_from_slice(&connection.rest);
-        let read_len = match (&connection.socket).read(&mut self.buffer[rest_len..rest_len + read_len]) {
+        let read_len = match connection.stream.read(&mut self.buffer[rest_len..rest_len + read_len]) {
             Ok(read_len) => read_len,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return;
+                return false;
             }
             // A reset ends a session as a close does.
             Err(_) => 0,
@@ -202,7 +205,9 @@ impl Consumer {
         };
         if !goes_on {
             self.connections.remove(&token);
+            return false;
         }
+        self.connections.get_mut(&token).is_some_and(|connection| connection.stream.has_decrypted())
     }
 
     /// Takes the first `len` bytes of the buffer as what a connection has brought; `false` ends the connection.
@@ -230,7 +235,7 @@ impl Consumer {
         }
         while let Some(answer) = connection.session.poll_transmit() {
             // A few bytes always fit, unless the writer has gone.
-            if (&connection.socket).write_all(&answer).is_err() {
+            if connection.stream.write_all(&answer).is_err() {
                 end = Some(SessionEnd::Unclean);
             }
         }
@@ -291,7 +296,7 @@ impl Consumer {
             self.listener = None;
             for (_, connection) in self.connections.drain() {
                 // A reset, as the kernel sends one for a process that was killed with data unread.
-                let _ = connection.socket.set_linger(Some(Duration::ZERO));
+                let _ = connection.stream.socket().set_linger(Some(Duration::ZERO));
                 self.report.sessions_unclean += 1;
             }
             self.publish();
@@ -317,7 +322,7 @@ impl Consumer {
     }
 
     fn into_received(mut self) -> Received {
-        self.report.address = self.address.to_string();
+        self.report.address = self.place.address.to_string();
         self.tally.report(&mut self.report);
         let latency = self.tally.latency().clone();
         Received { report: self.report, latency, verifier: self.tally.into_verifier() }

@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
-use tapster::transport::Address;
 
 use crate::clock::now_ns;
 use crate::latency;
@@ -26,12 +25,13 @@ use crate::reader::Live;
 use crate::reader::Received;
 use crate::report::SinkReport;
 use crate::signal;
+use crate::target::Place;
 use crate::verify::Verifier;
 
 /// What a sink listens on, and when it ends.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SinkConfig {
-    pub(crate) listen: Vec<Address>,
+    pub(crate) listen: Vec<Place>,
     /// Whether each frame has to come to one of the listeners, and not to every one.
     pub(crate) group: bool,
     pub(crate) behaviour: Behaviour,
@@ -55,8 +55,8 @@ pub(crate) fn run(config: &SinkConfig) -> Result<SinkReport> {
     let interrupted = signal::on_interrupt()?;
     let mut threads = Vec::new();
     let mut lives = Vec::new();
-    for address in &config.listen {
-        let consumer = Consumer::bind(address, config.behaviour)?;
+    for place in &config.listen {
+        let consumer = Consumer::bind(place.clone(), config.behaviour)?;
         eprintln!("listening on {}", consumer.address());
         lives.push(consumer.live());
         threads.push(thread::spawn(move || consumer.run()));

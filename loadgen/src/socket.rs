@@ -30,13 +30,13 @@ impl Listener {
     pub(crate) fn bind(address: &Address) -> Result<Self> {
         let context = || format!("cannot listen on {address}");
         let bound = match address {
-            Address::Tcp { host, port } => {
+            Address::Tcp { host, port } | Address::Tls { host, port } => {
                 let resolved = resolve(host, *port).with_context(context)?;
                 let socket = Socket::new(Domain::for_address(resolved), Type::STREAM, None)?;
                 socket.set_reuse_address(true)?;
                 socket.bind(&resolved.into()).with_context(context)?;
                 let local = socket.local_addr()?.as_socket().context("a TCP socket has an IP address")?;
-                let address = Address::Tcp { host: local.ip().to_string(), port: local.port() };
+                let address = address.at(local.ip().to_string(), local.port());
                 Self { socket, address }
             }
             Address::Unix(path) => {
@@ -91,7 +91,7 @@ pub(crate) fn connect(address: &Address, patience: Duration) -> Result<Socket> {
 
 fn try_connect(address: &Address) -> io::Result<Socket> {
     match address {
-        Address::Tcp { host, port } => {
+        Address::Tcp { host, port } | Address::Tls { host, port } => {
             let resolved = resolve(host, *port)?;
             let socket = Socket::new(Domain::for_address(resolved), Type::STREAM, None)?;
             socket.connect(&resolved.into())?;

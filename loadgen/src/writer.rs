@@ -15,7 +15,6 @@ use anyhow::Result;
 use anyhow::bail;
 use rustix::event::epoll::EventFlags;
 use tapster::protocol::WriterConfig;
-use tapster::transport::Address;
 
 use crate::clock::NANOS_PER_SECOND;
 use crate::clock::now_ns;
@@ -30,11 +29,12 @@ use crate::schedule::Rate;
 use crate::schedule::Schedule;
 use crate::schedule::share;
 use crate::socket::connect;
+use crate::target::Target;
 
 /// What to send, where and how fast.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) to: Address,
+    pub(crate) to: Target,
     pub(crate) connections: u16,
     pub(crate) amount: Amount,
     pub(crate) rate: Rate,
@@ -111,10 +111,12 @@ impl<'a> Generator<'a> {
         let poller = Poller::new()?;
         let mut connections = Vec::with_capacity(plan.connections.into());
         for _ in 0..plan.connections {
-            let socket = connect(&plan.to, plan.connect_timeout)?;
+            let socket = connect(&plan.to.address, plan.connect_timeout)?;
             socket.set_read_timeout(Some(plan.connect_timeout))?;
             socket.set_write_timeout(Some(plan.finish_timeout))?;
-            connections.push(Connection::begin(socket, Arc::clone(&config))?);
+            let stream = plan.to.stream(socket)?;
+            let begun = Connection::begin(stream, Arc::clone(&config));
+            connections.push(begun.with_context(|| format!("handshake with {}", plan.to))?);
         }
         for (index, connection) in connections.iter_mut().enumerate() {
             connection

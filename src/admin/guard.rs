@@ -46,7 +46,8 @@ impl Rules {
         let mut hosts = config.hosts.clone();
         hosts.extend(config.addresses().into_iter().filter_map(|address| match address {
             Address::Tcp { host, .. } => Some(host.to_ascii_lowercase()),
-            Address::Unix(_) | Address::Systemd(_) => None,
+            // No admin address is one of the last two.
+            Address::Unix(_) | Address::Tls { .. } | Address::Systemd(_) => None,
         }));
         Self { hosts, token: config.token.clone() }
     }

@@ -46,6 +46,7 @@ pub(crate) enum Refusal {
     Peer,
     ProxyFrom,
     ProxyHeader(ProxyHeaderError),
+    Name { names: Vec<String> },
 }
 
 /// A connection that has been accepted, and asks to be let in.
@@ -131,7 +132,7 @@ impl Refusal {
         match self {
             Self::Limit(_) => Rejection::Limit,
             Self::LimitAddress { .. } => Rejection::LimitAddress,
-            Self::NotAllowed => Rejection::NotAllowed,
+            Self::NotAllowed | Self::Name { .. } => Rejection::NotAllowed,
             Self::Peer => Rejection::Peer,
             Self::ProxyFrom | Self::ProxyHeader(_) => Rejection::ProxyHeader,
         }
@@ -162,6 +163,13 @@ impl fmt::Display for Refusal {
                  connect by themselves have another listener"
             ),
             Self::ProxyHeader(error) => write!(f, "{error}"),
+            Self::Name { names } if names.is_empty() => write!(
+                f,
+                "its certificate has no name (no subject alternative name of DNS or URI), and `allow_names` is set here"
+            ),
+            Self::Name { names } => {
+                write!(f, "its certificate is of {}, and no name in it is in `allow_names`", names.join(", "))
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::io::stdout;
 use std::process::ExitCode;
 
+use tapster::config::Faults;
 use tapster::config::admin_to_toml;
 use tapster::config::to_toml;
 use tapster::config::units::format_size;
@@ -35,6 +36,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     }
     for warning in &resolved.warnings {
         tell(&format_args!("warning: {warning}"));
+    }
+    if !resolved.expired.is_empty() {
+        return Err(Faults(resolved.expired).into());
     }
     let document = admin_to_toml(&resolved.admin) + &to_toml(&resolved.config);
     stdout()

@@ -68,7 +68,7 @@ impl Producer {
         match &self.address {
             Address::Unix(path) => Ok(vec![Place::Unix(path.clone())]),
             Address::Systemd(_) => Ok(Vec::new()),
-            Address::Tcp { host, port } => {
+            Address::Tcp { host, port } | Address::Tls { host, port } => {
                 Ok(lookup_host((host.as_str(), *port)).await?.map(Place::Tcp).collect())
             }
         }

@@ -18,6 +18,8 @@ use tapster::protocol::WriterEvent;
 use tapster::protocol::WriterSession;
 use tapster::transport::Address;
 use tapster::transport::proxy_header;
+use tapster::transport::tls::ClientTls;
+use tapster::transport::tls::explain_io;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
@@ -28,6 +30,7 @@ use tokio::select;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
+use tokio_rustls::TlsConnector;
 
 use crate::commands::tell::tell;
 
@@ -38,7 +41,11 @@ pub(crate) enum SendError {
     Connect(Address, io::Error),
     #[error("no connection to {0} in time")]
     ConnectTimeout(Address),
-    #[error("the connection broke: {0}")]
+    #[error("no TLS handshake with {0}: {1}")]
+    Tls(Address, String),
+    #[error("no TLS handshake with {0} in time: does it speak TLS there?")]
+    TlsTimeout(Address),
+    #[error("the connection broke: {}", explain_io(.0).unwrap_or_else(|| .0.to_string()))]
     Broken(io::Error),
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
@@ -69,6 +76,12 @@ impl Connection {
         };
         if let Some(version) = config.send_proxy {
             stream.write_all(&proxy_header::encode(version, ends)).await.map_err(SendError::Broken)?;
+        }
+        if to.is_tls() {
+            stream = match timeout(config.handshake_timeout, encrypt(stream, to, &config.tls)).await {
+                Ok(encrypted) => encrypted?,
+                Err(_) => return Err(SendError::TlsTimeout(to.clone())),
+            };
         }
         let config = WriterConfig {
             content_types: content_type.into_iter().collect(),
@@ -161,7 +174,8 @@ impl Connection {
         while let Some(bytes) = self.session.poll_transmit() {
             self.stream.write_all(&bytes).await.map_err(SendError::Broken)?;
         }
-        Ok(())
+        // TLS may have kept some of it.
+        self.stream.flush().await.map_err(SendError::Broken)
     }
 
     /// Writes in the data phase: a reader that speaks or goes ends it.
@@ -169,7 +183,10 @@ impl Connection {
         let (mut reading, mut writing) = tokio::io::split(&mut self.stream);
         select! {
             biased;
-            result = writing.write_all(bytes) => result.map_err(SendError::Broken),
+            result = async {
+                writing.write_all(bytes).await?;
+                writing.flush().await
+            } => result.map_err(SendError::Broken),
             result = watch(&mut reading, &mut self.session, &mut self.incoming) => result,
         }
     }
@@ -217,7 +234,7 @@ type Ends = Option<(SocketAddr, SocketAddr)>;
 
 async fn connect(to: &Address) -> io::Result<(Box<dyn Stream>, Ends)> {
     match to {
-        Address::Tcp { host, port } => {
+        Address::Tcp { host, port } | Address::Tls { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
             let ends = (stream.local_addr()?, stream.peer_addr()?);
@@ -225,6 +242,21 @@ async fn connect(to: &Address) -> io::Result<(Box<dyn Stream>, Ends)> {
         }
         Address::Unix(path) => Ok((Box::new(UnixStream::connect(path).await?), None)),
         Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// TLS over a connection.
+async fn encrypt(
+    stream: Box<dyn Stream>,
+    to: &Address,
+    settings: &ClientTls,
+) -> Result<Box<dyn Stream>, SendError> {
+    let fault = |words: String| SendError::Tls(to.clone(), words);
+    let connector = settings.load().map_err(|faults| fault(faults.to_string()))?;
+    let name = connector.server_name(to).ok_or_else(|| fault("set tls.server_name".to_owned()))?;
+    match TlsConnector::from(connector.config()).connect(name, stream).await {
+        Ok(encrypted) => Ok(Box::new(encrypted)),
+        Err(error) => Err(fault(explain_io(&error).unwrap_or_else(|| error.to_string()))),
     }
 }
 

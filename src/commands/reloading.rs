@@ -76,7 +76,7 @@ fn prepare(
     former_admin: &AdminConfig,
     present: &[Address],
 ) -> Result<Prepared, Refusal> {
-    let Resolved { config, admin, warnings, places } =
+    let Resolved { config, admin, expired, warnings, places } =
         // The relay has what the service manager passes, and looks for it there.
         resolve_args(args, None).map_err(|faults| Refusal::Faults(lines(&faults.0)))?;
     let mut changes = differences(planner.present(), &config);
@@ -95,8 +95,11 @@ fn prepare(
         .map_err(|faults| faults.iter().map(|fault| at(places.key("admin"), fault)).collect::<Vec<_>>());
     match (plan, opened) {
         (Ok(plan), Ok(opened)) => {
+            if plan.has_read_certificates() {
+                changes.push("certificates whose files have changed were read again".to_owned());
+            }
             let changes = changes.iter().map(|line| printable(line).to_string()).collect();
-            let reloaded = Reloaded { changes, warnings: lines(&warnings) };
+            let reloaded = Reloaded { changes, warnings: [lines(&expired), lines(&warnings)].concat() };
             Ok(Prepared { plan, admin, opened, shown, reloaded })
         }
         (plan, opened) => {

@@ -111,7 +111,7 @@ impl Remote {
         let host = match address {
             Address::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
             Address::Tcp { host, port } => format!("{host}:{port}"),
-            Address::Unix(_) | Address::Systemd(_) => "localhost".to_owned(),
+            Address::Unix(_) | Address::Tls { .. } | Address::Systemd(_) => "localhost".to_owned(),
         };
         let mut request = Request::post(path).header(HOST, host).header(CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {
@@ -188,7 +188,7 @@ async fn connect(address: &Address) -> io::Result<Box<dyn Connection>> {
                 let stream = TcpStream::connect((host.as_str(), *port)).await;
                 stream.map(|stream| Box::new(stream) as Box<dyn Connection>)
             }
-            Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
+            Address::Tls { .. } | Address::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     };
     timeout(CONNECT_TIME, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -25,6 +25,7 @@ use tapster::relay::Inherited;
 use tapster::relay::Relay;
 use tapster::relay::RelayConfig;
 use tapster::transport::return_freed_memory;
+use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -63,6 +64,9 @@ pub(crate) fn run(args: &RelayArgs) -> Result<ExitCode, CommandError> {
     let log = Log::start(args.log_format.into(), args.log_level).map_err(failed)?;
     // Before anything is bound: a signal from now on drains.
     signals.handle_end().map_err(failed)?;
+    for expired in &resolved.expired {
+        error!("{expired}");
+    }
     for warning in &resolved.warnings {
         warn!("{warning}");
     }

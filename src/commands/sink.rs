@@ -44,7 +44,13 @@ impl SinkError {
     /// Whether there is no sense in sending anything else.
     pub(crate) fn is_final(&self) -> bool {
         match self {
-            Self::Send(error) => matches!(error, SendError::Connect(..) | SendError::ConnectTimeout(_)),
+            Self::Send(error) => matches!(
+                error,
+                SendError::Connect(..)
+                    | SendError::ConnectTimeout(_)
+                    | SendError::Tls(..)
+                    | SendError::TlsTimeout(_)
+            ),
             Self::Write { .. } => true,
         }
     }

@@ -68,6 +68,8 @@ pub(crate) fn hand_over(
     let mut child = command.spawn().map_err(|error| {
         io::Error::new(error.kind(), format!("cannot start {}: {error}", program.display()))
     })?;
+    // It has the other end of the connection, which is to be closed when the new process ends.
+    drop(command);
     match relay.hand_over(&successor) {
         Ok(()) => Ok((successor, child.id())),
         Err(error) => {

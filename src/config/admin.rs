@@ -131,7 +131,7 @@ pub fn is_local(address: &Address) -> bool {
     match address {
         Address::Unix(_) => true,
         Address::Systemd(_) => false,
-        Address::Tcp { host, .. } => {
+        Address::Tcp { host, .. } | Address::Tls { host, .. } => {
             host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
         }
     }

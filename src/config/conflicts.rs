@@ -68,8 +68,8 @@ pub(super) fn check_addresses(
     let mut listened: Vec<(&Address, &str)> = Vec::new();
     for Entry { origin, config } in inputs {
         for address in &config.listen {
-            let chosen_by_kernel = matches!(address, Address::Tcp { port: 0, .. });
-            if let Some((_, other)) = listened.iter().find(|(seen, _)| *seen == address)
+            let chosen_by_kernel = address.has_any_port();
+            if let Some((_, other)) = listened.iter().find(|(seen, _)| same_place(seen, address))
                 && !chosen_by_kernel
             {
                 let message = format!("{address} is listened on twice, here and by input `{other}`");
@@ -81,8 +81,10 @@ pub(super) fn check_addresses(
     let mut served: Vec<(&Address, &str)> = Vec::new();
     for Entry { origin, config } in outputs {
         for address in config.listen().iter().filter(|address| !address.has_any_port()) {
-            let by_input =
-                listened.iter().find(|(seen, _)| *seen == address).map(|(_, input)| ("input", *input));
+            let by_input = listened
+                .iter()
+                .find(|(seen, _)| same_place(seen, address))
+                .map(|(_, input)| ("input", *input));
             // Twice in one list is a fault of the list.
             let by_output = served.iter().find(|(seen, name)| *seen == address && *name != config.name);
             if let Some((kind, other)) = by_input.or(by_output.map(|(_, output)| ("output", *output))) {
@@ -186,15 +188,20 @@ pub(super) fn check_files(outputs: &[Entry<OutputConfig>], findings: &mut Findin
 
 /// Whether a connection to `to` ends up at `listen`, as far as can be told without asking name servers.
 fn reaches(to: &Address, listen: &Address) -> bool {
-    match (to, listen) {
-        (Address::Tcp { host, port }, Address::Tcp { host: bound, port: bound_port }) => {
-            port == bound_port && *port != 0 && host_reaches(host, bound)
-        }
-        (Address::Unix(to), Address::Unix(listen)) => {
-            to == listen || without_links(to) == without_links(listen)
+    if let (Address::Unix(to), Address::Unix(listen)) = (to, listen) {
+        return to == listen || without_links(to) == without_links(listen);
+    }
+    match (to.host_port(), listen.host_port()) {
+        (Some((host, port)), Some((bound, bound_port))) => {
+            port == bound_port && port != 0 && host_reaches(host, bound)
         }
         _ => false,
     }
+}
+
+/// Whether two addresses are one port of one host, or one path, as they are written.
+fn same_place(one: &Address, other: &Address) -> bool {
+    one == other || one.host_port().is_some_and(|place| other.host_port() == Some(place))
 }
 
 fn host_reaches(to: &str, bound: &str) -> bool {

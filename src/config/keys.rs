@@ -7,6 +7,7 @@ use crate::config::access::take_access;
 use crate::config::raw::Value;
 use crate::config::section::Origin;
 use crate::config::section::Section;
+use crate::config::tls::take_server_tls;
 use crate::config::value;
 use crate::config::words::ANY_TYPE;
 use crate::input::ContentTypes;
@@ -57,6 +58,7 @@ pub(super) fn take_input(mut section: Section<'_>) -> Entry<InputConfig> {
     section.set("connections_max", value::integer(1..=CONNECTIONS_MAX), &mut input.connections_max);
     input.max_connection_age = section.take("max_connection_age", value::duration(AGE_MIN..=YEAR));
     take_access(&mut section, &input.listen, &mut input.access, &mut input.socket_file);
+    take_server_tls(&mut section, &mut input);
 
     if input.frame_len_max < FRAME_LEN_USUAL {
         let message = format!("one DNS message of 64 KiB in dnstap needs up to {FRAME_LEN_USUAL}B");

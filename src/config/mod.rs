@@ -27,6 +27,7 @@ mod render;
 mod resolve;
 mod section;
 mod subscribers;
+mod tls;
 mod token;
 mod value;
 mod words;

@@ -17,6 +17,7 @@ use crate::config::raw::Value;
 use crate::config::section::Section;
 use crate::config::subscribers::SUBSCRIBER_KEYS;
 use crate::config::subscribers::take_subscribers;
+use crate::config::tls::take_client_tls;
 use crate::config::value;
 use crate::config::value::OutputAddress;
 use crate::config::words::ModeWord;
@@ -69,6 +70,8 @@ pub(super) fn take_output(mut section: Section<'_>) -> Entry<OutputConfig> {
     section.set("handshake_timeout", value::duration(HANDSHAKE_MIN..=HOUR), &mut streams.handshake_timeout);
     section.set("user_timeout", value::duration(USER_TIMEOUT_MIN..=HOUR), &mut streams.user_timeout);
     streams.send_proxy = section.take("send_proxy", send_proxy).flatten();
+    let sockets: Vec<_> = to.iter().flatten().filter_map(OutputAddress::socket).collect();
+    take_client_tls(&mut section, &mut streams, &sockets);
     let delivery = DeliveryKeys::take(&mut section, mode);
     streams.mode = delivery.mode();
     take_reconnect(&mut section, &mut streams.reconnect);
@@ -117,11 +120,8 @@ fn take_group_keys(
         }
         return None;
     }
-    let addresses = to.unwrap_or_default().iter().filter_map(|to| match to {
-        OutputAddress::Socket(address) => Some(address.clone()),
-        OutputAddress::File(_) => None,
-    });
-    let mut group = GroupConfig::new(addresses);
+    let addresses = to.unwrap_or_default().iter().filter_map(OutputAddress::socket);
+    let mut group = GroupConfig::new(addresses.cloned());
     section.set("balance", value::word, &mut group.balance);
     section.set("stall_timeout", value::duration(STALL_MIN..=HOUR), &mut group.stall_timeout);
     section.set("slow_start", value::duration(Duration::ZERO..=HOUR), &mut group.slow_start);
@@ -186,6 +186,7 @@ fn refuse_keys_of_streams(section: &mut Section<'_>) {
         "finish_timeout",
         "user_timeout",
         "send_proxy",
+        "tls",
         "ack",
         "replay_margin",
         "checkpoint",

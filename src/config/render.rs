@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::config::admin::AdminConfig;
 use crate::config::raw::Node;
@@ -40,6 +41,8 @@ use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
 use crate::transport::Address;
 use crate::transport::SocketFileConfig;
+use crate::transport::tls::ClientTls;
+use crate::transport::tls::ServerTls;
 
 /// The keys of the process.
 pub(super) fn process_keys(config: &RelayConfig) -> String {
@@ -145,6 +148,12 @@ fn write_input(document: &mut String, input: &InputConfig) {
         line(document, "max_connection_age", &quoted(&format_duration(age)));
     }
     write_access(document, &input.access, &input.socket_file);
+    if let Some(tls) = &input.tls {
+        line(document, "tls", &server_tls(tls));
+    }
+    if input.listen.iter().any(Address::is_tls) {
+        line(document, "tls_handshakes_max", &input.tls_handshakes_max.to_string());
+    }
 }
 
 fn write_access(document: &mut String, access: &Access, file: &SocketFileConfig) {
@@ -168,6 +177,42 @@ fn write_access(document: &mut String, access: &Access, file: &SocketFileConfig)
             line(document, key, &value);
         }
     }
+}
+
+fn server_tls(tls: &ServerTls) -> String {
+    let ServerTls { identity, client_ca, allow_names, min_version } = tls;
+    let names: Vec<String> = allow_names.iter().map(|name| quoted(&name.to_string())).collect();
+    let keys = [
+        ("cert", Some(file(&identity.cert))),
+        ("key", Some(file(&identity.key))),
+        ("client_ca", client_ca.as_deref().map(file)),
+        ("allow_names", (!names.is_empty()).then(|| format!("[{}]", names.join(", ")))),
+        ("min_version", Some(quoted(min_version.word()))),
+    ];
+    table(&keys)
+}
+
+fn client_tls(tls: &ClientTls) -> String {
+    let ClientTls { ca, identity, server_name, min_version } = tls;
+    let keys = [
+        ("ca", ca.as_deref().map(file)),
+        ("cert", identity.as_ref().map(|identity| file(&identity.cert))),
+        ("key", identity.as_ref().map(|identity| file(&identity.key))),
+        ("server_name", server_name.as_deref().map(quoted)),
+        ("min_version", Some(quoted(min_version.word()))),
+    ];
+    table(&keys)
+}
+
+fn file(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+/// The keys that have a value, on one line.
+fn table(keys: &[(&str, Option<String>)]) -> String {
+    let keys: Vec<String> =
+        keys.iter().filter_map(|(key, value)| Some(format!("{key} = {}", value.as_ref()?))).collect();
+    format!("{{ {} }}", keys.join(", "))
 }
 
 fn write_output(document: &mut String, output: &OutputConfig) {
@@ -260,8 +305,11 @@ fn write_streams(document: &mut String, streams: &StreamsConfig) {
     let mode = streams.mode;
     line(document, "mode", &quoted(ModeWord::of(mode).word()));
     line(document, "handshake_timeout", &quoted(&format_duration(streams.handshake_timeout)));
-    if streams.endpoints.addresses().any(|address| matches!(address, Address::Tcp { .. })) {
+    if streams.endpoints.addresses().any(|address| address.host_port().is_some()) {
         line(document, "user_timeout", &quoted(&format_duration(streams.user_timeout)));
+    }
+    if streams.endpoints.addresses().any(Address::is_tls) {
+        line(document, "tls", &client_tls(&streams.tls));
     }
     if let Some(version) = streams.send_proxy {
         line(document, "send_proxy", &quoted(version.word()));

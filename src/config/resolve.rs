@@ -66,6 +66,8 @@ pub struct Resolved {
     pub config: RelayConfig,
     /// Where the process answers those who operate it.
     pub admin: AdminConfig,
+    /// Certificates that have expired. What does not need them works: a relay starts with them, and a check fails.
+    pub expired: Vec<Fault>,
     /// What is allowed and yet unlikely to be meant.
     pub warnings: Vec<Fault>,
     /// Where its parts were written.
@@ -161,8 +163,12 @@ fn resolve_all(documents: Vec<Document>, options: &Options) -> Result<Resolved, 
     outputs.iter().for_each(|entry| places.note_output(&entry.config.name, &entry.origin));
     config.inputs = inputs.into_iter().map(|entry| entry.config).collect();
     config.outputs = outputs.into_iter().map(|entry| entry.config).collect();
-    let (faults, warnings) = findings.into_sorted();
-    if faults.is_empty() { Ok(Resolved { config, admin, warnings, places }) } else { Err(Faults(faults)) }
+    let (faults, expired, warnings) = findings.into_sorted();
+    if faults.is_empty() {
+        Ok(Resolved { config, admin, expired, warnings, places })
+    } else {
+        Err(Faults(faults))
+    }
 }
 
 /// The output of an address, and what cannot be seen in its configuration.
@@ -190,7 +196,7 @@ pub fn resolve_output(text: &str) -> Result<ResolvedOutput, Faults> {
         |output| output.to.to_string(),
         &mut findings,
     );
-    let (faults, _) = findings.into_sorted();
+    let (faults, _, _) = findings.into_sorted();
     let [Entry { config, .. }] = outputs;
     if faults.is_empty() { Ok(ResolvedOutput { config, names_content_type }) } else { Err(Faults(faults)) }
 }

@@ -13,6 +13,8 @@ use crate::config::value::nearest;
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     faults: Vec<Located>,
+    // Files that were of use once.
+    expired: Vec<Located>,
     warnings: Vec<Located>,
 }
 
@@ -68,8 +70,8 @@ impl Findings {
         self.warnings.push(origin.locate(origin.line, key, message));
     }
 
-    /// Faults, then warnings: those of the files by line, then those of the command line.
-    pub(super) fn into_sorted(self) -> (Vec<Fault>, Vec<Fault>) {
+    /// Faults, files that have expired, and warnings: those of the files by line, then those of the command line.
+    pub(super) fn into_sorted(self) -> (Vec<Fault>, Vec<Fault>, Vec<Fault>) {
         let mut warnings = sorted(self.warnings);
         let more = warnings.len().saturating_sub(FAULTS_SHOWN);
         warnings.truncate(FAULTS_SHOWN);
@@ -77,7 +79,7 @@ impl Findings {
             let message = format!("{more} more remarks are not shown");
             warnings.push(Fault { place: "configuration".to_owned(), key: String::new(), message });
         }
-        (sorted(self.faults), warnings)
+        (sorted(self.faults), sorted(self.expired), warnings)
     }
 }
 
@@ -220,6 +222,12 @@ impl<'f> Section<'f> {
     pub(super) fn warn(&mut self, key: &str, message: String) {
         let warning = self.origin.locate(self.line_of(key), key, message);
         self.findings.warnings.push(warning);
+    }
+
+    /// Notes that the file of `key` was right once, and has expired.
+    pub(super) fn expired(&mut self, key: &str, message: String) {
+        let expired = self.origin.locate(self.line_of(key), key, message);
+        self.findings.expired.push(expired);
     }
 
     /// Reports every key that nobody asked for, with the nearest that somebody did.

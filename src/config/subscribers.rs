@@ -72,7 +72,7 @@ fn take_queue(section: &mut Section<'_>) -> Buffer {
 
 /// Keys that mean nothing for subscribers would be obeyed in vain.
 fn refuse_other_keys(section: &mut Section<'_>) {
-    let refusals: [(&str, &[&str]); 4] = [
+    let refusals: [(&str, &[&str]); 5] = [
         (
             "an output has `to` and connects, or has `listen` and is connected to: leave one of the two out",
             &["to"],
@@ -85,6 +85,7 @@ fn refuse_other_keys(section: &mut Section<'_>) {
             "is for readers that are connected to again, and get what they have not acknowledged: leave this key out",
             &["ack", "replay_margin", "checkpoint", "order"],
         ),
+        ("is for tls:// addresses, and subscribers have none yet: leave this key out", &["tls"]),
         ("is for file outputs: leave this key out", &["rotate", "keep"]),
     ];
     for (why, keys) in refusals {
@@ -181,6 +182,7 @@ mod tests {
             "checkpoint = \"10s\"",
             "balance = \"sticky\"",
             "rotate = { every = \"1h\" }",
+            "tls = { ca = \"/ca.pem\" }",
             "subscribers_max = 0",
             "stall_timeout = \"0s\"",
             "socket_mode = \"0660\"",
@@ -191,6 +193,7 @@ mod tests {
         assert_eq!(faults("listen = []"), ["output[0].listen"]);
         assert_eq!(faults("listen = [\"unix:/a\", \"unix:/a\"]"), ["output[0].listen"]);
         assert_eq!(faults("listen = \"file:/a\""), ["output[0].listen"]);
+        assert_eq!(faults("listen = \"tls://127.0.0.1:6010\""), ["output[0].listen"]);
         for key in ["subscribers_max = 5", "allow = [\"10.0.0.0/8\"]", "socket_mode = \"0660\""] {
             let name = key.split(' ').next().unwrap();
             assert_eq!(faults(&format!("to = \"tcp://a:1\"\n{key}")), [format!("output[0].{name}")]);
@@ -209,6 +212,8 @@ mod tests {
         assert_eq!(all("tcp://127.0.0.1:6010", "to = \"tcp://127.0.0.1:6011\""), Ok(()));
         let fault = all("tcp://127.0.0.1:6000", "to = \"tcp://127.0.0.1:6011\"").unwrap_err();
         assert!(fault.contains("listened on twice, here and by input `a`"), "{fault}");
+        let fault = all("tls://127.0.0.1:6000", "to = \"tcp://127.0.0.1:6011\"").unwrap_err();
+        assert!(fault.contains("listened on twice") && fault.contains("over TLS yet"), "{fault}");
         let fault = all("tcp://127.0.0.1:6010", "listen = \"tcp://127.0.0.1:6010\"").unwrap_err();
         assert!(fault.contains("listened on twice, here and by output `b`"), "{fault}");
         let fault = all("tcp://127.0.0.1:6010", "to = \"tcp://localhost:6010\"").unwrap_err();

@@ -11,6 +11,7 @@ use crate::spool::OnFull;
 use crate::spool::SyncPolicy;
 use crate::transport::BackendChoice;
 use crate::transport::ProxyVersion;
+use crate::transport::tls::TlsVersion;
 
 /// An enum whose values are written as words.
 pub trait Words: Copy + Sized + 'static {
@@ -51,6 +52,7 @@ words!(Order: PerConnection = "per_connection", Strict = "strict");
 words!(BufferWord: Memory = "memory", Disk = "disk");
 words!(ModeWord: Bidirectional = "bidirectional", Unidirectional = "unidirectional");
 words!(ProxyVersion: V1 = "v1", V2 = "v2");
+words!(TlsVersion: V1_2 = "1.2", V1_3 = "1.3");
 words!(AckWord: Written = "written", Received = "received");
 
 /// The values of `buffer`.

@@ -45,13 +45,19 @@ impl Entrant<'_> {
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
         entrant.admit(socket, deadline).await.map_err(|error| match error {
             admission::NotAdmitted::Refused(refusal) => NotAdmitted::Refused(refusal),
-            admission::NotAdmitted::NoByte => NotAdmitted::Ended(ReadEnd::NoByte),
-            admission::NotAdmitted::CutHeader => NotAdmitted::Ended(ReadEnd::NoStream),
-            admission::NotAdmitted::Connection(error) => NotAdmitted::Ended(ReadEnd::Connection(error)),
+            admission::NotAdmitted::NoByte => ReadEnd::NoByte.into(),
+            admission::NotAdmitted::CutHeader => ReadEnd::NoStream.into(),
+            admission::NotAdmitted::Connection(error) => ReadEnd::Connection(error).into(),
             admission::NotAdmitted::Late => {
                 let late = session.handle_timeout(deadline);
-                NotAdmitted::Ended(late.map_or_else(ReadEnd::Protocol, |()| ReadEnd::NoStream))
+                late.map_or_else(ReadEnd::Protocol, |()| ReadEnd::NoStream).into()
             }
         })
+    }
+}
+
+impl From<ReadEnd> for NotAdmitted {
+    fn from(end: ReadEnd) -> Self {
+        Self::Ended(end)
     }
 }

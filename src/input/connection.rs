@@ -6,15 +6,22 @@ use std::sync::Arc;
 use crate::admission::gate::Gate;
 use crate::admission::gate::Slot;
 use crate::input::InputConfig;
+use crate::input::admission::Entrant;
+use crate::input::admission::NotAdmitted;
 use crate::input::dialled::DialledConnection;
 use crate::input::handing::HandedConnection;
+use crate::input::handshake_limit::Handshake;
+use crate::input::handshake_limit::HandshakeLimit;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
 use crate::observability::peer_name::PeerName;
 use crate::protocol::ReaderConfig;
 use crate::protocol::ReaderCounters;
+use crate::protocol::ReaderSession;
 use crate::session::read::ReadEnd;
 use crate::transport::Address;
+use crate::transport::socket::Socket;
+use crate::transport::tls::ReloadableServer;
 
 /// One input, as one worker serves it.
 pub(crate) struct WorkerInput {
@@ -25,6 +32,10 @@ pub(crate) struct WorkerInput {
     pub(crate) account: Arc<InputAccount>,
     /// Accepted connections of this input on all workers.
     pub(crate) gate: Arc<Gate>,
+    /// What its `tls` addresses shake hands with, new connections as it is configured now.
+    pub(crate) tls: RefCell<Option<Arc<ReloadableServer>>>,
+    /// TLS handshakes that this worker has accepted.
+    pub(crate) handshakes: Arc<HandshakeLimit>,
 }
 
 /// A connection as it comes to the worker that serves it.
@@ -33,6 +44,8 @@ pub(crate) struct Arrival {
     pub(crate) peer: PeerName,
     /// Whether tapster has opened it, and where to.
     pub(crate) dialled: Option<DialledConnection>,
+    /// A connection that was accepted at a `tls` address: its handshake is under way.
+    pub(crate) handshake: Option<Handshake>,
     /// Where another process has left it.
     pub(crate) handed: Option<Box<HandedConnection>>,
 }
@@ -70,6 +83,22 @@ impl<'a> OpenConnection<'a> {
         // What is not replaced tells of a task that failed.
         let counted = ReaderCounters::default();
         Self { input, log, peer, dialled, end: "internal", counted, slot, open_before }
+    }
+
+    /// Lets the connection in, or says why not.
+    pub(super) async fn admit(
+        &mut self,
+        socket: &mut Socket,
+        session: &mut ReaderSession,
+    ) -> Result<(), NotAdmitted> {
+        let config = Arc::clone(&self.input.config.borrow());
+        let entrant = Entrant {
+            config: &config,
+            open_before: self.open_before,
+            slot: &mut self.slot,
+            peer: &mut self.peer,
+        };
+        entrant.admit(socket, session).await
     }
 
     /// The address of `dial` that it was opened to.

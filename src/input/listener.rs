@@ -20,13 +20,15 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::faults;
-use crate::input::admission::Entrant;
 use crate::input::admission::NotAdmitted;
 use crate::input::connection::Arrival;
 use crate::input::connection::OpenConnection;
 use crate::input::connection::WorkerInput;
+use crate::input::encryption::Encrypted;
+use crate::input::encryption::enter_encrypted;
 use crate::input::handing::HandedConnection;
 use crate::input::handing::Offer;
+use crate::input::handshake_limit::Handshake;
 use crate::lifecycle::Phase;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
@@ -239,9 +241,10 @@ pub(crate) async fn serve(
     arrival: Arrival,
     scope: Scope,
 ) {
-    let Arrival { peer, dialled, handed } = arrival;
+    let Arrival { peer, dialled, handshake, handed } = arrival;
     let mut connection = OpenConnection::new(&input, &log, (peer, dialled), handed.is_none());
-    let end = match run_session(&readers, &input, socket, handed, &scope, &mut connection).await {
+    let end = match run_session(&readers, &input, socket, (handshake, handed), &scope, &mut connection).await
+    {
         Ok(end) | Err(NotAdmitted::Ended(end)) => end,
         Err(NotAdmitted::Refused(refusal)) => {
             connection.end = "refused";
@@ -300,13 +303,13 @@ async fn run_session(
     readers: &Readers,
     input: &WorkerInput,
     mut socket: Socket,
-    handed: Option<Box<HandedConnection>>,
+    (handshake, handed): (Option<Handshake>, Option<Box<HandedConnection>>),
     scope: &Scope,
     connection: &mut OpenConnection<'_>,
 ) -> Result<ReadEnd, NotAdmitted> {
-    let is_handed = handed.is_some();
     let config = Arc::clone(&input.reader.borrow());
     let mut received = BytesMut::new();
+    let is_handed = handed.is_some();
     let (mut session, mut started) = match handed {
         None => (ReaderSession::new(config, Instant::now()), None),
         Some(handed) => {
@@ -319,25 +322,32 @@ async fn run_session(
     };
     // Who may connect says nothing of those that tapster connects to.
     let (is_new, mut is_admitted) = (started.is_none(), is_handed || connection.dialled.is_some());
+    // With TLS its keys stay in this process.
+    let may_pass = handshake.is_none();
     let mut phases = scope.phases();
     let drained = async {
         phases.reached(Phase::Draining).await;
         tokio::time::sleep(DRAIN_GRACE).await;
     };
     let mut drained = pin!(drained);
+    let mut remark = String::new();
+    if let Some(handshake) = handshake {
+        // In memory of its own, as below.
+        let encrypting = Box::pin(enter_encrypted(socket, &mut session, connection, handshake));
+        let encrypted = tokio::select! {
+            biased;
+            encrypted = encrypting => encrypted?,
+            () = &mut drained => return Ok(ReadEnd::Drained),
+        };
+        Encrypted { socket, remark } = encrypted;
+        is_admitted = true;
+    }
     while started.is_none() {
         // Until then this process alone decides.
-        let may_be_offered = is_admitted;
+        let may_be_offered = is_admitted && may_pass;
         let opening = async {
             if !is_admitted {
-                let config = Arc::clone(&input.config.borrow());
-                let entrant = Entrant {
-                    config: &config,
-                    open_before: connection.open_before,
-                    slot: &mut connection.slot,
-                    peer: &mut connection.peer,
-                };
-                entrant.admit(&mut socket, &mut session).await?;
+                connection.admit(&mut socket, &mut session).await?;
                 is_admitted = true;
                 return Ok(None);
             }
@@ -374,7 +384,7 @@ async fn run_session(
     // Its text escapes what is not printable.
     let content_type = || started.content_type.as_ref().map_or("(none)".to_owned(), ToString::to_string);
     if is_new {
-        let began = || format!("connection: content type {}", content_type());
+        let began = || format!("connection: content type {}{remark}", content_type());
         connection.log.tell(Event::Began, Some(&connection.peer), began);
     }
     if route.fanout().is_empty() {

@@ -5,7 +5,9 @@ pub(crate) mod connection;
 mod dial_schedule;
 pub(crate) mod dialled;
 pub(crate) mod dialling;
+mod encryption;
 pub(crate) mod handing;
+pub(crate) mod handshake_limit;
 pub(crate) mod listener;
 
 use std::time::Duration;
@@ -21,13 +23,14 @@ pub use crate::protocol::Oversize;
 use crate::protocol::ReaderConfig;
 use crate::transport::Address;
 pub use crate::transport::SocketFileConfig;
+use crate::transport::tls::ServerTls;
 
 /// One input: where it listens and dials, and what it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputConfig {
     /// Name in the ledger and in the log, unique among inputs.
     pub name: String,
-    /// Addresses that writers connect to, `tcp` or `unix`. At least one, unless there is a `dial`.
+    /// Addresses that writers connect to, `tcp`, `tls` or `unix`. At least one, unless there is a `dial`.
     pub listen: Vec<Address>,
     /// Addresses of producers that listen, `tcp` or `unix`: tapster connects to them as their reader, to every address of a
     /// name.
@@ -51,6 +54,10 @@ pub struct InputConfig {
     pub max_connection_age: Option<Duration>,
     /// Who may connect.
     pub access: Access,
+    /// For its `tls` addresses: what they show, and whom they let in.
+    pub tls: Option<ServerTls>,
+    /// TLS handshakes at the same time, on each worker; then connections wait in the backlog.
+    pub tls_handshakes_max: usize,
     /// Owner and permission bits of unix sockets.
     pub socket_file: SocketFileConfig,
 }
@@ -70,6 +77,8 @@ impl Default for InputConfig {
             connections_max: 10_000,
             max_connection_age: None,
             access: Access::default(),
+            tls: None,
+            tls_handshakes_max: 64,
             socket_file: SocketFileConfig::default(),
         }
     }

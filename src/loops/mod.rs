@@ -39,6 +39,7 @@ use crate::transport::Address;
 use crate::transport::dial::Dial;
 use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::socket::ConnectOptions;
+use crate::transport::tls::ReloadableClient;
 
 /// What one relay knows about loops that it is on.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub(crate) struct Way {
     content_type: Option<ContentType>,
     address: Address,
     send_proxy: Option<ProxyVersion>,
+    // What it speaks TLS with.
+    tls: Mutex<Option<Arc<ReloadableClient>>>,
     led_back: Mutex<Option<LedBack>>,
 }
 
@@ -105,18 +108,21 @@ impl Loops {
         })
     }
 
-    /// An output of this content type leads there, and sends a PROXY header where it is told to.
+    /// An output of this content type leads there, and sends a PROXY header where it is told to. It speaks TLS with `tls`, where it
+    /// does.
     pub(crate) fn way(
         &self,
         content_type: Option<&ContentType>,
         address: &Address,
         send_proxy: Option<ProxyVersion>,
+        tls: Option<&Arc<ReloadableClient>>,
     ) -> Arc<Way> {
         let mut ways = self.ways.lock().expect(UNPOISONED);
         let is_it = |way: &&Arc<Way>| {
             way.takes(content_type) && way.address == *address && way.send_proxy == send_proxy
         };
         if let Some(way) = ways.iter().find(is_it) {
+            *way.tls.lock().expect(UNPOISONED) = tls.cloned();
             return Arc::clone(way);
         }
         let way = Arc::new(Way {
@@ -124,6 +130,7 @@ impl Loops {
             content_type: content_type.cloned(),
             address: address.clone(),
             send_proxy,
+            tls: Mutex::new(tls.cloned()),
             led_back: Mutex::default(),
         });
         ways.push(Arc::clone(&way));
@@ -300,9 +307,10 @@ async fn ask_on(ways: Vec<Arc<Way>>, probe: impl Fn(&Way) -> LoopProbe) {
 
 /// Connects and asks, at each address that the name has. Another relay ends the connection once it has the question.
 async fn deliver(way: &Way, ready: &[u8]) {
-    let send_proxy = way.send_proxy;
+    let (address, send_proxy) = (&way.address, way.send_proxy);
+    let connector = way.tls.lock().expect(UNPOISONED).as_ref().map(|tls| tls.current());
     let options = ConnectOptions { timeout: ANSWER_MAX, user_timeout: ANSWER_MAX, send_proxy };
-    let Ok(mut dial) = Dial::new(&way.address, options, None).await else { return };
+    let Ok(mut dial) = Dial::new(address, options, None).await else { return };
     while dial.has_more()
         && let Ok(mut socket) = dial.next().await
     {
@@ -310,6 +318,12 @@ async fn deliver(way: &Way, ready: &[u8]) {
             && socket.send_proxy_header(version).await.is_err()
         {
             continue;
+        }
+        if address.is_tls() {
+            let Some(connector) = &connector else { return };
+            let Some(name) = connector.server_name(address) else { return };
+            let Ok(encrypted) = socket.connect_tls(connector, name).await else { continue };
+            socket = encrypted;
         }
         if socket.write_all(ready).await.is_ok() {
             let _ = timeout(ANSWER_MAX, socket.read_buf(&mut BytesMut::with_capacity(64))).await;

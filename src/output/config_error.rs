@@ -73,6 +73,11 @@ pub enum ConfigError {
     /// An output that listens twice at one address.
     #[error("has {0} twice")]
     ListenTwice(Address),
+    /// A `tls` address for subscribers.
+    #[error(
+        "has {0}: subscribers do not come over TLS yet; use tcp://, through stunnel or haproxy where the way is not trusted"
+    )]
+    TlsOfSubscribers(Address),
     /// [`WhenFull::Block`](crate::queue::WhenFull::Block) for subscribers.
     #[error(
         "cannot be \"block\" where subscribers connect: one that stalls would stop the inputs; use \"drop_oldest\", \"drop_newest\" or \"sample\""
@@ -102,7 +107,7 @@ impl ConfigError {
             | Self::Pattern { .. }
             | Self::PatternOfFolder(_) => "to",
             Self::MemberWithoutShare(_) => "weights",
-            Self::ListenNowhere | Self::ListenTwice(_) => "listen",
+            Self::ListenNowhere | Self::ListenTwice(_) | Self::TlsOfSubscribers(_) => "listen",
             Self::SubscribersBlock => "when_full",
             Self::LanesOfGroup | Self::LanesOfFile | Self::LanesOfSubscribers => "connections",
             Self::SpoolOfSubscribers | Self::SpoolBeforeFile | Self::Spool(_) => "spool",

@@ -262,7 +262,8 @@ impl Driver {
                 return Err(WriteFault::Loop(led_back));
             }
             let options = ConnectOptions { timeout: handshake_timeout, user_timeout, send_proxy };
-            let open = WriteStream::open(&address, brief, &options, &lane.own, writer, backend).await?;
+            let tls = settings.tls.as_deref();
+            let open = WriteStream::open(&address, brief, &options, tls, &lane.own, writer, backend).await?;
             if let Some(bytes) = unsent_max {
                 open.set_unsent_max(bytes);
             }

@@ -8,6 +8,7 @@ use crate::observability::member_account::MemberAccount;
 use crate::output::config::Buffer;
 use crate::output::streams::Endpoints;
 use crate::output::streams::StreamsConfig;
+use crate::transport::tls::ReloadableClient;
 
 /// The settings of a lane.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct LaneSettings {
     pub(crate) members: Vec<Arc<MemberAccount>>,
     /// Where the readers are, in order, as loops see them.
     pub(crate) ways: Vec<Arc<Way>>,
+    /// What `tls` addresses are spoken to with.
+    pub(crate) tls: Option<Arc<ReloadableClient>>,
     /// How long the connections of former settings may take for their end.
     pub(crate) renew_timeout: Duration,
 }
@@ -32,5 +35,6 @@ impl LaneSettings {
             && matches!(ours.endpoints, Endpoints::One(_)) == matches!(others.endpoints, Endpoints::One(_))
             && ours.mode == others.mode
             && ours.user_timeout == others.user_timeout
+            && ours.tls == others.tls
     }
 }

@@ -9,6 +9,7 @@ use crate::delivery::config::Reconnect;
 use crate::output::config_error::ConfigError;
 use crate::transport::Address;
 use crate::transport::ProxyVersion;
+use crate::transport::tls::ClientTls;
 
 /// Connections to one reader, or to the readers of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct StreamsConfig {
     pub handshake_timeout: Duration,
     /// How long written bytes may stay unacknowledged by the kernel of a TCP peer before the connection is given up.
     pub user_timeout: Duration,
+    /// How `tls` addresses are spoken to.
+    pub tls: ClientTls,
     /// The PROXY header that every connection begins with; `None`: none.
     pub send_proxy: Option<ProxyVersion>,
     /// Pause between attempts to connect.
@@ -113,6 +116,7 @@ impl StreamsConfig {
             mode: Mode::default(),
             handshake_timeout: Duration::from_secs(5),
             user_timeout: Duration::from_secs(30),
+            tls: ClientTls::default(),
             send_proxy: None,
             reconnect: Reconnect::default(),
         }

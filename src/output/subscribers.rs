@@ -51,6 +51,9 @@ impl SubscribersConfig {
         if self.listen.is_empty() {
             faults.push(ConfigError::ListenNowhere);
         }
+        if let Some(address) = self.listen.iter().find(|address| address.is_tls()) {
+            faults.push(ConfigError::TlsOfSubscribers(address.clone()));
+        }
         let twice = |(index, address): &(usize, &Address)| {
             !address.has_any_port() && self.listen.iter().take(*index).any(|seen| seen == *address)
         };

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
+use crate::relay::certificates::Certificates;
 use crate::transport::own_listeners::OwnListeners;
 
 /// What every output is put together with.
@@ -23,4 +24,6 @@ pub(crate) struct Surroundings {
     pub(crate) loops: Arc<Loops>,
     /// Where no output may lead.
     pub(crate) own: Arc<OwnListeners>,
+    /// What TLS is spoken with.
+    pub(crate) certificates: Arc<Certificates>,
 }

@@ -33,6 +33,7 @@ impl Relay {
     /// [`ChangeError`]; nothing has changed then, unless the system has no thread.
     pub fn add_output(&mut self, config: OutputConfig) -> Result<(), ChangeError> {
         config.validate().map_err(|error| ChangeError::Output { output: config.name.clone(), error })?;
+        let _read = self.around.certificates.read_output(&config)?;
         if self.outputs.iter().any(|output| output.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
@@ -76,6 +77,7 @@ impl Relay {
         if self.inputs.iter().any(|input| input.config.name == config.name) {
             return Err(ChangeError::NameTaken(config.name));
         }
+        let _read = self.around.certificates.read_input(&config)?;
         let others = self.inputs.iter().flat_map(|input| &input.config.listen).chain(&config.listen);
         let others = others.chain(self.outputs.iter().flat_map(|output| output.config.listen()));
         let others = others.collect::<Vec<_>>();
@@ -154,7 +156,9 @@ impl Relay {
     pub(super) fn begin_input(&mut self, config: InputConfig) -> io::Result<()> {
         let id = InputId(self.inputs_begun);
         self.inputs_begun += 1;
-        let input = RunningInput::new(id, config, self.workers.count(), &self.scopes.inputs);
+        // They were read before, and are in use.
+        let tls = self.around.certificates.read_input(&config).map_err(io::Error::other)?;
+        let input = RunningInput::new(id, config, tls, self.workers.count(), &self.scopes.inputs);
         input.tell(&self.workers)?;
         self.accounts.add_input(Arc::clone(&input.entry));
         self.inputs.push(input);

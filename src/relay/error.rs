@@ -6,6 +6,7 @@ use crate::output::ConfigError;
 use crate::relay::handover::HandoverError;
 use crate::spool::SpoolError;
 use crate::transport::Address;
+use crate::transport::tls::TlsFaults;
 
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,14 @@ pub enum StartError {
         address: Address,
         /// What the system said.
         source: io::Error,
+    },
+    /// A certificate cannot be used.
+    #[error("{owner}: {faults}")]
+    Tls {
+        /// The input or output.
+        owner: String,
+        /// What is wrong.
+        faults: TlsFaults,
     },
     /// An address cannot be listened on for subscribers.
     #[error("output `{output}` cannot listen on {address}: {source}")]
@@ -65,6 +74,14 @@ pub enum ChangeError {
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(StartError),
+    /// A certificate cannot be used.
+    #[error("{owner}: {faults}")]
+    Tls {
+        /// The input or output.
+        owner: String,
+        /// What is wrong.
+        faults: TlsFaults,
+    },
     /// The name is in use.
     #[error("`{0}` is there already")]
     NameTaken(String),

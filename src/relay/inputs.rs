@@ -10,6 +10,7 @@ use crate::admission::gate::Gate;
 use crate::faults;
 use crate::input::InputConfig;
 use crate::input::connection::WorkerInput;
+use crate::input::handshake_limit::HandshakeLimit;
 use crate::lifecycle::Scope;
 use crate::observability::input_account::InputAccount;
 use crate::observability::listener_log::ListenerLog;
@@ -37,6 +38,7 @@ use crate::transport::listener::BoundListener;
 use crate::transport::own_listeners::OwnListeners;
 use crate::transport::passed::PassedListeners;
 use crate::transport::socket_path::SocketFileConfig;
+use crate::transport::tls::ReloadableServer;
 
 /// One input at work.
 #[derive(Debug)]
@@ -46,6 +48,9 @@ pub(crate) struct RunningInput {
     pub(crate) entry: Arc<InputEntry>,
     accounts: Vec<Arc<InputAccount>>,
     gate: Arc<Gate>,
+    tls: Option<Arc<ReloadableServer>>,
+    // One for each worker.
+    handshakes: Vec<Arc<HandshakeLimit>>,
     pub(crate) listeners: Vec<RunningListener>,
     pub(crate) dials: Vec<RunningDial>,
 }
@@ -125,7 +130,8 @@ impl RunningListener {
     fn accept(&self, listeners: Vec<BoundListener>, workers: &Workers) -> io::Result<()> {
         let orders = listeners.into_iter().map(|listener| {
             let (log, scope, accepting) = (Arc::clone(&self.log), self.scope.clone(), self.accepting.clone());
-            Order::Listen(WorkerListener { door: self.door.clone(), listener, log, scope, accepting })
+            let (door, is_tls) = (self.door.clone(), self.address().is_tls());
+            Order::Listen(WorkerListener { door, listener, is_tls, log, scope, accepting })
         });
         let count = workers.count();
         workers.order(orders.enumerate().map(|(index, order)| (index % count, order)))
@@ -148,7 +154,7 @@ impl RunningListener {
     pub(crate) fn sockets(&self, sockets: &SocketPaths) -> io::Result<Vec<OwnedFd>> {
         match self.address() {
             Address::Unix(path) => Ok(sockets.socket_at(path)?.into_iter().collect()),
-            Address::Tcp { .. } => self.bound.sockets(),
+            Address::Tcp { .. } | Address::Tls { .. } => self.bound.sockets(),
             Address::Systemd(_) => Ok(Vec::new()),
         }
     }
@@ -246,13 +252,29 @@ pub(crate) struct Doors<'a> {
 }
 
 impl RunningInput {
-    /// An input without a listener and without a dial, which no worker knows yet.
-    pub(crate) fn new(id: InputId, config: InputConfig, workers: usize, inputs: &Scope) -> Self {
+    /// An input without a listener and without a dial, which no worker knows yet. Its `tls` addresses shake hands with `tls`.
+    pub(crate) fn new(
+        id: InputId,
+        config: InputConfig,
+        tls: Option<Arc<ReloadableServer>>,
+        workers: usize,
+        inputs: &Scope,
+    ) -> Self {
         let accounts: Vec<_> = (0..workers).map(|_| Arc::<InputAccount>::default()).collect();
         let scope = inputs.child(&config.name);
         let skips_oversize = config.oversize == Oversize::Skip;
         let entry = Arc::new(InputEntry::new(&config.name, scope, accounts.clone(), skips_oversize));
-        Self { id, config, entry, accounts, gate: Arc::default(), listeners: Vec::new(), dials: Vec::new() }
+        Self {
+            id,
+            config,
+            entry,
+            accounts,
+            gate: Arc::default(),
+            tls,
+            handshakes: (0..workers).map(|_| Arc::default()).collect(),
+            listeners: Vec::new(),
+            dials: Vec::new(),
+        }
     }
 
     /// Tells every worker of the input, as it is configured now.
@@ -262,13 +284,16 @@ impl RunningInput {
     pub(crate) fn tell(&self, workers: &Workers) -> io::Result<()> {
         let config = Arc::new(self.config.clone());
         let reader = Arc::new(config.reader_config());
-        let input = |account: &Arc<InputAccount>| WorkerInput {
+        let input = |(account, handshakes): (&Arc<InputAccount>, &Arc<HandshakeLimit>)| WorkerInput {
             config: Arc::clone(&config).into(),
             reader: Arc::clone(&reader).into(),
             account: Arc::clone(account),
             gate: Arc::clone(&self.gate),
+            tls: self.tls.clone().into(),
+            handshakes: Arc::clone(handshakes),
         };
-        let orders = self.accounts.iter().map(|account| Order::Input(self.id, input(account)));
+        let workers_parts = self.accounts.iter().zip(&self.handshakes);
+        let orders = workers_parts.map(|parts| Order::Input(self.id, input(parts)));
         workers.order(orders.enumerate())
     }
 
@@ -353,6 +378,7 @@ impl RunningInput {
     pub(crate) fn reconfigure(
         &mut self,
         config: InputConfig,
+        tls: Option<Arc<ReloadableServer>>,
         moved: &[Address],
         doors: &mut Doors<'_>,
     ) -> io::Result<Vec<WayIn>> {
@@ -370,7 +396,7 @@ impl RunningInput {
             }
         }
         self.entry.set_skips_oversize(config.oversize == Oversize::Skip);
-        self.config = config;
+        (self.config, self.tls) = (config, tls);
         self.tell(doors.workers)?;
         self.dials.iter().for_each(RunningDial::look_again);
         Ok(gone.iter().map(RunningListener::way).chain(not_dialled).collect())
@@ -429,7 +455,7 @@ pub(crate) fn bind<'a>(
 ) -> Result<Vec<(String, NewListener)>, StartError> {
     // Names first: a lookup may hang, and a process that is ended meanwhile leaves no socket file behind.
     let (names, paths): (Vec<_>, Vec<_>) =
-        addresses.enumerate().partition(|(_, at)| matches!(at.address, Address::Tcp { .. }));
+        addresses.enumerate().partition(|(_, at)| at.address.host_port().is_some());
     let mut all = Vec::new();
     for (place, at) in names.into_iter().chain(paths) {
         let ListenAt { owner, address, file } = at;

@@ -3,6 +3,7 @@
 mod account_watch;
 mod accounts;
 mod around;
+mod certificates;
 mod change;
 mod descriptors;
 mod dials;
@@ -40,11 +41,14 @@ use crate::input::InputConfig;
 use crate::lifecycle::Scope;
 use crate::loops::Loops;
 use crate::observability::Ledger;
+use crate::output::Destination;
 use crate::output::OutputConfig;
 use crate::queue::block_limit::BlockLimit;
 use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
 use crate::relay::around::Surroundings;
+use crate::relay::certificates::CertificateOwner;
+use crate::relay::certificates::Certificates;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
 use crate::relay::handover::Adoption;
@@ -203,6 +207,8 @@ impl Relay {
         for output in &config.outputs {
             output.validate().map_err(|error| StartError::Output { output: output.name.clone(), error })?;
         }
+        let certificates = Arc::<Certificates>::default();
+        let _read = read_certificates(&config, &certificates)?;
         let (backend, reason) = backend::choose(config.backend).map_err(StartError::Backend)?;
         if let Some(reason) = reason {
             tell_epoll(&reason);
@@ -249,6 +255,7 @@ impl Relay {
             reopen: Sender::new(0),
             own: Arc::default(),
             loops,
+            certificates,
         };
         let mut relay = Self {
             asked_workers: config.workers,
@@ -446,6 +453,28 @@ impl Relay {
         of_outputs.for_each(|listener| listener.log.end());
         self.accounts.tell_end();
     }
+}
+
+/// Reads every certificate. What is returned keeps them until inputs and outputs have them.
+fn read_certificates(
+    config: &RelayConfig,
+    certificates: &Certificates,
+) -> Result<impl Sized + use<>, StartError> {
+    let of_input = |input: &InputConfig| {
+        certificates.of_input(input).map_err(|faults| StartError::Tls {
+            owner: CertificateOwner::Input(input.name.clone()).to_string(),
+            faults,
+        })
+    };
+    let of_output = |output: &OutputConfig| match &output.to {
+        Destination::File(_) | Destination::Subscribers(_) => Ok(None),
+        Destination::Streams(streams) => certificates.of_output(&output.name, streams).map_err(|faults| {
+            StartError::Tls { owner: CertificateOwner::Output(output.name.clone()).to_string(), faults }
+        }),
+    };
+    let inputs = config.inputs.iter().map(of_input).collect::<Result<Vec<_>, _>>()?;
+    let outputs = config.outputs.iter().map(of_output).collect::<Result<Vec<_>, _>>()?;
+    Ok((inputs, outputs))
 }
 
 fn unix_millis() -> u64 {

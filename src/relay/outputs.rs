@@ -319,8 +319,10 @@ fn make_settings(
     };
     let members = entry.set_members(members);
     let content_type = config.stream_type();
-    let way = |address| around.loops.way(content_type.as_ref(), address, streams.send_proxy);
-    let ways = streams.endpoints.addresses().map(way);
+    // They were read before, and are in use.
+    let tls = around.certificates.of_output(&config.name, streams).ok().flatten();
+    let way = |address| around.loops.way(content_type.as_ref(), address, streams.send_proxy, tls.as_ref());
+    let ways = streams.endpoints.addresses().map(way).collect();
     Arc::new(LaneSettings {
         buffer: config.buffer.clone(),
         streams: streams.clone(),
@@ -329,7 +331,8 @@ fn make_settings(
             Endpoints::Group(group) => Some(group.stall_timeout),
         },
         members,
-        ways: ways.collect(),
+        ways,
+        tls,
         renew_timeout: around.drain_timeout,
     })
 }

@@ -14,6 +14,8 @@ use crate::relay::RelayConfig;
 use crate::relay::all_addresses;
 use crate::relay::at_inputs;
 use crate::relay::at_outputs;
+use crate::relay::certificates::CertificateOwner;
+use crate::relay::certificates::Certificates;
 use crate::relay::error::ChangeError;
 use crate::relay::inputs;
 use crate::relay::inputs::Doors;
@@ -23,6 +25,9 @@ use crate::relay::sockets::Owner;
 use crate::spool::Folder;
 use crate::transport::Address;
 use crate::transport::passed::PassedListeners;
+use crate::transport::tls::ReloadableClient;
+use crate::transport::tls::ReloadableServer;
+use crate::transport::tls::TlsFaults;
 
 /// What a reload does to one output of the configuration.
 #[derive(Debug)]
@@ -43,12 +48,22 @@ pub struct Plan {
     outputs: Vec<(OutputConfig, Step)>,
     listeners: Vec<(String, NewListener)>,
     output_listeners: Vec<(String, NewListener)>,
+    // Whether certificates were read again, whose files have changed.
+    was_read: bool,
+    // In use until the inputs and outputs have them.
+    _servers: Vec<Option<Arc<ReloadableServer>>>,
+    _clients: Vec<Option<Arc<ReloadableClient>>>,
 }
 
 impl Plan {
     /// Whether the configuration is the present one.
     pub fn is_empty(&self) -> bool {
         self.present == self.new
+    }
+
+    /// Whether certificates were read again, because their files have changed: they are in use already.
+    pub fn has_read_certificates(&self) -> bool {
+        self.was_read
     }
 }
 
@@ -62,6 +77,7 @@ pub struct Planner {
     serving: Vec<(String, Address)>,
     workers: usize,
     passed: Arc<PassedListeners>,
+    certificates: Arc<Certificates>,
 }
 
 impl Planner {
@@ -70,12 +86,18 @@ impl Planner {
         &self.present
     }
 
-    /// Does whatever can fail: checks, looks up names, binds.
+    /// Does whatever can fail: checks, reads certificates (again, too, where their files have changed), looks up names, binds.
     ///
     /// # Errors
-    /// Everything that keeps the configuration from being taken. Nothing has changed then.
+    /// Everything that keeps the configuration from being taken. Nothing has changed then, except certificates that could be read.
     pub fn plan(self, new: RelayConfig) -> Result<Plan, Vec<ChangeError>> {
         let present = &self.present;
+        let fault = |(owner, faults): (CertificateOwner, TlsFaults)| ChangeError::Tls {
+            owner: owner.to_string(),
+            faults,
+        };
+        let was_read =
+            self.certificates.look().map_err(|faults| faults.into_iter().map(fault).collect::<Vec<_>>())?;
         let mut faults = Vec::new();
         let mut fixed = |key: &str| faults.push(ChangeError::Fixed { key: key.to_owned(), output: None });
         if present.workers != new.workers {
@@ -98,6 +120,17 @@ impl Planner {
                 Err(fault) => faults.push(fault),
             }
         }
+        let (mut servers, mut clients) = (Vec::new(), Vec::new());
+        for input in &new.inputs {
+            self.certificates
+                .read_input(input)
+                .map_or_else(|fault| faults.push(fault), |server| servers.push(server));
+        }
+        for output in &new.outputs {
+            self.certificates
+                .read_output(output)
+                .map_or_else(|fault| faults.push(fault), |client| clients.push(client));
+        }
         // Listening is free of consequences until somebody accepts, but it cannot be undone unseen: last.
         if !faults.is_empty() {
             return Err(faults);
@@ -111,9 +144,16 @@ impl Planner {
         let bound = inputs::bind(at_inputs, &all, &going, from)
             .and_then(|inputs| Ok((inputs, inputs::bind(at_outputs, &all, &going, from)?)));
         match bound {
-            Ok((listeners, output_listeners)) => {
-                Ok(Plan { present: self.present, new, outputs, listeners, output_listeners })
-            }
+            Ok((listeners, output_listeners)) => Ok(Plan {
+                present: self.present,
+                new,
+                outputs,
+                listeners,
+                output_listeners,
+                was_read,
+                _servers: servers,
+                _clients: clients,
+            }),
             Err(error) => Err(vec![ChangeError::Listen(error)]),
         }
     }
@@ -161,14 +201,15 @@ fn stops_serving(steps: &[(OutputConfig, Step)], output: &str, configured: &Addr
 }
 
 impl Relay {
-    /// Goes on with another configuration. Returns whether it is another one. Blocks while names are looked up: a program that
-    /// has to answer meanwhile uses [`Relay::planner`] and [`Relay::carry_out`].
+    /// Goes on with another configuration. Certificates whose files have changed are read again, too. Returns whether anything is
+    /// other than before. Blocks while names are looked up: a program that has to answer meanwhile uses [`Relay::planner`] and
+    /// [`Relay::carry_out`].
     ///
     /// # Errors
-    /// Everything that keeps the configuration from being taken. Nothing has changed then.
+    /// Everything that keeps the configuration from being taken. Nothing has changed then, except certificates that could be read.
     pub fn reload(&mut self, config: RelayConfig) -> Result<bool, Vec<ChangeError>> {
         let plan = self.planner().plan(config)?;
-        let changes = !plan.is_empty();
+        let changes = !plan.is_empty() || plan.has_read_certificates();
         self.carry_out(plan).map_err(|error| vec![error])?;
         Ok(changes)
     }
@@ -187,6 +228,7 @@ impl Relay {
             serving: of_outputs.collect(),
             workers: self.workers.count(),
             passed: Arc::clone(&self.passed),
+            certificates: Arc::clone(&self.around.certificates),
         }
     }
 
@@ -303,13 +345,14 @@ impl Relay {
         let order: Vec<_> = inputs.iter().map(|input| input.name.clone()).collect();
         let gone: Vec<_> = self.inputs.extract_if(.., |input| !order.contains(&input.config.name)).collect();
         for config in inputs {
+            let tls = self.around.certificates.read_input(&config)?;
             match self.inputs.iter_mut().find(|input| input.config.name == config.name) {
                 Some(input) if input.config == config => {}
                 Some(input) => {
                     let mut doors =
                         Doors { workers: &self.workers, own: &self.around.own, sockets: &mut self.sockets };
                     let moved: Vec<_> = listeners.iter().map(|(_, new)| new.address().clone()).collect();
-                    let closed = input.reconfigure(config, &moved, &mut doors)?;
+                    let closed = input.reconfigure(config, tls, &moved, &mut doors)?;
                     self.end_ways(closed)?;
                 }
                 None => self.begin_input(config)?,

@@ -19,6 +19,7 @@ use crate::input::connection::Arrival;
 use crate::input::connection::WorkerInput;
 use crate::input::dialled::Dialled;
 use crate::input::dialling::Dialling;
+use crate::input::handshake_limit::Handshake;
 use crate::input::listener::Readers;
 use crate::input::listener::serve;
 use crate::lifecycle::Guard;
@@ -95,10 +96,12 @@ impl Serving {
         door: Door,
         listener: Listener,
         log: Arc<ListenerLog>,
+        is_tls: bool,
         (scope, accepting): (Scope, &Scope),
     ) {
         self.logs.borrow_mut().push(Arc::downgrade(&log));
-        let accept = accept(Rc::clone(self), door, listener, log, (scope.clone(), accepting.clone()));
+        let scopes = (scope.clone(), accepting.clone());
+        let accept = accept(Rc::clone(self), door, (listener, is_tls), log, scopes);
         let accepting = accepting.spawn_local("listener", self.tasks.track_future(accept));
         // What waits in the backlog comes before the end of what was accepted.
         self.end_with(scope, async move { drop(accepting.await) });
@@ -113,7 +116,8 @@ impl Serving {
             let run = Dialling { input, dialled, own, log: Arc::clone(&log) };
             let (serving, scope) = (Rc::clone(self), scope.clone());
             let serve = move |(socket, peer), dialled| {
-                let arrival = Arrival { peer: peer_name(peer), dialled: Some(dialled), handed: None };
+                let arrival =
+                    Arrival { peer: peer_name(peer), dialled: Some(dialled), handshake: None, handed: None };
                 serving.place(Door::Input(id), socket, &log, arrival, &scope);
             };
             let run = self.tasks.track_future(run.run(dialling.clone(), serve));
@@ -180,9 +184,17 @@ impl Serving {
             Some(input) => {
                 input.config.replace(new.config.into_inner());
                 input.reader.replace(new.reader.into_inner());
+                input.tls.replace(new.tls.into_inner());
             }
             None => drop(inputs.insert(id, Rc::new(new))),
         }
+    }
+
+    /// Waits until one more connection of this input may shake hands. Cancel-safe.
+    async fn begin_handshake(&self, input: InputId) -> Option<Handshake> {
+        let input = self.input(input)?;
+        let max = input.config.borrow().tls_handshakes_max;
+        Some(input.handshakes.begin(max).await)
     }
 
     fn input(&self, id: InputId) -> Option<Rc<WorkerInput>> {
@@ -242,7 +254,7 @@ impl Drop for Ended {
 async fn accept(
     serving: Rc<Serving>,
     door: Door,
-    mut listener: Listener,
+    (mut listener, is_tls): (Listener, bool),
     log: Arc<ListenerLog>,
     (scope, accepting): (Scope, Scope),
 ) {
@@ -259,14 +271,21 @@ async fn accept(
         if draining && draining_since.get_or_insert_with(Instant::now).elapsed() >= BACKLOG_TIME {
             return;
         }
+        let next = async {
+            let handshake = match door {
+                Door::Input(input) if is_tls => serving.begin_handshake(input).await,
+                _ => None,
+            };
+            listener.accept().await.map(|accepted| (accepted, handshake))
+        };
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             _ = phases.next(), if !draining => continue,
             () = tokio::time::sleep(BACKLOG_QUIET), if draining => return,
         };
-        let (socket, peer) = match accepted {
-            Ok((socket, peer)) => (socket, peer_name(peer)),
+        let (socket, peer, handshake) = match accepted {
+            Ok(((socket, peer), handshake)) => (socket, peer_name(peer), handshake),
             Err(error) => {
                 // Out of descriptors or memory: those who wait in the backlog are taken when others have gone.
                 log.tell(Event::CannotAccept, None, || {
@@ -282,7 +301,7 @@ async fn accept(
             }
         };
         let is_over = scope.phase() == Phase::Over;
-        let arrival = Arrival { peer, dialled: None, handed: None };
+        let arrival = Arrival { peer, dialled: None, handshake, handed: None };
         serving.place(door.clone(), socket, &log, arrival, &scope);
         if is_over {
             return;

@@ -102,5 +102,6 @@ fn make_settings(
         members: Vec::new(),
         ways: Vec::new(),
         renew_timeout,
+        tls: None,
     })
 }

@@ -106,6 +106,7 @@ pub(crate) struct Ordered {
 pub(crate) struct WorkerListener {
     pub(crate) door: Door,
     pub(crate) listener: BoundListener,
+    pub(crate) is_tls: bool,
     /// One for the listeners of all workers at this address.
     pub(crate) log: Arc<ListenerLog>,
     /// Likewise, and of the connections that it accepts.
@@ -215,9 +216,9 @@ async fn obey(
                 serving.inputs.borrow_mut().remove(&id);
                 Ok(())
             }
-            Order::Listen(WorkerListener { door, listener, log, scope, accepting }) => {
+            Order::Listen(WorkerListener { door, listener, is_tls, log, scope, accepting }) => {
                 Listener::new(listener, reserve.clone())
-                    .map(|listener| serving.listen(door, listener, log, (scope, &accepting)))
+                    .map(|listener| serving.listen(door, listener, log, is_tls, (scope, &accepting)))
             }
             Order::Dial(dial, dials) => {
                 serving.dial(dial, dials);

@@ -3,6 +3,7 @@
 //! The handshake runs on a tokio socket: it needs deadlines, and its futures may be dropped. The data phase runs on a
 //! [`Stream`](crate::transport::stream::Stream) of the backend, whose futures may not.
 
+mod encryption;
 mod half_closed;
 pub(crate) mod read;
 pub(crate) mod read_coalescer;

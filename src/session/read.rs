@@ -37,6 +37,7 @@ use crate::transport::cancel::is_cancelled;
 use crate::transport::proxy_header;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Stream;
+use crate::transport::tls::first_bytes::is_client_hello;
 
 /// How a reader session ended.
 #[derive(Debug)]
@@ -63,6 +64,10 @@ pub(crate) enum ReadEnd {
     LoopProbe(LoopProbe),
     /// A PROXY header came where the stream should begin.
     ProxyHeader,
+    /// TLS came where the stream should begin.
+    ClientHello,
+    /// The TLS handshake came to nothing, for this reason.
+    Tls(String),
     /// The writer broke the protocol, or was too slow in its handshake.
     Protocol(ProtocolError),
     /// The connection broke.
@@ -82,7 +87,8 @@ impl ReadEnd {
             Self::Truncated { .. } => "truncated",
             Self::NoStream | Self::NoByte => "no_stream",
             Self::LoopProbe(_) => "loop_probe",
-            Self::ProxyHeader => "protocol_error",
+            Self::ProxyHeader | Self::ClientHello => "protocol_error",
+            Self::Tls(_) => "tls",
             Self::Protocol(error) => error.reason(),
             Self::Connection(_) => "connection",
         }
@@ -101,7 +107,13 @@ impl ReadEnd {
 
     /// The end by a fault in what should become a stream, and is still in `bytes`.
     fn of_beginning(error: ProtocolError, bytes: &[u8]) -> Self {
-        if proxy_header::is_begun_by(bytes) { Self::ProxyHeader } else { Self::Protocol(error) }
+        if is_client_hello(bytes) {
+            Self::ClientHello
+        } else if proxy_header::is_begun_by(bytes) {
+            Self::ProxyHeader
+        } else {
+            Self::Protocol(error)
+        }
     }
 
     /// The end by a fault, with `rest` behind it.
@@ -148,6 +160,11 @@ impl fmt::Display for ReadEnd {
                 "the peer sends a PROXY header where its stream should begin: set `proxy_protocol = true` on this input, or let the \
                  proxy send no more of them than one"
             ),
+            Self::ClientHello => write!(
+                f,
+                "the peer speaks TLS, and this address does not: let the writer connect without TLS, or listen on tls://HOST:PORT"
+            ),
+            Self::Tls(words) => write!(f, "no TLS handshake: {words}"),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::Connection(error) => write!(f, "{error}"),
         }
@@ -210,6 +227,8 @@ pub(crate) async fn handshake(
         while let Some(answer) = session.poll_transmit() {
             socket.write_all(&answer).await.map_err(ReadEnd::Connection)?;
         }
+        // TLS may have kept some of it.
+        socket.flush().await.map_err(ReadEnd::Connection)?;
     }
 }
 

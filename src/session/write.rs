@@ -19,6 +19,7 @@ use crate::protocol::ProtocolError;
 use crate::protocol::WriterConfig;
 use crate::protocol::WriterEvent;
 use crate::protocol::WriterSession;
+use crate::session::encryption::Encryption;
 use crate::session::half_closed::HalfClosed;
 use crate::session::write_fault::WriteFault;
 use crate::transport::Address;
@@ -26,12 +27,13 @@ use crate::transport::Backend;
 use crate::transport::cancel::is_cancelled;
 use crate::transport::dial::Dial;
 use crate::transport::own_listeners::OwnListeners;
-use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::socket::ConnectOptions;
 use crate::transport::socket::Socket;
 use crate::transport::stream::Progress;
 use crate::transport::stream::Stream;
 use crate::transport::sys::SendList;
+use crate::transport::tls::ReloadableClient;
+use crate::transport::tls::first_bytes::is_tls_answer;
 
 /// What happens on an open stream.
 #[derive(Debug)]
@@ -86,21 +88,25 @@ enum Stop {
 
 impl WriteStream {
     /// Connects and shakes hands. Every address of a name is tried until one gives a session; `last` comes after the others.
-    /// Cancel-safe: the connection is given up. Each address has its own deadline, for connecting and once more for the handshake.
+    /// Cancel-safe: the connection is given up. Each address has its own deadline, for connecting and once more for the handshakes.
+    /// `tls` addresses are spoken to with `tls`.
     pub(crate) async fn open(
         address: &Address,
         last: Option<SocketAddr>,
         options: &ConnectOptions,
+        tls: Option<&ReloadableClient>,
         own: &OwnListeners,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
+        let encryption = if address.is_tls() { Some(Encryption::new(address, tls)?) } else { None };
         let dial = Dial::new(address, *options, last).await.map_err(WriteFault::Connect)?;
-        Self::open_one_of(dial, own, config, backend).await
+        Self::open_one_of(dial, encryption.as_ref(), own, config, backend).await
     }
 
     async fn open_one_of(
         mut dial: Dial,
+        encryption: Option<&Encryption>,
         own: &OwnListeners,
         config: Arc<WriterConfig>,
         backend: Backend,
@@ -114,7 +120,7 @@ impl WriteStream {
             let peer = socket.peer();
             let fault = match own.behind(&socket) {
                 Some(input) => WriteFault::OwnInput(input),
-                None => match Self::begin(socket, dial.send_proxy(), Arc::clone(&config), backend).await {
+                None => match Self::begin(socket, &dial, encryption, Arc::clone(&config), backend).await {
                     Ok(mut stream) => {
                         stream.remark = dial.remark();
                         return Ok(stream);
@@ -135,16 +141,23 @@ impl WriteStream {
     /// Shakes hands.
     async fn begin(
         mut socket: Socket,
-        send_proxy: Option<ProxyVersion>,
+        dial: &Dial,
+        encryption: Option<&Encryption>,
         config: Arc<WriterConfig>,
         backend: Backend,
     ) -> Result<Self, WriteFault> {
-        if let Some(version) = send_proxy {
+        if let Some(version) = dial.send_proxy() {
             socket.send_proxy_header(version).await.map_err(WriteFault::Connection)?;
         }
         let bidirectional = config.bidirectional;
-        let mut session = WriterSession::new(config, Instant::now()).map_err(WriteFault::Protocol)?;
-        handshake(&mut socket, &mut session).await?;
+        // Its time runs for TLS, too.
+        let (began, timeout) = (Instant::now(), config.handshake_timeout);
+        let mut session = WriterSession::new(config, began).map_err(WriteFault::Protocol)?;
+        if let Some(encryption) = encryption {
+            socket = encryption.encrypt(socket, began + timeout).await?;
+        }
+        let shaken = handshake(&mut socket, &mut session).await;
+        shaken.map_err(|fault| if encryption.is_some() { fault.over_tls() } else { fault })?;
         let received = BytesMut::with_capacity(INCOMING_LEN);
         Self::over(socket, (session, bidirectional), received, backend).map_err(WriteFault::Connection)
     }
@@ -456,8 +469,11 @@ async fn handshake(socket: &mut Socket, session: &mut WriterSession) -> Result<(
             return Ok(());
         }
         let deadline = session.poll_timeout().unwrap_or_else(Instant::now);
+        // TLS may have kept some of what was written.
+        socket.flush().await.map_err(WriteFault::Connection)?;
         match tokio::time::timeout_at(deadline.into(), socket.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => session.handle_eof().map_err(WriteFault::Protocol)?,
+            Ok(Ok(_)) if is_tls_answer(&buffer) => return Err(WriteFault::ReaderSpeaksTls),
             Ok(Ok(_)) => session.handle_bytes(Instant::now(), &mut buffer).map_err(WriteFault::Protocol)?,
             Ok(Err(error)) => return Err(WriteFault::Connection(error)),
             Err(_) => session.handle_timeout(Instant::now()).map_err(WriteFault::Protocol)?,

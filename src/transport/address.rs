@@ -1,4 +1,4 @@
-//! Addresses as users write them: `tcp://HOST:PORT`, `unix:PATH`, `systemd:NAME`.
+//! Addresses as users write them: `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:PATH`, `systemd:NAME`.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -12,6 +12,13 @@ use std::str::FromStr;
 pub enum Address {
     /// `tcp://HOST:PORT`; an IPv6 address stands in brackets.
     Tcp {
+        /// Name or address, without brackets.
+        host: String,
+        /// Port; 0 lets the kernel choose when listening.
+        port: u16,
+    },
+    /// `tls://HOST:PORT`: TLS over TCP.
+    Tls {
         /// Name or address, without brackets.
         host: String,
         /// Port; 0 lets the kernel choose when listening.
@@ -47,33 +54,49 @@ pub enum AddressError {
         "`{0}` needs the name of a socket, as in systemd:dnstap for FileDescriptorName=dnstap; `systemd` alone is the first one"
     )]
     Name(String),
-    /// `tls://HOST:PORT`.
-    #[error("TLS is not built in yet: use tcp://, through stunnel or haproxy where the way is not trusted")]
-    Tls,
     /// `file:PATH`, with its path: a file is written, and neither listened on nor connected to.
-    #[error("`file:{0}` is a file: write tcp://HOST:PORT or unix:PATH")]
+    #[error("`file:{0}` is a file: write tcp://HOST:PORT, tls://HOST:PORT or unix:PATH")]
     File(String),
 }
 
 impl Address {
     /// Whether the kernel chooses the port.
     pub(crate) fn has_any_port(&self) -> bool {
-        matches!(self, Self::Tcp { port: 0, .. })
+        self.host_port().is_some_and(|(_, port)| port == 0)
     }
 
-    /// The port; `None` where there is none, or the kernel chooses it.
-    pub(crate) fn port(&self) -> Option<u16> {
+    /// Whether its connections speak TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls { .. })
+    }
+
+    /// Host and port; `None` where there are none.
+    pub fn host_port(&self) -> Option<(&str, u16)> {
         match self {
-            Self::Tcp { port, .. } => Some(*port).filter(|port| *port != 0),
+            Self::Tcp { host, port } | Self::Tls { host, port } => Some((host, *port)),
             Self::Unix(_) | Self::Systemd(_) => None,
         }
     }
 
+    /// The same kind of address at another host and port. One without any stays as it is.
+    pub fn at(&self, host: String, port: u16) -> Self {
+        match self {
+            Self::Tcp { .. } => Self::Tcp { host, port },
+            Self::Tls { .. } => Self::Tls { host, port },
+            Self::Unix(_) | Self::Systemd(_) => self.clone(),
+        }
+    }
+
+    /// The port; `None` where there is none, or the kernel chooses it.
+    pub(crate) fn port(&self) -> Option<u16> {
+        self.host_port().map(|(_, port)| port).filter(|port| *port != 0)
+    }
+
     /// Whether this is another address on the port of `address` that is, or may be, one of IPv4.
     pub(crate) fn is_ipv4_beside(&self, address: &Self) -> bool {
-        match (self, address) {
-            (Self::Tcp { host, port }, Self::Tcp { host: other, port: other_port }) => {
-                host != other && port == other_port && *port != 0 && host.parse::<Ipv6Addr>().is_err()
+        match (self.host_port(), address.host_port()) {
+            (Some((host, port)), Some((other, other_port))) => {
+                host != other && port == other_port && port != 0 && host.parse::<Ipv6Addr>().is_err()
             }
             _ => false,
         }
@@ -89,8 +112,8 @@ impl FromStr for Address {
             return Ok(Self::Tcp { host, port });
         }
         if let Some(rest) = text.strip_prefix("tls://") {
-            split_host_port(text, rest)?;
-            return Err(AddressError::Tls);
+            let (host, port) = split_host_port(text, rest)?;
+            return Ok(Self::Tls { host, port });
         }
         let path = |rest: &str| {
             if rest.is_empty() { Err(AddressError::Path(text.to_owned())) } else { Ok(rest.to_owned()) }
@@ -117,12 +140,17 @@ impl FromStr for Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Systemd(Some(name)) => write!(f, "systemd:{name}"),
-            Self::Systemd(None) => write!(f, "systemd"),
+        let (scheme, host, port) = match self {
+            Self::Tcp { host, port } => ("tcp", host, port),
+            Self::Tls { host, port } => ("tls", host, port),
+            Self::Unix(path) => return write!(f, "unix:{}", path.display()),
+            Self::Systemd(Some(name)) => return write!(f, "systemd:{name}"),
+            Self::Systemd(None) => return write!(f, "systemd"),
+        };
+        if host.contains(':') {
+            write!(f, "{scheme}://[{host}]:{port}")
+        } else {
+            write!(f, "{scheme}://{host}:{port}")
         }
     }
 }
@@ -161,6 +189,8 @@ mod tests {
             "tcp://127.0.0.1:6000",
             "tcp://[::1]:0",
             "tcp://siem.example:65535",
+            "tls://siem.example:6001",
+            "tls://[2001:db8::1]:6443",
             "unix:/run/tapster/dnstap.sock",
             "unix:relative.sock",
             "systemd:dnstap",
@@ -176,10 +206,12 @@ mod tests {
         for text in ["127.0.0.1:6000", "http://a:1", "", "tcp:/a:1", "/run/x.sock"] {
             assert!(matches!(error(text), AddressError::Scheme(_)), "{text}");
         }
-        for text in ["tcp://a", "tcp://a:", "tcp://a:65536", "tcp://a:+1", "tcp://[::1]", "tcp://[::1:5"] {
+        for text in
+            ["tcp://a", "tcp://a:", "tcp://a:65536", "tcp://a:+1", "tcp://[::1]", "tcp://[::1:5", "tls://a"]
+        {
             assert!(matches!(error(text), AddressError::Port(_)), "{text}");
         }
-        for text in ["tcp://:1", "tcp://[]:1", "tcp://::1:6000"] {
+        for text in ["tcp://:1", "tcp://[]:1", "tcp://::1:6000", "tls://:1"] {
             assert!(matches!(error(text), AddressError::Host(_)), "{text}");
         }
         for text in ["unix:", "file:"] {
@@ -188,7 +220,6 @@ mod tests {
         for text in ["systemd:", "systemd:a:b", "systemd:caf\u{e9}"] {
             assert!(matches!(error(text), AddressError::Name(_)), "{text}");
         }
-        assert_eq!(error("tls://[2001:db8::1]:6443"), AddressError::Tls);
         assert_eq!(error("file:a.fstrm"), AddressError::File("a.fstrm".to_owned()));
     }
 }

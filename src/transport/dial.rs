@@ -77,7 +77,7 @@ pub(crate) async fn sites(address: &Address, limit: Duration) -> io::Result<Vec<
     match address {
         Address::Unix(path) => sites.push(Site::Unix(path.clone())),
         Address::Systemd(_) => {}
-        Address::Tcp { host, port } => {
+        Address::Tcp { host, port } | Address::Tls { host, port } => {
             for address in look_up(host, *port, limit).await?.iter() {
                 let site = Site::Tcp(*address);
                 if !sites.contains(&site) {
@@ -131,7 +131,7 @@ impl Dial {
                     "nothing connects to a listener by name",
                 ));
             }
-            Address::Tcp { host, port } => {
+            Address::Tcp { host, port } | Address::Tls { host, port } => {
                 dial.addresses = in_turn(&look_up(host, *port, options.timeout).await?, last);
             }
         }

@@ -96,7 +96,13 @@ impl Stream {
 
     pub(crate) fn write_now(&self, list: &mut SendList) -> io::Result<usize> {
         let result = sys::send_now(&self.shared.socket, list);
-        match &result {
+        self.note_room(&result);
+        result
+    }
+
+    /// Notes whether a write found room.
+    pub(crate) fn note_room(&self, result: &io::Result<usize>) {
+        match result {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.shared.roomy_writes.set(0),
             _ => {
                 self.shared.roomy_writes.update(|count| count.saturating_add(1));
@@ -105,15 +111,19 @@ impl Stream {
                 }
             }
         }
-        result
     }
 
     pub(crate) async fn write(&self, mut list: SendList) -> (io::Result<usize>, SendList) {
-        let result = self.or_cancelled(self.write_when_writable(&mut list)).await;
+        let result = self.write_with(|| sys::send_now(&self.shared.socket, &mut list)).await;
         (result, list)
     }
 
-    async fn write_when_writable(&self, list: &mut SendList) -> io::Result<usize> {
+    /// Calls `send` whenever the socket has room, until it does not answer `WouldBlock`.
+    pub(crate) async fn write_with(&self, send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        self.or_cancelled(self.write_when_writable(send)).await
+    }
+
+    async fn write_when_writable(&self, mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
         let writable = loop {
             if let Some(writable) = self.shared.writable.take() {
                 break writable;
@@ -124,7 +134,7 @@ impl Stream {
                 // The connection is worth more than the processor time for looking now and then.
                 Err(error) if descriptors::are_exhausted(&error) => {
                     tokio::time::sleep(ROOM_LOOK).await;
-                    match sys::send_now(&self.shared.socket, list) {
+                    match send() {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         result => return result,
                     }
@@ -134,7 +144,7 @@ impl Stream {
         };
         let result = loop {
             let mut ready = writable.writable().await?;
-            match sys::send_now(&writable, list) {
+            match send() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 result => break result,
             }

@@ -138,7 +138,7 @@ pub(crate) fn adopt(
             let mut path = SocketPath::adopt(path, first.try_clone()?, file)?;
             (of_path(&mut path, workers)?, Some(path))
         }
-        Address::Tcp { .. } => {
+        Address::Tcp { .. } | Address::Tls { .. } => {
             let more = (sockets.len()..workers).map(|worker| sockets[worker % sockets.len()].try_clone());
             let more = more.collect::<io::Result<Vec<_>>>()?;
             let listener = |fd| BoundListener { fd, kind: Kind::Tcp, renewals: None };
@@ -177,7 +177,9 @@ pub(crate) fn bind(
     beside: Beside,
 ) -> io::Result<Vec<Bound>> {
     match address {
-        Address::Tcp { host, port } => bind_tcp(host, *port, workers, beside),
+        Address::Tcp { host, port } | Address::Tls { host, port } => {
+            bind_tcp(host, *port, workers, beside, address)
+        }
         Address::Unix(path) => Ok(vec![bind_unix(path, workers, file)?]),
         Address::Systemd(_) => Err(passed_only()),
     }
@@ -190,7 +192,13 @@ fn passed_only() -> io::Error {
     )
 }
 
-fn bind_tcp(host: &str, mut port: u16, workers: usize, beside: Beside) -> io::Result<Vec<Bound>> {
+fn bind_tcp(
+    host: &str,
+    mut port: u16,
+    workers: usize,
+    beside: Beside,
+    configured: &Address,
+) -> io::Result<Vec<Bound>> {
     let mut bound = Vec::new();
     let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
     // A name of both families takes both in listeners of their own.
@@ -202,7 +210,7 @@ fn bind_tcp(host: &str, mut port: u16, workers: usize, beside: Beside) -> io::Re
             Ok(listeners) => {
                 port = address.port();
                 let dual_stack = address.is_ipv6() && address.ip().is_unspecified() && !ipv6_only;
-                let address = Address::Tcp { host: host_of(address), port };
+                let address = configured.at(host_of(address), port);
                 bound.push(Bound { address, listeners, dual_stack, path: None });
             }
             Err(error) if is_lacking(&error) => lacking = Some((address, error)),
@@ -365,30 +373,34 @@ impl ListenerSocket {
 mod tests {
     use super::*;
 
+    fn bind_at(host: &str, port: u16, workers: usize, beside: Beside) -> io::Result<Vec<Bound>> {
+        bind(&Address::Tcp { host: host.to_owned(), port }, workers, &SocketFileConfig::default(), beside)
+    }
+
     #[test]
     fn a_tcp_port_is_shared_among_our_workers_and_with_nobody_else() {
-        let bound = bind_tcp("127.0.0.1", 0, 3, Beside::default()).unwrap();
+        let bound = bind_at("127.0.0.1", 0, 3, Beside::default()).unwrap();
         let Address::Tcp { port, .. } = bound[0].address else { panic!("not tcp") };
         assert_eq!(bound[0].listeners.len(), 3);
         assert_ne!(port, 0);
         assert_eq!(
-            bind_tcp("127.0.0.1", port, 1, Beside::default()).unwrap_err().kind(),
+            bind_at("127.0.0.1", port, 1, Beside::default()).unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
     }
 
     #[test]
     fn the_wildcards_of_both_families_share_a_port_and_one_alone_takes_both() {
-        let Ok(both) = bind_tcp("::", 0, 1, Beside::default()) else { return };
+        let Ok(both) = bind_at("::", 0, 1, Beside::default()) else { return };
         let Address::Tcp { port, .. } = both[0].address else { panic!("not tcp") };
         std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         assert!(both[0].dual_stack);
         drop(both);
         let beside_ipv4 = Beside { ipv4: true, own: false };
         for order in [["::", "0.0.0.0"], ["0.0.0.0", "::"]] {
-            let first = bind_tcp(order[0], 0, 2, beside_ipv4).unwrap();
+            let first = bind_at(order[0], 0, 2, beside_ipv4).unwrap();
             let Address::Tcp { port, .. } = first[0].address else { panic!("not tcp") };
-            let second = bind_tcp(order[1], port, 2, beside_ipv4).unwrap();
+            let second = bind_at(order[1], port, 2, beside_ipv4).unwrap();
             assert!(!first[0].dual_stack && !second[0].dual_stack);
             for host in ["127.0.0.1", "::1"] {
                 std::net::TcpStream::connect((host, port)).unwrap();

@@ -30,6 +30,7 @@ pub(crate) mod socket_path;
 pub(crate) mod stream;
 pub(crate) mod sys;
 pub(crate) mod timer;
+pub mod tls;
 pub(crate) mod turn;
 mod uring;
 

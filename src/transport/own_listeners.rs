@@ -52,7 +52,7 @@ impl OwnListeners {
         let place = match &bound.address {
             Address::Unix(path) => Place::Unix { path: path.clone(), process: bound.listening_process() },
             Address::Systemd(_) => return,
-            Address::Tcp { host, port } => match host.parse() {
+            Address::Tcp { host, port } | Address::Tls { host, port } => match host.parse() {
                 Ok(ip) => Place::Tcp { address: SocketAddr::new(ip, *port), dual_stack: bound.dual_stack },
                 Err(_) => return,
             },

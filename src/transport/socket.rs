@@ -15,6 +15,8 @@ use std::task::ready;
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
 use tokio::io::AsyncRead;
@@ -24,6 +26,7 @@ use tokio::io::Interest;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
+use tokio_rustls::TlsStream;
 
 use crate::transport::Backend;
 use crate::transport::detached::Detached;
@@ -34,6 +37,11 @@ use crate::transport::proxy_header;
 use crate::transport::proxy_header::ProxyVersion;
 use crate::transport::safe_path::refuse_foreign_links;
 use crate::transport::stream::Stream;
+use crate::transport::tls::ClientConnector;
+use crate::transport::tls::ServerAcceptor;
+use crate::transport::tls::counted::CountedTcp;
+use crate::transport::tls::handshake;
+use crate::transport::tls::handshake::HandshakeFault;
 
 /// A send buffer of this size saves a relay 15 % of its time on unix sockets. The kernel gives what
 /// `net.core.wmem_max` allows.
@@ -77,6 +85,7 @@ pub(super) enum Remote {
 #[derive(Debug)]
 enum Io {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<CountedTcp>>),
     Unix(UnixStream),
 }
 
@@ -102,9 +111,63 @@ impl Socket {
 
     /// TCP: the address of the peer.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.tcp()?.peer_addr().ok()
+    }
+
+    /// The TCP connection, whatever goes over it.
+    fn tcp(&self) -> Option<&TcpStream> {
         match &self.io {
-            Io::Tcp(stream) => stream.peer_addr().ok(),
+            Io::Tcp(stream) => Some(stream),
+            Io::Tls(stream) => Some(&stream.get_ref().0.stream),
             Io::Unix(_) => None,
+        }
+    }
+
+    /// Shakes hands of TLS with a peer that has connected. The connection is given up when this future is dropped.
+    ///
+    /// # Errors
+    /// [`HandshakeFault`].
+    pub(crate) async fn accept_tls(self, acceptor: &ServerAcceptor) -> Result<Self, HandshakeFault> {
+        let (tcp, user_timeout) = self.into_counted().map_err(HandshakeFault::Connection)?;
+        let io = Io::Tls(handshake::accept(tcp, acceptor).await?);
+        Ok(Self { io, acked_at_most: 0, user_timeout })
+    }
+
+    /// Shakes hands of TLS with a reader, which has to have this name. The connection is given up when this future is dropped.
+    ///
+    /// # Errors
+    /// [`HandshakeFault`].
+    pub(crate) async fn connect_tls(
+        self,
+        connector: &ClientConnector,
+        name: ServerName<'static>,
+    ) -> Result<Self, HandshakeFault> {
+        let (tcp, user_timeout) = self.into_counted().map_err(HandshakeFault::Connection)?;
+        let io = Io::Tls(handshake::connect(tcp, connector, name).await?);
+        Ok(Self { io, acked_at_most: 0, user_timeout })
+    }
+
+    fn into_counted(self) -> io::Result<(CountedTcp, Option<Duration>)> {
+        let Self { io, acked_at_most, user_timeout } = self;
+        match io {
+            Io::Tcp(stream) => Ok((CountedTcp { stream, written: acked_at_most }, user_timeout)),
+            Io::Tls(_) | Io::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// TLS: the certificate of the peer, if it has shown one.
+    pub(crate) fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        match &self.io {
+            Io::Tls(stream) => handshake::peer_certificate(stream),
+            Io::Tcp(_) | Io::Unix(_) => None,
+        }
+    }
+
+    /// TLS: its version, for the log.
+    pub(crate) fn tls_version(&self) -> Option<&'static str> {
+        match &self.io {
+            Io::Tls(stream) => Some(handshake::version(stream)),
+            Io::Tcp(_) | Io::Unix(_) => None,
         }
     }
 
@@ -115,25 +178,27 @@ impl Socket {
     pub(crate) fn far_end(&self) -> io::Result<AcceptedPeer> {
         match &self.io {
             Io::Tcp(stream) => stream.peer_addr().map(AcceptedPeer::Tcp),
+            Io::Tls(stream) => stream.get_ref().0.stream.peer_addr().map(AcceptedPeer::Tcp),
             Io::Unix(stream) => Ok(AcceptedPeer::Unix(stream.peer_cred().ok().map(Process::of))),
         }
     }
 
     /// Sends a PROXY header that tells of this connection, before anything else.
     pub(crate) async fn send_proxy_header(&mut self, version: ProxyVersion) -> io::Result<()> {
-        let ends = match &self.io {
-            Io::Tcp(stream) => Some((stream.local_addr()?, stream.peer_addr()?)),
-            Io::Unix(_) => None,
+        let ends = match self.tcp() {
+            Some(stream) => Some((stream.local_addr()?, stream.peer_addr()?)),
+            None => None,
         };
         self.write_all(&proxy_header::encode(version, ends)).await
     }
 
     /// Where the listener is that this connection was opened to; `None` where that cannot be told.
     pub(super) fn remote(&self) -> Option<Remote> {
+        if let Some(stream) = self.tcp() {
+            return Some(Remote::Tcp { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? });
+        }
         match &self.io {
-            Io::Tcp(stream) => {
-                Some(Remote::Tcp { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
-            }
+            Io::Tcp(_) | Io::Tls(_) => None,
             Io::Unix(stream) => {
                 // As the listener was bound, whatever links led to it; and the process that called `listen`.
                 let path = stream.peer_addr().ok()?.as_pathname()?.to_owned();
@@ -142,10 +207,11 @@ impl Socket {
         }
     }
 
-    /// Copies what has arrived to `buffer`, and leaves it there for a read. Waits for a byte; 0 is the end. Cancel-safe.
+    /// Copies what has arrived to `buffer`, and leaves it there for a read. Waits for a byte; 0 is the end. Cancel-safe. Not for TLS.
     pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.io {
             Io::Tcp(stream) => stream.peek(buffer).await,
+            Io::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
             Io::Unix(stream) => {
                 let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
                 let peek = || Ok(rustix::net::recv(stream, &mut *buffer, flags)?.0);
@@ -182,18 +248,33 @@ impl Socket {
     pub(crate) fn read_len_max(&self) -> usize {
         match self.io {
             Io::Tcp(_) => 1 << 20,
-            Io::Unix(_) => 256 << 10,
+            Io::Tls(_) | Io::Unix(_) => 256 << 10,
         }
     }
 
     /// Begins the data phase, on a thread that runs this backend: the stream's bytes are counted from here.
     pub(crate) fn into_stream(self, backend: Backend) -> io::Result<Stream> {
-        Stream::new(self.detach()?, backend)
+        let Self { io, acked_at_most, user_timeout } = self;
+        match io {
+            Io::Tls(stream) => {
+                let (tcp, tls) = handshake::into_parts(*stream);
+                let fd = tcp.stream.into_std()?.into();
+                Stream::over_tls(
+                    Detached { fd, kind: Kind::Tcp, acked_before: tcp.written, user_timeout },
+                    tls,
+                )
+            }
+            io => Stream::new(Self { io, acked_at_most, user_timeout }.detach()?, backend),
+        }
     }
 
     /// Takes the socket out of the reactor of this thread.
+    ///
+    /// # Errors
+    /// What the system says; `Unsupported` for TLS, whose keys stay where they are.
     pub(crate) fn detach(self) -> io::Result<Detached> {
         let (fd, kind) = match self.io {
+            Io::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
             Io::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
             Io::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
         };
@@ -204,6 +285,7 @@ impl Socket {
     pub(super) fn descriptor(&self) -> RawFd {
         match &self.io {
             Io::Tcp(stream) => stream.as_raw_fd(),
+            Io::Tls(stream) => stream.get_ref().0.stream.as_raw_fd(),
             Io::Unix(stream) => stream.as_raw_fd(),
         }
     }
@@ -211,9 +293,10 @@ impl Socket {
     /// Another descriptor of the same socket, for another process to go on with.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// No descriptor is left; `Unsupported` for TLS, whose keys stay in this process.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         match &self.io {
+            Io::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
             Io::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
             Io::Unix(stream) => stream.as_fd().try_clone_to_owned(),
         }
@@ -249,6 +332,7 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Unix(stream) => poll_read_unix(stream, cx, buf),
         }
@@ -259,6 +343,8 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let socket = self.get_mut();
         let result = match &mut socket.io {
+            // It counts by itself.
+            Io::Tls(stream) => return Pin::new(&mut **stream).poll_write(cx, buf),
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         };
@@ -268,12 +354,16 @@ impl AsyncWrite for Socket {
         result
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Io::Tcp(_) | Io::Unix(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }

@@ -24,6 +24,7 @@ use crate::transport::epoll;
 use crate::transport::liveness::Liveness;
 use crate::transport::sys;
 use crate::transport::sys::SendList;
+use crate::transport::tls;
 use crate::transport::uring;
 
 /// How far the peer is with what was written to a stream, in bytes since the stream began.
@@ -65,6 +66,7 @@ struct Shared {
 enum Io {
     Uring(uring::Stream),
     Epoll(epoll::Stream),
+    Tls(tls::stream::Stream),
 }
 
 impl Stream {
@@ -79,6 +81,17 @@ impl Stream {
             }
             Backend::Epoll => Io::Epoll(epoll::Stream::new(fd, kind)?),
         };
+        Ok(Self::of(io, kind, acked_before, user_timeout))
+    }
+
+    /// Takes over a socket, and what TLS knows of it, on a thread that runs either backend.
+    pub(super) fn over_tls(socket: Detached, tls: rustls::Connection) -> io::Result<Self> {
+        let Detached { fd, kind, acked_before, user_timeout } = socket;
+        let stream = tls::stream::Stream::new(epoll::Stream::new(fd, kind)?, tls, acked_before);
+        Ok(Self::of(Io::Tls(stream), kind, acked_before, user_timeout))
+    }
+
+    fn of(io: Io, kind: Kind, acked_before: u64, user_timeout: Option<Duration>) -> Self {
         let shared = Shared {
             io,
             kind,
@@ -90,7 +103,7 @@ impl Stream {
             shut_down: Cell::new(false),
             liveness: user_timeout.map(|timeout| Liveness::new(timeout, Instant::now())),
         };
-        Ok(Self { shared: Rc::new(shared) })
+        Self { shared: Rc::new(shared) }
     }
 
     /// Waits until a read would not wait, without holding a buffer. May be wrong now and then: [`Stream::read_now`] tells.
@@ -98,6 +111,7 @@ impl Stream {
         match &self.shared.io {
             Io::Uring(stream) => stream.readable().await,
             Io::Epoll(stream) => stream.readable().await,
+            Io::Tls(stream) => stream.readable().await,
         }
     }
 
@@ -131,6 +145,7 @@ impl Stream {
             match &self.shared.io {
                 Io::Uring(stream) => stream.read(buffer, len_max).await,
                 Io::Epoll(stream) => stream.read(buffer, len_max).await,
+                Io::Tls(stream) => stream.read(buffer, len_max).await,
             }
         };
         // Who waits for the peer's bytes looks after its host, too. The read is not dropped before it is ready: the other
@@ -158,6 +173,7 @@ impl Stream {
         match &self.shared.io {
             Io::Uring(stream) => sys::recv_now(stream, buffer, len_max),
             Io::Epoll(stream) => stream.read_now(buffer, len_max),
+            Io::Tls(stream) => stream.read_now(buffer, len_max),
         }
     }
 
@@ -169,6 +185,7 @@ impl Stream {
         let result = match &self.shared.io {
             Io::Uring(stream) => sys::send_now(stream, list),
             Io::Epoll(stream) => stream.write_now(list),
+            Io::Tls(stream) => stream.write_now(list),
         };
         self.count(&result, list.byte_len());
         result.map_err(|error| self.explain(error))
@@ -195,6 +212,7 @@ impl Stream {
         let (result, list) = match &self.shared.io {
             Io::Uring(stream) => stream.write(list).await,
             Io::Epoll(stream) => stream.write(list).await,
+            Io::Tls(stream) => stream.write(list).await,
         };
         self.count(&result, list.byte_len());
         (result.map_err(|error| self.explain(error)), list)
@@ -205,6 +223,7 @@ impl Stream {
         match &self.shared.io {
             Io::Uring(stream) => stream.cancel(),
             Io::Epoll(stream) => stream.cancel(),
+            Io::Tls(stream) => stream.cancel(),
         }
     }
 
@@ -240,9 +259,14 @@ impl Stream {
         }
     }
 
-    /// Bytes that have arrived and were not read.
+    /// Bytes that have arrived and were not read. With TLS: those that carry them, about.
     pub(crate) fn readable_bytes(&self) -> usize {
-        rustix::io::ioctl_fionread(self.fd()).map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX))
+        let arrived = rustix::io::ioctl_fionread(self.fd()).unwrap_or(0);
+        let arrived = usize::try_from(arrived).unwrap_or(usize::MAX);
+        match &self.shared.io {
+            Io::Tls(stream) => stream.readable_bytes(arrived),
+            Io::Uring(_) | Io::Epoll(_) => arrived,
+        }
     }
 
     /// Lets the socket take no more than about so many bytes that the peer (unix) or its kernel (TCP) has no room for. Best
@@ -279,27 +303,38 @@ impl Stream {
     /// Another descriptor of the same socket, for another process to go on with. No operation may be under way.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// No descriptor is left; `Unsupported` for TLS, whose keys stay in this process.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        if matches!(self.shared.io, Io::Tls(_)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.fd().try_clone_to_owned()
     }
 
     /// Goes on with the socket that [`Stream::duplicate`] had given away: the other process may have made it blocking, or not.
     pub(crate) fn take_back(&self) {
-        let nonblocking = matches!(self.shared.io, Io::Epoll(_));
+        let nonblocking = matches!(self.shared.io, Io::Epoll(_) | Io::Tls(_));
         let _ = rustix::io::ioctl_fionbio(self.fd(), nonblocking);
     }
 
     /// Ends both directions: the peer sees it, and operations under way complete.
     pub(crate) fn shutdown(&self) {
         self.shared.shut_down.set(true);
+        self.close_notify();
         // Fails on sockets whose peer is gone, which is what we want anyway.
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Both);
     }
 
     /// Ends the direction to the peer: the peer sees it, and may go on writing.
     pub(crate) fn shutdown_write(&self) {
+        self.close_notify();
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
+    }
+
+    fn close_notify(&self) {
+        if let Io::Tls(stream) = &self.shared.io {
+            stream.close_notify();
+        }
     }
 
     fn explain(&self, error: io::Error) -> io::Error {
@@ -324,6 +359,9 @@ impl Stream {
 
     /// TCP: bytes of this stream that the peer's kernel has acknowledged; readable after a reset too.
     fn acknowledged_bytes(&self) -> Option<u64> {
+        if let Io::Tls(stream) = &self.shared.io {
+            return stream.acknowledged_bytes().map(|acked| acked.min(self.written_bytes()));
+        }
         let acked = sys::tcp_state(&self.fd()).ok()?.bytes_acked;
         // The end of a stream counts as one byte more.
         Some(acked.saturating_sub(self.shared.acked_before).min(self.written_bytes()))
@@ -368,6 +406,7 @@ impl Stream {
         match &self.shared.io {
             Io::Uring(stream) => stream.as_fd(),
             Io::Epoll(stream) => stream.as_fd(),
+            Io::Tls(stream) => stream.as_fd(),
         }
     }
 }

@@ -68,6 +68,17 @@ impl SendList {
         self.buffers.iter().map(Bytes::len).sum()
     }
 
+    /// The bytes from `offset` on, `len_max` of them at most.
+    pub(crate) fn slices(&self, mut offset: usize, mut len_max: usize) -> impl Iterator<Item = &[u8]> {
+        self.buffers.iter().filter_map(move |buffer| {
+            let skipped = offset.min(buffer.len());
+            offset -= skipped;
+            let len = (buffer.len() - skipped).min(len_max);
+            len_max -= len;
+            buffer.get(skipped..skipped + len).filter(|slice| !slice.is_empty())
+        })
+    }
+
     /// Takes `written` bytes off the front.
     pub(crate) fn advance(&mut self, mut written: usize) {
         let whole = self.buffers.iter().take_while(|buffer| {
@@ -299,6 +310,10 @@ mod tests {
     fn a_send_list_advances_over_whole_buffers_and_into_the_next() {
         let mut list = SendList::new();
         list.extend(["abc", "de", "fgh"].into_iter().map(Bytes::from));
+        let slices = |offset, len_max| list.slices(offset, len_max).collect::<Vec<_>>();
+        assert_eq!(slices(1, 5), [&b"bc"[..], b"de", b"f"]);
+        assert_eq!(slices(3, 100), [&b"de"[..], b"fgh"]);
+        assert_eq!(slices(8, 100), [&b""[..]; 0]);
         list.advance(0);
         assert_eq!(list.buffers.len(), 3);
         list.advance(4);

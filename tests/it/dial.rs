@@ -59,7 +59,7 @@ fn pair_of_listeners() -> [PeerListener; 2] {
 
 fn port_of(listener: &PeerListener) -> u16 {
     match listener.address() {
-        Address::Tcp { port, .. } => port,
+        Address::Tcp { port, .. } | Address::Tls { port, .. } => port,
         Address::Unix(path) => panic!("{} has no port", path.display()),
         other @ Address::Systemd(_) => panic!("{other} is no address of a peer"),
     }

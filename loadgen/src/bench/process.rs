@@ -219,7 +219,7 @@ fn is_listening(address: &Address) -> Result<bool> {
             };
             Ok(path.exists() && table.lines().any(listens))
         }
-        Address::Tcp { port, .. } => {
+        Address::Tcp { port, .. } | Address::Tls { port, .. } => {
             let port = format!(":{port:04X}");
             let listens = |line: &str| {
                 let fields: Vec<&str> = line.split_whitespace().collect();

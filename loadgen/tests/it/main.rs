@@ -3,4 +3,5 @@
 mod delivery;
 mod direct;
 mod support;
+mod tls;
 mod whole;

@@ -28,6 +28,7 @@ use crate::spool::SpoolConfig;
 use crate::spool::SpoolSettings;
 use crate::spool::SyncPolicy;
 use crate::transport::ProxyVersion;
+use crate::transport::tls::ClientTls;
 
 fn from_file(text: &str) -> Result<Resolved, Faults> {
     let mut file = NamedTempFile::new().unwrap();
@@ -79,7 +80,7 @@ fn without_anything_the_defaults_of_the_contract_hold() {
 
 #[test]
 fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
-    let Resolved { config, warnings, .. } = from_file(EVERY_KEY).unwrap();
+    let Resolved { config, expired, warnings, .. } = from_file(EVERY_KEY).unwrap();
     assert_eq!(warnings, []);
     assert_eq!((config.workers, config.drain_timeout), (2, Duration::from_secs(90)));
     let [resolvers, any] = &config.inputs[..] else { panic!("{config:?}") };
@@ -97,6 +98,7 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
             mode: Mode::Unidirectional { finish_timeout: max, ack: Ack::Written },
             handshake_timeout: Duration::from_secs(10),
             user_timeout: Duration::from_secs(20),
+            tls: ClientTls::default(),
             send_proxy: Some(ProxyVersion::V1),
             reconnect: Reconnect { min, max },
         }
@@ -113,7 +115,8 @@ fn every_key_of_a_file_is_read_and_printed_so_that_it_can_be_fed_back() {
     assert_eq!(archive.to, Destination::File(FileConfig { pattern, mode: 0o600, rotate, keep, reconnect }));
 
     let again = from_file(&to_toml(&config)).unwrap();
-    assert_eq!((again.config, again.admin, again.warnings), (config, AdminConfig::default(), warnings));
+    assert_eq!((again.config, again.admin), (config, AdminConfig::default()));
+    assert_eq!((again.expired, again.warnings), (expired, warnings));
 }
 
 #[test]
@@ -252,6 +255,7 @@ fn names_that_were_written_must_differ_and_others_are_made_to() {
 #[test]
 fn addresses_must_not_be_listened_on_twice_nor_feed_back() {
     assert_eq!(keys(from_options(&["tcp://a:1", "tcp://a:1"], &[])), ["listen"]);
+    assert_eq!(keys(from_options(&["tcp://0.0.0.0:1"], &["tls://localhost:1"])), ["to"]);
     assert_eq!(keys(from_options(&["unix:/a/b", "unix:/a//b"], &[])), ["listen"]);
     assert_eq!(keys(from_options(&["tcp://0.0.0.0:1"], &["tcp://localhost:1"])), ["to"]);
     assert_eq!(keys(from_options(&["unix:/a"], &["unix:/a"])), ["to"]);
@@ -285,12 +289,6 @@ fn an_input_listens_or_dials_or_does_both() {
         let places: Vec<_> = faults.0.iter().map(|fault| fault.key.as_str()).collect();
         assert_eq!(places, [format!("input[0].{at}").as_str()], "{keys}: {faults}");
     }
-}
-
-#[test]
-fn what_is_not_there_yet_is_recognised() {
-    let faults = to("tls://a:1").unwrap_err().to_string();
-    assert!(faults.contains("TLS is not built in yet"), "{faults}");
 }
 
 #[test]
@@ -420,7 +418,7 @@ fn groups_that_cannot_be_are_refused() {
     for (address, key) in [
         ("tcp://a:1?to=file:a.fstrm", "to"),
         ("tcp://a:1?to=tcp://a:1", "to"),
-        ("tcp://a:1?to=tls://a:1", "to[1]"),
+        ("tcp://a:1?to=tls://a", "to[1]"),
         ("tcp://a:1?balance=sticky", "balance"),
         ("tcp://a:1?weights=2", "weights"),
         ("tcp://a:1?stall_timeout=1s", "stall_timeout"),
@@ -535,7 +533,7 @@ const MANY_FAULTS: &str = r#"
 
         [[output]]
         name = "siem"
-        to = "tls://siem.example:6000"
+        to = "tls://siem.example"
         when_full = "drop_old"
         queue = 64
         reconnect = { min = "1h" }

@@ -305,7 +305,7 @@ impl Adoption {
             );
             return;
         };
-        let arrival = Arrival { peer, dialled, handed: Some(Box::new(connection)) };
+        let arrival = Arrival { peer, dialled, handshake: None, handed: Some(Box::new(connection)) };
         self.workers.serve(id, socket, (&log, &scope), arrival);
     }
 
@@ -323,8 +323,8 @@ impl Adoption {
 fn site(to: &Address, peer: &PeerName) -> Option<Site> {
     match (to, peer) {
         (Address::Unix(path), _) => Some(Site::Unix(path.clone())),
-        (Address::Tcp { .. }, PeerName::Tcp(peer)) => Some(Site::Tcp(*peer)),
-        (Address::Tcp { .. }, PeerName::Unix(_)) | (Address::Systemd(_), _) => None,
+        (Address::Tcp { .. } | Address::Tls { .. }, PeerName::Tcp(peer)) => Some(Site::Tcp(*peer)),
+        (Address::Tcp { .. } | Address::Tls { .. }, PeerName::Unix(_)) | (Address::Systemd(_), _) => None,
     }
 }
 

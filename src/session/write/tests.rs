@@ -41,7 +41,7 @@ fn an_address_that_ends_the_handshake_is_followed_by_the_next_one() {
                 send_proxy: None,
             };
             let dial = Dial::to(addresses, options);
-            WriteStream::open_one_of(dial, &own, Arc::clone(&config), Backend::Epoll).await
+            WriteStream::open_one_of(dial, None, &own, Arc::clone(&config), Backend::Epoll).await
         };
         let stream = open(&[reset, closed, silent, there]).await.unwrap();
         assert_eq!(stream.brief_peer(Instant::now()), Some(there));

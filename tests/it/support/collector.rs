@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Condvar;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use tapster::transport::Address;
+use tapster::transport::tls::ServerAcceptor;
 
 use super::peer::is_timeout;
 use super::stream::Listener;
@@ -32,6 +34,8 @@ pub(crate) struct CollectingReader {
     content_type: Vec<u8>,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
+    // What it speaks TLS with.
+    tls: Option<ServerAcceptor>,
 }
 
 /// What one connection brought.
@@ -94,11 +98,22 @@ impl CollectingReader {
 
     fn of_type_at(content_type: &[u8], address: &Address) -> Self {
         let listener = Listener::bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        Self::over(content_type, listener, None)
+    }
+
+    /// A collector of dnstap over TLS.
+    pub(crate) fn over_tls(acceptor: ServerAcceptor) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::over(D, Listener::Tls(listener, acceptor.clone()), Some(acceptor))
+    }
+
+    fn over(content_type: &[u8], listener: Listener, tls: Option<ServerAcceptor>) -> Self {
         let mut reader = Self {
             address: listener.address(),
             content_type: content_type.to_vec(),
             shared: Arc::default(),
             acceptor: None,
+            tls,
         };
         reader.listen(listener);
         reader
@@ -151,7 +166,13 @@ impl CollectingReader {
         assert!(self.acceptor.is_none(), "still alive");
         let mut listener = None;
         eventually("the address can be bound again", || {
-            listener = Listener::bind(&self.address).ok();
+            listener = match &self.tls {
+                None => Listener::bind(&self.address).ok(),
+                Some(tls) => {
+                    let bound = TcpListener::bind(self.address.host_port().expect("a port"));
+                    bound.ok().map(|bound| Listener::Tls(bound, tls.clone()))
+                }
+            };
             listener.is_some()
         });
         self.listen(listener.expect("just bound"));

@@ -98,12 +98,23 @@ pub(crate) struct Unbound {
 impl Unbound {
     /// Starts it; `None` where it is not installed.
     pub(crate) fn start(folder: &Path, dnstap: &Address, bidirectional: bool) -> Option<Self> {
+        Self::start_with(folder, dnstap, bidirectional, "")
+    }
+
+    /// The same, with further lines about dnstap.
+    pub(crate) fn start_with(
+        folder: &Path,
+        dnstap: &Address,
+        bidirectional: bool,
+        tls: &str,
+    ) -> Option<Self> {
         let program = find("unbound")?;
         let port = free_port();
         let here = folder.display();
         let to = match dnstap {
             Address::Unix(path) => format!("dnstap-socket-path: \"{}\"", path.display()),
             Address::Tcp { host, port } => format!("dnstap-ip: \"{host}@{port}\"\n  dnstap-tls: no"),
+            Address::Tls { host, port } => format!("dnstap-ip: \"{host}@{port}\"\n  dnstap-tls: yes\n{tls}"),
             Address::Systemd(_) => panic!("{dnstap} is no address of a peer"),
         };
         let bidirectional = if bidirectional { "yes" } else { "no" };

@@ -2,6 +2,7 @@
 
 #[macro_use]
 pub(crate) mod backend;
+pub(crate) mod authority;
 pub(crate) mod collector;
 pub(crate) mod control;
 pub(crate) mod disk;
@@ -18,6 +19,7 @@ pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod stream;
+pub(crate) mod tls_stream;
 pub(crate) mod tmpfs;
 pub(crate) mod wait;
 pub(crate) mod wire;

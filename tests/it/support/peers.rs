@@ -72,6 +72,7 @@ fn fstrm_address(command: &mut Command, address: &Address) {
     match address {
         Address::Unix(path) => command.arg("-u").arg(path),
         Address::Tcp { host, port } => command.args(["-a", host, "-p", &port.to_string()]),
+        Address::Tls { .. } => panic!("fstrm has no TLS"),
         Address::Systemd(_) => panic!("{address} is no address of a peer"),
     };
 }
@@ -149,6 +150,7 @@ fn dnstap_address(command: &mut Command, tcp: &str, unix: &str, address: &Addres
     match address {
         Address::Unix(path) => command.arg(unix).arg(path),
         Address::Tcp { host, port } => command.arg(tcp).arg(format!("{host}:{port}")),
+        Address::Tls { .. } => panic!("dnstap has no TLS"),
         Address::Systemd(_) => panic!("{address} is no address of a peer"),
     };
 }

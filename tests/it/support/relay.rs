@@ -41,6 +41,8 @@ use tapster::transport::Address;
 use tapster::transport::Backend;
 use tapster::transport::BackendChoice;
 use tapster::transport::ProxyVersion;
+use tapster::transport::tls::ClientTls;
+use tapster::transport::tls::ServerTls;
 
 use super::collector::Collected;
 use super::collector::CollectingReader;
@@ -439,6 +441,16 @@ impl InputBuilder {
         self
     }
 
+    pub(crate) fn tls(mut self, tls: ServerTls) -> Self {
+        self.0.tls = Some(tls);
+        self
+    }
+
+    pub(crate) fn tls_handshakes_max(mut self, max: usize) -> Self {
+        self.0.tls_handshakes_max = max;
+        self
+    }
+
     pub(crate) fn max_connection_age(mut self, age: Duration) -> Self {
         self.0.max_connection_age = Some(age);
         self
@@ -672,6 +684,11 @@ impl OutputBuilder {
             Destination::Streams(streams) => streams.reconnect = Reconnect { min, max },
             Destination::Subscribers(_) => panic!("{} does not connect", self.0.to),
         }
+        self
+    }
+
+    pub(crate) fn tls(mut self, tls: ClientTls) -> Self {
+        self.streams().tls = tls;
         self
     }
 

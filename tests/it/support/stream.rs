@@ -17,7 +17,11 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tapster::transport::Address;
+use tapster::transport::tls::ClientConnector;
+use tapster::transport::tls::ServerAcceptor;
 use tempfile::TempDir;
+
+use super::tls_stream::TlsStream;
 
 /// A kind of address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +62,32 @@ pub(crate) fn folder() -> TempDir {
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
+    /// The socket below.
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(stream) => Some(&stream.socket),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// TLS as a client, which knows the server by this name.
+    pub(crate) fn connect_tls(address: &Address, connector: &ClientConnector) -> io::Result<Self> {
+        let (host, port) = address.host_port().expect("a TCP address");
+        let stream = TcpStream::connect((host, port))?;
+        stream.set_nodelay(true)?;
+        let name = connector.server_name(address).expect("a name");
+        let tls = rustls::ClientConnection::new(connector.config(), name).expect("a configuration");
+        Ok(Self::Tls(Box::new(TlsStream::new(tls, stream))))
+    }
+
     pub(crate) fn connect(address: &Address) -> io::Result<Self> {
         match address {
+            Address::Tls { .. } => panic!("{address}: use connect_tls"),
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port))?;
                 stream.set_nodelay(true)?;
@@ -75,6 +100,7 @@ impl Stream {
 
     pub(crate) fn set_read_timeout(&self, timeout: Duration) {
         match self {
+            Self::Tls(stream) => stream.socket.set_read_timeout(Some(timeout)),
             Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
             Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
         }
@@ -83,6 +109,7 @@ impl Stream {
 
     pub(crate) fn set_write_timeout(&self, timeout: Duration) {
         match self {
+            Self::Tls(stream) => stream.socket.set_write_timeout(Some(timeout)),
             Self::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
             Self::Unix(stream) => stream.set_write_timeout(Some(timeout)),
         }
@@ -91,6 +118,7 @@ impl Stream {
 
     pub(crate) fn set_receive_buffer(&self, bytes: usize) {
         match self {
+            Self::Tls(stream) => SockRef::from(&stream.socket).set_recv_buffer_size(bytes),
             Self::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
             Self::Unix(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
         }
@@ -99,6 +127,7 @@ impl Stream {
 
     pub(crate) fn unread_bytes(&self) -> u64 {
         match self {
+            Self::Tls(stream) => rustix::io::ioctl_fionread(&stream.socket),
             Self::Tcp(stream) => rustix::io::ioctl_fionread(stream),
             Self::Unix(stream) => rustix::io::ioctl_fionread(stream),
         }
@@ -107,6 +136,7 @@ impl Stream {
 
     pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
+            Self::Tls(stream) => stream.socket.shutdown(how),
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),
         }
@@ -114,13 +144,14 @@ impl Stream {
 
     /// Closes with RST on TCP; a unix socket knows only the plain close.
     pub(crate) fn reset(self) {
-        if let Self::Tcp(stream) = &self {
+        if let Some(stream) = self.tcp() {
             SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER 0");
         }
     }
 
     pub(crate) fn try_clone(&self) -> Self {
         match self {
+            Self::Tls(_) => panic!("TLS has one end here"),
             Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
             Self::Unix(stream) => stream.try_clone().map(Self::Unix),
         }
@@ -131,6 +162,7 @@ impl Stream {
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         uninterrupted(|| match self {
+            Self::Tls(stream) => stream.read(buffer),
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
         })
@@ -140,6 +172,7 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         uninterrupted(|| match self {
+            Self::Tls(stream) => stream.write(bytes),
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
         })
@@ -165,6 +198,7 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
+    Tls(TcpListener, ServerAcceptor),
     Unix(UnixListener, PathBuf),
 }
 
@@ -172,6 +206,7 @@ impl Listener {
     pub(crate) fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => TcpListener::bind((host.as_str(), *port)).map(Self::Tcp),
+            Address::Tls { .. } => panic!("{address}: a certificate is needed"),
             Address::Unix(path) => {
                 UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone()))
             }
@@ -186,6 +221,10 @@ impl Listener {
                 let bound = listener.local_addr().expect("a bound socket");
                 tcp_address(&bound.ip().to_string(), bound.port())
             }
+            Self::Tls(listener, _) => {
+                let bound = listener.local_addr().expect("a bound socket");
+                Address::Tls { host: bound.ip().to_string(), port: bound.port() }
+            }
             Self::Unix(_, path) => Address::Unix(path.clone()),
         }
     }
@@ -199,6 +238,15 @@ impl Listener {
                     stream.set_nonblocking(false).expect("a blocking stream");
                     stream.set_nodelay(true).expect("TCP_NODELAY");
                     Stream::Tcp(stream)
+                })
+            }
+            Self::Tls(listener, acceptor) => {
+                listener.set_nonblocking(true).expect("a non-blocking listener");
+                listener.accept().map(|(stream, _)| {
+                    stream.set_nonblocking(false).expect("a blocking stream");
+                    stream.set_nodelay(true).expect("TCP_NODELAY");
+                    let tls = rustls::ServerConnection::new(acceptor.config()).expect("a configuration");
+                    Stream::Tls(Box::new(TlsStream::new(tls, stream)))
                 })
             }
             Self::Unix(listener, _) => {
