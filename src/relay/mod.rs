@@ -3,8 +3,10 @@
 mod account_watch;
 mod accounts;
 mod around;
+mod binding;
 mod certificates;
 mod change;
+mod config;
 mod descriptors;
 mod dials;
 mod door;
@@ -47,8 +49,11 @@ use crate::queue::block_limit::BlockLimit;
 use crate::relay::account_watch::Watch;
 use crate::relay::accounts::Accounts;
 use crate::relay::around::Surroundings;
+use crate::relay::binding::AllBound;
+use crate::relay::binding::take_and_bind;
 use crate::relay::certificates::CertificateOwner;
 use crate::relay::certificates::Certificates;
+pub use crate::relay::config::RelayConfig;
 pub use crate::relay::error::ChangeError;
 pub use crate::relay::error::StartError;
 use crate::relay::handover::Adoption;
@@ -62,8 +67,6 @@ pub use crate::relay::handover::message_again;
 use crate::relay::handover::store::Left;
 use crate::relay::handover::store::Store;
 pub use crate::relay::inherited::Inherited;
-use crate::relay::inputs::ListenAt;
-use crate::relay::inputs::NewListener;
 use crate::relay::inputs::RunningInput;
 use crate::relay::inputs::RunningListener;
 use crate::relay::outputs::RunningOutput;
@@ -80,36 +83,6 @@ use crate::transport::BackendChoice;
 use crate::transport::backend;
 use crate::transport::descriptors::Reserve;
 use crate::transport::passed::PassedListeners;
-
-/// Everything that a relay needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RelayConfig {
-    /// Worker threads; 0: one per core that the process may use.
-    pub workers: usize,
-    /// What the workers run on.
-    pub backend: BackendChoice,
-    /// How long a drain may take.
-    pub drain_timeout: Duration,
-    /// How many descriptors the service manager keeps from one process to the next: listeners, and connections; 0: none.
-    pub descriptor_store: usize,
-    /// At least one.
-    pub inputs: Vec<InputConfig>,
-    /// At least one; every output gets every frame of its content type.
-    pub outputs: Vec<OutputConfig>,
-}
-
-impl Default for RelayConfig {
-    fn default() -> Self {
-        Self {
-            workers: 0,
-            backend: BackendChoice::Auto,
-            drain_timeout: Duration::from_secs(10),
-            descriptor_store: 0,
-            inputs: vec![InputConfig::default()],
-            outputs: vec![OutputConfig::default()],
-        }
-    }
-}
 
 /// A running relay. Dropping it ends it at once; [`Relay::drain`] ends it well.
 ///
@@ -480,53 +453,6 @@ fn read_certificates(
 fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Listeners that are bound, each for the input or output of this name.
-struct AllBound {
-    inputs: Vec<(String, NewListener)>,
-    outputs: Vec<(String, NewListener)>,
-}
-
-/// Where inputs listen.
-fn at_inputs(inputs: &[InputConfig]) -> impl Iterator<Item = ListenAt<'_>> {
-    inputs.iter().flat_map(|input| input.listen.iter().map(move |address| ListenAt::input(input, address)))
-}
-
-/// Where outputs listen.
-fn at_outputs(outputs: &[OutputConfig]) -> impl Iterator<Item = ListenAt<'_>> {
-    outputs.iter().flat_map(ListenAt::output)
-}
-
-/// Every address that is listened at.
-fn all_addresses(config: &RelayConfig) -> Vec<&Address> {
-    at_inputs(&config.inputs).chain(at_outputs(&config.outputs)).map(|at| at.address).collect()
-}
-
-/// Takes the listeners that the old process had, and binds the others.
-fn take_and_bind(
-    config: &RelayConfig,
-    estate: &mut Estate,
-    passed: &PassedListeners,
-    workers: usize,
-) -> Result<AllBound, StartError> {
-    let all = all_addresses(config);
-    let mut take = |wanted: Vec<ListenAt<'_>>| {
-        let (mut taken, mut new) = (Vec::new(), Vec::new());
-        for at in wanted {
-            let listeners = estate.take_listeners(&at, workers).map_err(|source| at.fault(source))?;
-            if listeners.is_empty() {
-                new.push(at);
-            }
-            taken.extend(listeners.into_iter().map(|listener| (at.owner.name().to_owned(), listener)));
-        }
-        taken.extend(inputs::bind(new.into_iter(), &all, &[], (passed, workers))?);
-        Ok(taken)
-    };
-    Ok(AllBound {
-        inputs: take(at_inputs(&config.inputs).collect())?,
-        outputs: take(at_outputs(&config.outputs).collect())?,
-    })
 }
 
 impl Drop for Relay {

@@ -7,6 +7,7 @@ mod encryption;
 mod half_closed;
 pub(crate) mod read;
 pub(crate) mod read_coalescer;
+pub(crate) mod read_handle;
 mod read_share;
 pub(crate) mod read_turns;
 mod retirement;

@@ -1,6 +1,5 @@
 //! A reader session: what a DNS server writes, taken as batches.
 
-use std::cell::Cell;
 use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
@@ -13,7 +12,6 @@ use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::lifecycle::Phase;
 use crate::loops::probe::LoopProbe;
@@ -27,6 +25,7 @@ use crate::protocol::ReaderSession;
 use crate::protocol::ReaderStage;
 use crate::protocol::SessionEnd;
 use crate::session::read_coalescer::ReadCoalescer;
+use crate::session::read_handle::ReadHandle;
 use crate::session::read_share::ReadShare;
 use crate::session::read_turns::LITTLE;
 use crate::session::read_turns::ReadTurns;
@@ -229,68 +228,6 @@ pub(crate) async fn handshake(
         }
         // TLS may have kept some of it.
         socket.flush().await.map_err(ReadEnd::Connection)?;
-    }
-}
-
-/// A connection in its data phase, as its worker sees it from outside.
-pub(crate) struct ReadHandle {
-    stream: Stream,
-    phase: Cell<Phase>,
-    // When the frames were read that outputs are taking.
-    delivering: Cell<Option<Instant>>,
-    last_read: Cell<Option<Instant>>,
-    // Whether another process is to go on with the connection, and its place among those that are offered at a time.
-    hands_over: Cell<bool>,
-    offered: Cell<Option<OwnedSemaphorePermit>>,
-    // When it ends, at the next quiet moment.
-    retires_at: Option<Instant>,
-    retires: Cell<bool>,
-}
-
-impl ReadHandle {
-    /// A connection that ends soon after `retires_at`.
-    pub(crate) fn new(stream: Stream, retires_at: Option<Instant>) -> Self {
-        Self {
-            stream,
-            phase: Cell::new(Phase::Running),
-            delivering: Cell::new(None),
-            last_read: Cell::new(None),
-            hands_over: Cell::new(false),
-            offered: Cell::new(None),
-            retires_at,
-            retires: Cell::new(false),
-        }
-    }
-
-    /// Tells the session if it is as old as it may become. Called at regular intervals.
-    pub(crate) fn look_at_age(&self, now: Instant) {
-        if self.retires_at.is_some_and(|at| at <= now) && !self.retires.replace(true) {
-            self.stream.cancel();
-        }
-    }
-
-    /// When the frames were read for which the session waits, because an output has no room for them.
-    pub(crate) fn held_since(&self) -> Option<Instant> {
-        self.delivering.get()
-    }
-
-    /// When frames were read last; `None`: never.
-    pub(crate) fn last_read(&self) -> Option<Instant> {
-        self.last_read.get()
-    }
-
-    /// Another process is to go on with the connection, once every frame that was read is with its lanes. The permit is free again
-    /// when it does, or does not.
-    pub(crate) fn hand_over(&self, permit: Option<OwnedSemaphorePermit>) {
-        self.hands_over.set(true);
-        self.offered.set(permit);
-        self.stream.cancel();
-    }
-
-    /// Tells the session of the phase of its input. Draining, it takes what has arrived and ends. Over, it ends.
-    pub(crate) fn enter(&self, phase: Phase) {
-        self.phase.set(phase);
-        self.stream.cancel();
     }
 }
 
