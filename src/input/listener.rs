@@ -137,14 +137,20 @@ impl Readers {
             self.streaming.borrow().iter().map(|streaming| streaming.handle.clone()).collect();
         handles.sort_by_cached_key(|handle| handle.upgrade().and_then(|handle| handle.last_read()));
         let turns = Arc::new(Semaphore::new(OFFERED_AT_ONCE));
+        let mut in_turn = true;
         for handle in handles {
-            // An output that blocks keeps a connection from being offered, and that keeps no other one.
-            let turn = timeout(OFFER_WAIT, Arc::clone(&turns).acquire_owned()).await;
+            // Where outputs block so many that no turn ends, the rest is offered at once.
+            let turn = if in_turn {
+                timeout(OFFER_WAIT, Arc::clone(&turns).acquire_owned()).await.ok()
+            } else {
+                None
+            };
+            in_turn = turn.is_some();
             if self.offers.borrow().is_none() {
                 return;
             }
             if let Some(handle) = handle.upgrade() {
-                handle.hand_over(turn.ok().and_then(Result::ok));
+                handle.hand_over(turn.and_then(Result::ok));
             }
         }
     }
@@ -447,5 +453,5 @@ const DRAIN_GRACE: Duration = Duration::from_millis(200);
 const LOOK_FOR_FREE: usize = 16;
 /// So many connections of a worker wait at a time for the next process to go on with them: half of what one message passes.
 const OFFERED_AT_ONCE: usize = 100;
-/// So long one of them waits until another one is offered all the same.
-const OFFER_WAIT: Duration = Duration::from_millis(50);
+/// So long a turn is waited for.
+const OFFER_WAIT: Duration = Duration::from_millis(200);
